@@ -1,0 +1,41 @@
+# The same few commands for people and for CI. Only Python 3.11+ and make are needed; everything else goes into .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+TESTS ?= tests
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check test demo bench format lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## .venv with everything from the lock (quick when it is there; PYTHON=… picks another Python)
+	@$(PYTHON) tools/setup.py
+
+check: setup ## style, types, imports that go one way, promises about files: what must hold before a commit
+	@status=0; \
+	for command in "ruff check" "ruff format --check" mypy "lint-imports --no-logo" "python -m tools.checks"; do \
+	    echo "+ $$command"; $(BIN)/$$command || status=1; \
+	done; exit $$status
+
+test: setup ## every test (TESTS=tests/unit ARGS='-k scope' for some)
+	$(BIN)/python -m pytest $(TESTS) $(ARGS)
+
+demo: setup ## a task through three agents and a real MCP server, refusals, and the proof of it
+	$(BIN)/remit demo $(ARGS)
+
+bench: setup ## what a governed hop costs beside a direct call, measured now on this machine
+	$(BIN)/remit bench $(ARGS)
+
+format: setup ## rewrite the style that `check` checks
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lock: setup ## pin the dependencies anew (ARGS=--upgrade for newer ones)
+	$(BIN)/python tools/lock.py $(ARGS)
+
+clean: ## remove .venv, caches and builds
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist agents_sdk/dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

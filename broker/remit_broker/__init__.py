@@ -1,0 +1,3 @@
+"""The Remit broker."""
+
+__version__ = "0.1.0"

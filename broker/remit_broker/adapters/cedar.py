@@ -1,0 +1,106 @@
+"""Policy by Cedar: deny by default, a forbid wins, and any error in deciding is a denial."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+import cedarpy
+import msgspec
+
+from remit_broker.adapters.cedar_source import policy_set, read_folder, read_policies, rules_of
+from remit_broker.core.policy import PolicyRequest, Verdict, facts_read, project, relevant, undecided, verdict_of
+from remit_schemas.canonical import canonical
+
+CACHED: Final = 4096
+"""Decisions kept for one policy set."""
+
+MAX_REQUEST: Final = 256 * 1024
+"""Largest question in bytes: one that is larger is not a question that the pipeline asks."""
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(PolicyRequest)
+
+
+def packaged(name: str) -> str:
+    """The text of a file that ships with the broker: ``schema.cedarschema`` or ``default.cedar``."""
+    return resources.files("remit_broker").joinpath("policies", name).read_text(encoding="utf-8")
+
+
+class CedarEngine:
+    """The policies of a folder. Decisions are pure CPU and hold the GIL."""
+
+    def __init__(self, folder: Path, policies: Policies) -> None:
+        self._folder = folder
+        self._policies = policies
+
+    @classmethod
+    def load(cls, folder: Path) -> CedarEngine:
+        """Read and check ``*.cedar`` in ``folder``. Raises ``ConfigError`` naming file, line, policy and what is allowed."""
+        return cls(folder, Policies(folder))
+
+    def reload(self) -> str:
+        """Read the folder again, all or nothing; the new revision. Raises ``ConfigError``, and then nothing has changed."""
+        # INVARIANT: what is in force is replaced only by a set that is valid as a whole (test_a_bad_policy_keeps_the_last_good).
+        self._policies = Policies(self._folder)
+        return self._policies.revision
+
+    @property
+    def revision(self) -> str:
+        """SHA-256, in hex, of the canonical JSON of the sorted ``[file name, text]`` pairs."""
+        return self._policies.revision
+
+    def decide(self, request: PolicyRequest) -> Verdict:
+        """Never raises: whatever goes wrong is a denial."""
+        policies = self._policies
+        try:
+            return policies.decide(request)
+        except Exception as error:
+            return undecided(policies.revision, f"{type(error).__name__}: {error}"[:500])
+
+
+class Policies:
+    """One immutable set of policies with the decisions already made under it."""
+
+    def __init__(self, folder: Path) -> None:
+        texts = read_folder(folder)
+        self.revision = hashlib.sha256(canonical(sorted([name, text] for name, text in texts.items()))).hexdigest()
+        self._schema = cedarpy.Schema.from_str(packaged("schema.cedarschema"))
+        sources = read_policies(folder, texts, self._schema)
+        self._rules = rules_of(sources)
+        self._set = policy_set(sources)
+        self._read = facts_read(source.body for source in sources)
+        self._cached = functools.lru_cache(CACHED)(self._evaluate)
+
+    def decide(self, request: PolicyRequest) -> Verdict:
+        """The verdict. Raises whatever a request that is not well formed makes the encoder or Cedar raise."""
+        # INVARIANT: the key is the whole question that is evaluated, byte for byte, so equal keys have equal answers
+        # (test_a_cached_decision_is_the_one_that_would_be_made_now).
+        return self._cached(_encoder.encode(relevant(request, self._read)))
+
+    def _evaluate(self, key: bytes) -> Verdict:
+        if len(key) > MAX_REQUEST:
+            raise ValueError(f"a question of {len(key)} bytes")
+        # Decoding checks every type, and a value of another type than declared raises.
+        question = project(_decoder.decode(key))
+        answer = cedarpy.is_authorized(
+            {
+                "principal": question.principal,
+                "action": question.action,
+                "resource": question.resource,
+                "context": _encoder.encode(question.context).decode(),
+            },
+            self._set,
+            _encoder.encode(question.entities).decode(),
+            self._schema,
+        )
+        # INVARIANT: Cedar skips a policy that errs, so a forbid that errs would allow; any error denies, and so does
+        # anything but a clear decision (test_a_forbid_that_errs_denies).
+        errors = answer.diagnostics.errors
+        if errors or answer.decision is cedarpy.Decision.NoDecision:
+            return undecided(self.revision, "; ".join(errors)[:500])
+        deciding = [self._rules[name] for name in answer.diagnostics.reasons]
+        return verdict_of(answer.decision is cedarpy.Decision.Allow, deciding, self.revision)

@@ -1,0 +1,194 @@
+"""Reading policy files: from text to policies whose annotations mean something, or an error that names file and line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import cedarpy
+import msgspec
+
+from remit_broker.adapters.errors import ConfigError
+from remit_broker.core.findings import REDACTABLE
+from remit_broker.core.policy import ACTIONS, ATTRIBUTES, Rule
+from remit_schemas.errors import Code
+
+MAX_FILE: Final = 1 << 20
+ANNOTATIONS: Final = ("id", "reason", "ask", "code", "approve", "redact")
+CODES: Final = (Code.POLICY_DENIED, Code.CONTENT_DENIED)
+
+_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+# A comment, a string, or the end of a policy: nothing else in Cedar's grammar can hold a semicolon.
+_LEXEME = re.compile(r'//[^\n]*|"(?:[^"\\]|\\.)*"|;', re.DOTALL)
+_COMMENT = re.compile(r"//[^\n]*")
+
+
+class Source(NamedTuple):
+    """One policy as it was written: where, its text, what its annotations say, and Cedar's JSON form of it."""
+
+    where: str
+    text: str
+    rule: Rule
+    body: dict[str, Any]
+
+
+def read_folder(folder: Path) -> dict[str, str]:
+    """The texts of ``*.cedar`` in ``folder`` by file name. Raises :class:`ConfigError`."""
+    if not folder.is_dir():
+        raise ConfigError(f"there is no policy folder at {folder}", "remit init writes one, with starter policies")
+    texts = {}
+    for file in sorted(folder.glob("*.cedar")):
+        try:
+            if file.stat().st_size > MAX_FILE:
+                raise ConfigError(f"{file} is larger than {MAX_FILE} bytes", "split it")
+            texts[file.name] = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file} cannot be read: {error}", "policy files are UTF-8 text") from None
+    if not texts:
+        raise ConfigError(
+            f"{folder} has no policies, so every call would be denied",
+            "put at least one file named *.cedar there; remit init writes starter policies",
+        )
+    return texts
+
+
+def read_policies(folder: Path, texts: dict[str, str], schema: cedarpy.Schema) -> list[Source]:
+    """Every policy of ``texts``, each valid under ``schema`` and with an id of its own. Raises :class:`ConfigError`."""
+    sources: dict[str, Source] = {}
+    for name, text in texts.items():
+        for line, statement in _statements(text):
+            source = _source(f"{folder / name}:{line}", statement, schema)
+            earlier = sources.setdefault(source.rule.id, source)
+            if earlier is not source:
+                raise ConfigError(
+                    f"{source.where}: the id {source.rule.id!r} is taken by the policy at {earlier.where}",
+                    "give every policy an @id of its own",
+                )
+    if not sources:
+        raise ConfigError(f"the files in {folder} hold no policies, so every call would be denied", "write at least one")
+    return list(sources.values())
+
+
+def _statements(text: str) -> Iterator[tuple[int, str]]:
+    """The policies in a file, each with the number of the line it begins on. What is left over at the end counts as one."""
+    start = 0
+    for lexeme in _LEXEME.finditer(text):
+        if lexeme[0] == ";":
+            yield _placed(text, start, lexeme.end())
+            start = lexeme.end()
+    if _COMMENT.sub("", text[start:]).strip():
+        yield _placed(text, start, len(text))
+
+
+def _placed(text: str, start: int, end: int) -> tuple[int, str]:
+    while (blank := re.compile(r"\s+|//[^\n]*").match(text, start, end)) is not None:
+        start = blank.end()
+    return text.count("\n", 0, start) + 1, text[start:end]
+
+
+def _source(where: str, text: str, schema: cedarpy.Schema) -> Source:
+    body = _parsed(where, text)
+    rule = _rule(where, body)
+    found = cedarpy.validate_policies(text, schema)
+    if not found.validation_passed:
+        what = "; ".join(_plain(error.error) for error in found.errors) or "it is not valid under the schema"
+        raise ConfigError(f"{where}: policy {rule.id!r}: {what}", _allowed(what))
+    return Source(where, text, rule, body)
+
+
+def _parsed(where: str, text: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(cedarpy.policies_to_json_str(text))
+    except ValueError as error:
+        what = str(error).partition("\n")[0]
+        raise ConfigError(f"{where}: this is not a Cedar policy: {what}", "a policy ends with a semicolon") from None
+    policies = list(parsed["staticPolicies"].values())
+    if parsed["templates"] or len(policies) != 1:
+        raise ConfigError(f"{where}: templates (?principal, ?resource) are not used here", "write a policy without slots")
+    policy: dict[str, Any] = policies[0]
+    return policy
+
+
+def _rule(where: str, body: dict[str, Any]) -> Rule:
+    """What the annotations say. One that is unknown, misspelt or without effect is an error: nothing is ignored."""
+    said: dict[str, str | None] = body.get("annotations", {})
+    name = said.get("id")
+    if not isinstance(name, str) or not _ID.fullmatch(name):
+        raise ConfigError(
+            f"{where}: a policy {'without an @id' if not name else f'has the @id {name!r}'}",
+            "give it one such as @id(\"no-mail-after-web\"): a-z, 0-9, - and _, at most 64",
+        )  # fmt: skip
+    at = f"{where}: policy {name!r}"
+    if unknown := sorted(set(said) - set(ANNOTATIONS)):
+        raise ConfigError(f"{at} has an unknown annotation @{unknown[0]}", f"known are @{', @'.join(ANNOTATIONS)}")
+    if empty := [key for key in ("reason", *said) if not (said.get(key) or "").strip()]:
+        raise ConfigError(f"{at} has no text in @{empty[0]}", f'write @{empty[0]}("…")')
+    forbid = body["effect"] == "forbid"
+    if misplaced := [key for key in (("approve", "redact") if forbid else ("code",)) if key in said]:
+        raise ConfigError(f"{at}: @{misplaced[0]} has no meaning on a {body['effect']}",
+                          "@approve and @redact belong to a permit, @code to a forbid")  # fmt: skip
+    rule = Rule(
+        id=name,
+        effect="forbid" if forbid else "permit",
+        reason=said["reason"] or "",
+        ask=said.get("ask") or "",
+        code=_code(at, said.get("code")),
+        approve="approve" in said,
+        redact=_classes(at, said.get("redact")),
+    )
+    if rule.approve and "release" in _actions(body):
+        raise ConfigError(f"{at} asks for approval of an answer, which has then already happened",
+                          'limit it: action == Action::"call", or action in [Action::"call", Action::"delegate"]')  # fmt: skip
+    return rule
+
+
+def _code(at: str, said: str | None) -> Code:
+    if said is None:
+        return Code.POLICY_DENIED
+    if said not in CODES:
+        raise ConfigError(f"{at} has the @code {said!r}", f"allowed are {' and '.join(CODES)}")
+    return Code(said)
+
+
+def _classes(at: str, said: str | None) -> tuple[str, ...]:
+    names = tuple(sorted({name.strip() for name in said.split(",")})) if said is not None else ()
+    if wrong := [name for name in names if name not in REDACTABLE]:
+        raise ConfigError(f"{at} redacts {wrong[0]!r}, which nothing detects", f"allowed: {', '.join(sorted(REDACTABLE))}")
+    return names
+
+
+def _actions(body: dict[str, Any]) -> set[str]:
+    scope = body["action"]
+    named = [scope["entity"]] if "entity" in scope else scope.get("entities")
+    return set(ACTIONS) if named is None else {entity["id"] for entity in named}
+
+
+def _plain(error: str) -> str:
+    return re.sub(r"^for policy `[^`]*`, ", "", error.partition("\n")[0])
+
+
+def _allowed(what: str) -> str:
+    if "action" in what.lower() and "context" not in what:
+        return f"the actions are {', '.join(ACTIONS)}, with an Agent as principal and a Tool or Skill as resource"
+    for entity, names in ATTRIBUTES.items():
+        if f"`{entity}`" in what or (entity == "context" and "in context" in what):
+            return f"{entity} has {', '.join(names)}"
+    return "docs/policy.md lists everything a policy can speak of"
+
+
+def rules_of(sources: list[Source]) -> dict[str, Rule]:
+    """The rules by id."""
+    return {source.rule.id: source.rule for source in sources}
+
+
+def policy_set(sources: list[Source]) -> cedarpy.PolicySet:
+    """One set in which every policy has its own ``@id`` as its id in Cedar, so that diagnostics name it."""
+    document = {
+        "staticPolicies": {source.rule.id: source.body for source in sources},
+        "templates": {},
+        "templateLinks": [],
+    }
+    return cedarpy.PolicySet.from_json_str(msgspec.json.encode(document).decode())

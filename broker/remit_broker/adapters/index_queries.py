@@ -1,0 +1,174 @@
+"""The questions that the index answers. Every one names its tenant, but for the scans, which serve all of them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import Any, Final, NamedTuple
+
+import aiosqlite
+
+from remit_broker.core.listing import ChainFilter, ChainPage, ChainRow, HopHit
+from remit_schemas.budget import Budget
+from remit_schemas.errors import Code, refusal
+
+MAX_ROWS: Final = 500
+
+
+class OpenHop(NamedTuple):
+    """A hop that is open past its deadline (Unix milliseconds)."""
+
+    tenant: str
+    txn: str
+    hop: str
+    deadline: int
+
+
+_CHAIN: Final = """
+SELECT t.tenant, t.txn, user, agent, opened_at, last_at, closed_at, reason, continues, hops, open_hops,
+    (SELECT coalesce(sum(count), 0) FROM refusal r WHERE r.tenant = t.tenant AND r.txn = t.txn),
+    limit_usd_micros, limit_tokens, limit_calls, spent_usd_micros, spent_tokens, spent_calls, last_seq + 1, b.why
+FROM txn t LEFT JOIN broken b ON (b.tenant, b.txn) = (t.tenant, t.txn)
+WHERE t.tenant = :tenant
+"""
+_WHERE: Final = {
+    "user": "AND user = :user",
+    "agent": "AND (agent = :agent OR t.txn IN (SELECT txn FROM hop WHERE tenant = :tenant AND callee = :agent) "
+    "OR t.txn IN (SELECT txn FROM hop WHERE tenant = :tenant AND caller = :agent))",
+    "tool": "AND t.txn IN (SELECT txn FROM hop WHERE tenant = :tenant AND resource >= :tool AND resource < :tool_end)",
+    "code": "AND (t.txn IN (SELECT txn FROM hop WHERE tenant = :tenant AND code = :code) "
+    "OR t.txn IN (SELECT txn FROM refusal WHERE tenant = :tenant AND code = :code))",
+    "since": "AND opened_at >= :since",
+    "until": "AND opened_at < :until",
+    "cursor": "AND (opened_at, t.txn) < (:cursor_at, :cursor_txn)",
+}
+
+
+class IndexQueries:
+    """Reads through a connection that cannot write."""
+
+    def __init__(self, reader: aiosqlite.Connection) -> None:
+        self._reader = reader
+
+    async def chains(self, tenant: str, wanted: ChainFilter) -> ChainPage:
+        """A page of txns, newest first. Raises a MALFORMED refusal for a cursor that no page ended with."""
+        limit = max(1, min(wanted.limit, MAX_ROWS))
+        given: dict[str, Any] = {name: value for name in _WHERE if (value := getattr(wanted, name)) is not None}
+        query = " ".join([_CHAIN, *(_WHERE[name] for name in given), "ORDER BY opened_at DESC, t.txn DESC LIMIT :rows"])
+        if wanted.tool is not None:
+            given |= {"tool": (tool := wanted.tool.rstrip("*")), "tool_end": f"{tool}\U0010ffff"}
+        if wanted.cursor is not None:
+            given["cursor_at"], given["cursor_txn"] = _cursor(wanted.cursor)
+        found = [_chain_row(row) for row in await self._all(query, given | {"tenant": tenant, "rows": limit + 1})]
+        more = _make_cursor(found[limit - 1]) if len(found) > limit else None
+        return ChainPage(found[:limit], more)
+
+    async def summary(self, tenant: str, txn: str) -> ChainRow | None:
+        """One txn as a listing shows it."""
+        rows = await self._all(f"{_CHAIN} AND t.txn = :txn", {"tenant": tenant, "txn": txn})
+        return _chain_row(rows[0]) if rows else None
+
+    async def chain(self, tenant: str, txn: str) -> list[dict[str, Any]]:
+        """The entries of a txn in order, each ``{"record": …, "grant": token or None}``; empty where there is none."""
+        query = "SELECT body, grant_token FROM record WHERE tenant = ? AND txn = ? ORDER BY seq"
+        return [{"record": json.loads(body), "grant": token} for body, token in await self._all(query, (tenant, txn))]
+
+    async def refusals(self, tenant: str, txn: str) -> list[dict[str, Any]]:
+        """The records of the calls that were refused in a txn, in the order in which they were written."""
+        query = "SELECT body FROM refusal WHERE tenant = ? AND txn = ? ORDER BY stream_seq"
+        return [json.loads(body) for (body,) in await self._all(query, (tenant, txn))]
+
+    async def recent_refusals(self, tenant: str, since: str, limit: int = 100) -> list[dict[str, Any]]:
+        """The newest refusals of a tenant at or after ``since`` (RFC 3339), those outside any txn included."""
+        query = "SELECT body FROM refusal WHERE tenant = ? AND at >= ? ORDER BY at DESC, stream_seq DESC LIMIT ?"
+        return [json.loads(body) for (body,) in await self._all(query, (tenant, since, min(limit, MAX_ROWS)))]
+
+    async def hops_like(self, tenant: str, prefix: str, limit: int = 10) -> list[HopHit]:
+        """Hops and refusals whose id begins with ``prefix``; ``<txn>.<hop>`` (each or its beginning) narrows."""
+        txn, _, hop = prefix.rpartition(".")
+        query = """
+            SELECT 'hop', txn, hop, resource, opened_at FROM hop
+            WHERE tenant = :tenant AND hop >= :hop AND hop < :hop_end AND txn >= :txn AND txn < :txn_end
+            UNION ALL
+            SELECT 'refused', txn, hop, resource, at FROM refusal
+            WHERE tenant = :tenant AND hop >= :hop AND hop < :hop_end
+                AND coalesce(txn, '') >= :txn AND coalesce(txn, '') < :txn_end
+            ORDER BY 5 DESC LIMIT :rows
+        """
+        given = {"tenant": tenant, "hop": hop, "hop_end": f"{hop}~", "txn": txn, "txn_end": f"{txn}~", "rows": limit}
+        return [HopHit(*row) for row in await self._all(query, given)]
+
+    async def refusal(self, tenant: str, hop: str) -> dict[str, Any] | None:
+        """The record of a refused call by its id."""
+        query = "SELECT body FROM refusal WHERE tenant = ? AND hop = ? ORDER BY stream_seq LIMIT 1"
+        rows = await self._all(query, (tenant, hop))
+        return json.loads(rows[0][0]) if rows else None
+
+    async def find(self, tenant: str, prefix: str, limit: int = 10) -> list[str]:
+        """The ids of txns that begin with ``prefix``."""
+        query = "SELECT txn FROM txn WHERE tenant = ? AND txn >= ? AND txn < ? ORDER BY txn LIMIT ?"
+        return [txn for (txn,) in await self._all(query, (tenant, prefix, f"{prefix}~", limit))]
+
+    async def overdue(self, now_ms: int, grace_ms: int, limit: int = MAX_ROWS) -> list[OpenHop]:
+        """Hops of all tenants that are open more than ``grace_ms`` past their deadline, the oldest first."""
+        query = (
+            "SELECT tenant, txn, hop, deadline FROM hop "
+            "WHERE closed_at IS NULL AND deadline < ? ORDER BY deadline LIMIT ?"
+        )
+        return [OpenHop(*row) for row in await self._all(query, (now_ms - grace_ms, limit))]
+
+    async def idle_txns(self, before: str, limit: int = MAX_ROWS) -> list[tuple[str, str]]:
+        """(tenant, txn) that are open, have no open hop and no record since ``before`` (RFC 3339)."""
+        query = (
+            "SELECT tenant, txn FROM txn "
+            "WHERE closed_at IS NULL AND open_hops = 0 AND last_at < ? ORDER BY last_at LIMIT ?"
+        )
+        return [(tenant, txn) for tenant, txn in await self._all(query, (before, limit))]
+
+    async def expired_txns(self, now: int, limit: int = MAX_ROWS) -> list[tuple[str, str]]:
+        """(tenant, txn) that are open although their root grant expired before ``now`` (Unix seconds)."""
+        query = "SELECT tenant, txn FROM txn WHERE closed_at IS NULL AND exp < ? ORDER BY last_at LIMIT ?"
+        return [(tenant, txn) for tenant, txn in await self._all(query, (now, limit))]
+
+    async def counts(self) -> dict[str, int]:
+        """Totals over all tenants, for metrics: txns, open_txns, hops, open_hops, refusals, broken, records."""
+        query = """
+            SELECT (SELECT count(*) FROM txn), (SELECT count(*) FROM txn WHERE closed_at IS NULL),
+                (SELECT count(*) FROM hop), (SELECT count(*) FROM hop WHERE closed_at IS NULL),
+                (SELECT coalesce(sum(count), 0) FROM refusal), (SELECT count(*) FROM broken),
+                (SELECT count(*) FROM record)
+        """
+        names = ("txns", "open_txns", "hops", "open_hops", "refusals", "broken", "records")
+        return dict(zip(names, (await self._all(query, ()))[0], strict=True))
+
+    async def _all(self, query: str, given: Any) -> list[Any]:
+        async with self._reader.execute(query, given) as rows:
+            return list(await rows.fetchall())
+
+
+def _chain_row(row: Any) -> ChainRow:
+    return ChainRow(
+        tenant=row[0], txn=row[1], user=row[2], agent=row[3], opened_at=row[4], last_at=row[5], closed_at=row[6],
+        reason=row[7], continues=row[8], hops=row[9], open_hops=row[10], refused=row[11], limit=Budget(*row[12:15]),
+        spent=Budget(*row[15:18]), records=row[18], broken=row[19],
+    )  # fmt: skip
+
+
+def _make_cursor(row: ChainRow) -> str:
+    return base64.urlsafe_b64encode(f"{row.opened_at} {row.txn}".encode()).decode()
+
+
+def _cursor(text: str) -> tuple[str, str]:
+    try:
+        at, _, txn = base64.urlsafe_b64decode(text.encode()).decode().partition(" ")
+    except (binascii.Error, UnicodeError):
+        at = txn = ""
+    if not txn:
+        raise refusal(
+            Code.MALFORMED,
+            "the cursor is not one that a page ended with",
+            rule="index.cursor",
+            ask="start at the first page",
+        )
+    return at, txn

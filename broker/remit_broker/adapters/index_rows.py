@@ -1,0 +1,118 @@
+"""From messages of the streams to rows of the index. Pure.
+
+A txn whose records do not follow one another is marked as broken at the first that does not, and nothing more of it is
+projected; what the stream holds stays there to be looked at. Kinds that this version does not know are kept as records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from remit_broker.adapters.jetstream import Message
+from remit_schemas.budget import UNITS
+from remit_schemas.errors import Refusal
+from remit_schemas.records import GENESIS, hash_of, parse_entry
+
+Key = tuple[str, str]
+Row = tuple[Any, ...]
+_json = msgspec.json.Encoder().encode
+
+
+class Head(NamedTuple):
+    """The last record of a txn that was projected."""
+
+    seq: int
+    hash: str
+    broken: str | None = None
+
+
+class Rows:
+    """What a batch of ledger messages adds to each table, and the heads of the txns it touches."""
+
+    def __init__(self, heads: Mapping[Key, Head]) -> None:
+        self.heads: dict[Key, Head] = dict(heads)
+        self.records: list[Row] = []
+        self.txns: list[Row] = []
+        self.hops: list[Row] = []
+        self.closings: list[Row] = []
+        self.charges: list[Row] = []
+        self.endings: list[Row] = []
+        self.last: dict[Key, Row] = {}
+        self.broken: list[Row] = []
+
+
+def key_of(message: Message) -> Key:
+    """(tenant, txn) of a message of the ledger, from its subject."""
+    _, tenant, txn = [*message.subject.split(".", 2), "", ""][:3]
+    return tenant, txn
+
+
+def project(messages: Sequence[Message], heads: Mapping[Key, Head]) -> Rows:
+    """The rows of ``messages``, whose txns stood at ``heads`` before."""
+    rows = Rows(heads)
+    for message in messages:
+        key = key_of(message)
+        head = rows.heads.get(key, Head(-1, GENESIS))
+        if head.broken is not None:
+            continue
+        try:
+            record, grant = _follow(message, key, head)
+            _add(rows, key, record, message.seq)
+        except (ValueError, KeyError, TypeError, Refusal) as error:
+            why = f"at {message.seq} of the stream: {error}"
+            rows.heads[key] = head._replace(broken=why)
+            rows.broken.append((*key, why))
+            continue
+        at, hop = record["at"], record["hop"]
+        body = _json(record).decode()
+        rows.records.append((message.seq, *key, record["seq"], at, record["kind"], hop, body, grant))
+        rows.heads[key] = Head(record["seq"], record["hash"])
+        rows.last[key] = (at, record["seq"], record["hash"], message.seq, *key)
+    return rows
+
+
+def _follow(message: Message, key: Key, head: Head) -> tuple[dict[str, Any], str | None]:
+    entry = parse_entry(message.data)
+    record = entry.record
+    if (record["tenant"], record["txn"]) != key:
+        raise ValueError("the record is of another txn")
+    if record["seq"] != head.seq + 1 or record["prev"] != head.hash:
+        raise ValueError(f"record {record['seq']} does not follow record {head.seq}")
+    if record["hash"] != hash_of(record):
+        raise ValueError(f"record {record['seq']} is not sealed by its hash")
+    return record, entry.grant
+
+
+def _add(rows: Rows, key: Key, record: dict[str, Any], stream_seq: int) -> None:
+    kind, at, hop = record["kind"], record["at"], record["hop"]
+    if kind == "txn.opened":
+        limit = [record["budget"][unit] for unit in UNITS]
+        rows.txns.append(
+            (*key, record["user"], record["agent"], hop, record["continues"], at, at, record["exp"], *limit, 0,
+             record["hash"], stream_seq)
+        )  # fmt: skip
+    elif kind == "hop.opened":
+        resource = record["resource"]
+        callee = resource.split("/")[1]
+        opened = (record["parent"], record["caller"], callee, resource, at, record["deadline"])
+        rows.hops.append((*key, hop, *opened))
+    elif kind == "hop.closed":
+        spent = [record["spent"][unit] for unit in UNITS]
+        rows.closings.append((at, record["outcome"], record["code"], *key, hop))
+        rows.charges.append((*spent, *key, *key, hop))
+    elif kind == "txn.closed":
+        rows.endings.append((at, record["reason"], *key))
+
+
+def refusal_row(message: Message) -> Row | None:
+    """The row of a refused call; None for a message that is not one."""
+    try:
+        record = parse_entry(message.data).record
+        at = (record["hop"], record["user"], record["caller"], record["resource"], record["code"], record["at"])
+        body = _json(record).decode()
+        return (message.seq, record["tenant"], record["txn"], *at, record["count"], body)
+    except (ValueError, KeyError, TypeError, Refusal):
+        return None

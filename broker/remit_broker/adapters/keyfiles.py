@@ -1,0 +1,206 @@
+"""The broker's own keys, each in a file of its own, drawn once. The only place where keys are drawn.
+
+``<folder>/keys/`` holds
+
+* ``grant-<kid>.jwk`` — keys that sign grants, as private JWKs (RFC 8037) with ``created`` and ``retired`` (Unix seconds);
+  ``checkpoint-<kid>.jwk`` is reserved for the keys that sign checkpoints;
+* ``digest.key`` — 32 bytes, base64url: the master key of keyed digests;
+* ``local.token`` — the bearer token that proves the local user;
+* ``nats-*.nk`` — nkey seeds: the callout's issuer (an account key, never used for grants), its curve key, and the broker's users.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from remit_broker.adapters.errors import ConfigError
+from remit_broker.adapters.private_files import FOLDER_MODE, private_folder, read_private, sync_folder, write_private
+from remit_broker.core import nkey
+from remit_schemas.base64url import decode, encode
+from remit_schemas.keys import GRANT, SigningKey
+
+KEYS: Final = "keys"
+NATS_SEEDS: Final[dict[str, nkey.Prefix]] = {
+    "issuer": "A", "xkey": "X", "core": "U", "bus": "U", "auth": "U", "sys": "U",
+}  # fmt: skip
+"""Which seeds there are, and of which kind."""
+
+_GRANT_FILE: Final = re.compile(r"grant-([A-Za-z0-9_-]{43})\.jwk")
+
+
+@dataclass(frozen=True)
+class GrantKey:
+    """A signing key with its times in Unix seconds; ``retired`` is None while it signs or may sign."""
+
+    key: SigningKey
+    created: int
+    retired: int | None
+
+
+class KeyFiles:
+    """Keys of one data folder, read once. Make with :meth:`open`."""
+
+    def __init__(self, folder: Path, grants: tuple[GrantKey, ...], digest: bytes, token: str, seeds: dict[str, str]) -> None:
+        self.folder = folder
+        self.grant_keys = grants
+        """Oldest first; the last one that is not retired signs."""
+        self.digest_key = digest
+        self.local_token = token
+        self._seeds = seeds
+
+    def __repr__(self) -> str:
+        return f"KeyFiles({str(self.folder)!r})"
+
+    @classmethod
+    def open(cls, folder: Path | str, create: bool = False) -> KeyFiles:
+        """Read the keys of ``folder``; with ``create``, draw all of them where there are none.
+
+        Raises :class:`ConfigError` for a missing, damaged or shared file. A single missing file is never replaced: a new digest
+        key or signing key would silently cut off what the lost one protected.
+        """
+        data = private_folder(Path(folder).absolute(), create=create)
+        if create and not (data / KEYS).exists():
+            _draw_all(data)
+        keys = private_folder(data / KEYS, create=False)
+        seeds = {name: _seed(keys / f"nats-{name}.nk", prefix) for name, prefix in NATS_SEEDS.items()}
+        return cls(data, _grant_keys(keys), _raw32(keys / "digest.key"), _token(keys / "local.token"), seeds)
+
+    @property
+    def signing(self) -> SigningKey:
+        """The key that signs grants now."""
+        live = [found.key for found in self.grant_keys if found.retired is None]
+        if not live:
+            raise ConfigError(f"every grant key in {self.folder / KEYS} is retired", "run `remit keys rotate`")
+        return live[-1]
+
+    def jwks(self) -> dict[str, Any]:
+        """The public keys (RFC 7517), retired ones too: what they signed must stay verifiable. With ``created`` and ``retired``."""
+        return {"keys": [_public_jwk(found) for found in self.grant_keys]}
+
+    def seed(self, name: str) -> str:
+        """The nkey seed ``issuer``, ``xkey``, ``core``, ``bus``, ``auth`` or ``sys``."""
+        return self._seeds[name]
+
+    def public(self, name: str) -> str:
+        """The public nkey of :meth:`seed`."""
+        return nkey.public_of(NATS_SEEDS[name], self._seeds[name])
+
+    @property
+    def token_file(self) -> Path:
+        """Where local clients read the bearer token."""
+        return self.folder / KEYS / "local.token"
+
+    def rotate(self, now: int) -> KeyFiles:
+        """Draw a new grant key and retire the others at ``now`` (Unix seconds); they still verify."""
+        keys = self.folder / KEYS
+        # The new one first: a crash in between leaves two that may sign, never none.
+        _write_jwk(keys, _draw_jwk(GRANT, now))
+        for found in self.grant_keys:
+            if found.retired is None:
+                path = keys / f"grant-{found.key.kid}.jwk"
+                _write_jwk(keys, {**_object(path), "retired": now})
+        return KeyFiles.open(self.folder)
+
+
+def new_user_seed() -> str:
+    """A new nkey seed for an agent or server."""
+    return nkey.seed_text("U", secrets.token_bytes(32))
+
+
+def _draw_all(data: Path) -> None:
+    """All keys in a new folder that gets its name last, so that an interrupted start leaves none, never some."""
+    fresh = Path(tempfile.mkdtemp(prefix=f".{KEYS}-", dir=data))
+    try:
+        fresh.chmod(FOLDER_MODE)
+        _write_jwk(fresh, _draw_jwk(GRANT, int(time.time())))
+        write_private(fresh / "digest.key", encode(secrets.token_bytes(32)).encode())
+        write_private(fresh / "local.token", encode(secrets.token_bytes(32)).encode())
+        for name, prefix in NATS_SEEDS.items():
+            write_private(fresh / f"nats-{name}.nk", nkey.seed_text(prefix, secrets.token_bytes(32)).encode())
+        # Fails where another process was first; its keys are the keys then.
+        fresh.rename(data / KEYS)
+        sync_folder(data)
+    except OSError:
+        if not (data / KEYS).is_dir():
+            raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _draw_jwk(use: str, now: int) -> dict[str, Any]:
+    seed = secrets.token_bytes(32)
+    return {**SigningKey.from_seed(seed, use).public.to_jwk(), "d": encode(seed), "created": now}
+
+
+def _write_jwk(keys: Path, jwk: dict[str, Any]) -> None:
+    write_private(keys / f"{jwk['remit_use']}-{jwk['kid']}.jwk", json.dumps(jwk, indent=1).encode())
+
+
+def _grant_keys(keys: Path) -> tuple[GrantKey, ...]:
+    found = [_grant_key(path) for path in keys.iterdir() if _GRANT_FILE.fullmatch(path.name)]
+    if not found:
+        raise ConfigError(f"no grant key in {keys}", "restore grant-*.jwk from a backup")
+    return tuple(sorted(found, key=lambda one: (one.created, one.key.kid)))
+
+
+def _grant_key(path: Path) -> GrantKey:
+    jwk = _object(path)
+    seed, created, retired = _b64_32(path, jwk.get("d")), jwk.get("created"), jwk.get("retired")
+    key = SigningKey.from_seed(seed)
+    # The file says which key it is in three places; a copy under another name must not sign as that name.
+    said = (f"grant-{jwk.get('kid')}.jwk", jwk.get("kid"), jwk.get("x"))
+    if said != (path.name, key.kid, encode(key.public.raw)) or not isinstance(created, int) or not isinstance(retired, int | None):
+        raise ConfigError(f"{path} is damaged: kid, x and d do not belong together", "restore it from a backup")
+    return GrantKey(key, created, retired)
+
+
+def _public_jwk(found: GrantKey) -> dict[str, Any]:
+    times = {"created": found.created} if found.retired is None else {"created": found.created, "retired": found.retired}
+    return {**found.key.public.to_jwk(), **times}
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(read_private(path))
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} is no JWK", "restore it from a backup")
+    return value
+
+
+def _seed(path: Path, prefix: nkey.Prefix) -> str:
+    text = read_private(path).decode("ascii", "replace").strip()
+    try:
+        nkey.seed_bytes(prefix, text)
+    except nkey.BadKey as error:
+        raise ConfigError(f"{path} is damaged: {error}", "restore it from a backup") from None
+    return text
+
+
+def _raw32(path: Path) -> bytes:
+    return _b64_32(path, read_private(path).decode("ascii", "replace").strip())
+
+
+def _token(path: Path) -> str:
+    text = read_private(path).decode("ascii", "replace").strip()
+    _b64_32(path, text)
+    return text
+
+
+def _b64_32(path: Path, text: object) -> bytes:
+    try:
+        data = decode(text.encode()) if isinstance(text, str) else b""
+    except ValueError:
+        data = b""
+    if len(data) != 32:
+        raise ConfigError(f"{path} is damaged: not 32 bytes of base64url", "restore it from a backup")
+    return data

@@ -1,0 +1,202 @@
+"""What a replica knows of the ledger's stream, and whether the stream still holds it.
+
+A fold is remembered with the stream sequence of its last record and the *generation* in which the stream was seen to
+hold it. The generation grows with everything after which the stream may be another one: a new connection, a new leader,
+a request without an answer. What is remembered from an earlier generation is read back before it is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import Final, NamedTuple
+
+from nats.aio.msg import Msg
+
+from remit_broker.adapters.jetstream import JetStream, Message
+from remit_broker.core.fold import Corrupt, Fold, apply, fold_all
+from remit_schemas.errors import Code, Refusal, refusal
+from remit_schemas.names import is_tenant, is_txn
+from remit_schemas.records import Entry, parse_entry
+
+STREAM: Final = "LEDGER"
+ADVISORIES: Final = f"$JS.EVENT.ADVISORY.STREAM.*.{STREAM}"
+_FEW: Final = 8
+"""Up to so many records are read one by one; more are read through a consumer."""
+
+Key = tuple[str, str]
+"""(tenant, txn)."""
+
+
+class Known(NamedTuple):
+    """A fold, the stream sequence of its last record, and the generation in which the stream was seen to hold it."""
+
+    fold: Fold
+    at: int
+    generation: int
+
+
+class Lost(Exception):  # noqa: N818
+    """An acknowledged record is missing or another one."""
+
+
+class LedgerMemory:
+    """The folds that were used last, each with where it stood in the stream. ``size`` is how many are kept."""
+
+    def __init__(self, js: JetStream, size: int) -> None:
+        self._js = js
+        self._size = size
+        self._folds: OrderedDict[Key, Known] = OrderedDict()
+        self._doubts = 0
+        self._checked = 0
+        self._checking = asyncio.Lock()
+        self.high = Message(0, "", b"")
+        """The newest message of the stream that this replica has seen."""
+
+    def __len__(self) -> int:
+        return len(self._folds)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._folds.clear()
+
+    async def know(self, key: Key) -> Known:
+        if not (is_tenant(key[0]) and is_txn(key[1])):
+            raise unknown_txn()
+        await self.check_log()
+        known = self._folds.get(key)
+        if known is None:
+            return self.remember(key, await self.read_all(key))
+        self._folds.move_to_end(key)
+        return known if known.generation == self.generation else await self._catch_up(key, known)
+
+    async def renew(self, key: Key) -> Known:
+        known = await self.know(key)
+        return await self._catch_up(key, known)
+
+    async def _catch_up(self, key: Key, known: Known) -> Known:
+        """``known`` made the newest, its last record having been seen in the stream."""
+        generation = self.generation
+        newest = await self._js.last(STREAM, subject_of(key))
+        if newest is None or newest.seq < known.at:
+            raise Lost(f"{subject_of(key)} ended at {known.at}, now at {newest.seq if newest else 0}")
+        if newest.seq > known.at:
+            known = self.advance(known, await self.tail(key, known, newest))
+        elif (found := parsed(key, newest).record["hash"]) != known.fold.hash:
+            raise Lost(f"{subject_of(key)} at {known.at} has the hash {found}, not {known.fold.hash}")
+        return self.remember(key, known._replace(generation=generation))
+
+    async def tail(self, key: Key, known: Known, newest: Message | None = None) -> list[Message]:
+        """The records after ``known``, in order."""
+        newest = newest or await self._js.last(STREAM, subject_of(key))
+        if newest is None or newest.seq < known.at:
+            raise Lost(f"{subject_of(key)} ended at {known.at}, now at {newest.seq if newest else 0}")
+        if newest.seq == known.at:
+            return []
+        missing = parsed(key, newest).record["seq"] - known.fold.seq
+        if missing > _FEW:
+            return await self._js.read(STREAM, subject_of(key), known.at, newest.seq)
+        tail: list[Message] = []
+        at = known.at
+        for _ in range(missing - 1):
+            found = await self._js.next(STREAM, subject_of(key), at + 1)
+            if found is None or found.seq >= newest.seq:
+                break
+            tail.append(found)
+            at = found.seq
+        return [*tail, newest]
+
+    async def read_all(self, key: Key) -> Known:
+        generation = self.generation
+        newest = await self._js.last(STREAM, subject_of(key))
+        if newest is None:
+            raise unknown_txn()
+        messages = [newest]
+        if parsed(key, newest).record["seq"] != 0:
+            messages = await self._js.read(STREAM, subject_of(key), 0, newest.seq)
+        fold = fold_all(parsed(key, message).record for message in messages)
+        # A follower may have served the consumer; the last record was read from the leader and seals all before it.
+        if fold.hash != parsed(key, newest).record["hash"]:
+            raise Corrupt(f"{key[1]}#{fold.seq}", "it does not end in the record that the leader has last")
+        self.raise_high(newest)
+        return Known(fold, newest.seq, generation)
+
+    def advance(self, known: Known, tail: list[Message]) -> Known:
+        fold = known.fold
+        key = (fold.tenant, fold.txn)
+        # INVARIANT: what is built on is still there (test_a_txn_that_was_replaced_after_a_reconnect_halts_the_ledger).
+        if (found := parsed(key, tail[0]).record["prev"]) != fold.hash:
+            raise Lost(f"{subject_of(key)} after {known.at} continues {found}, not {fold.hash}")
+        for message in tail:
+            fold = apply(fold, parsed(key, message).record)
+        self.raise_high(tail[-1])
+        return Known(fold, tail[-1].seq, known.generation)
+
+    @property
+    def generation(self) -> int:
+        """Grows whenever the stream may have become another one than it was."""
+        return self._doubts + self._js.reconnects
+
+    def doubt(self) -> None:
+        self._doubts += 1
+
+    async def advised(self, msg: Msg) -> None:
+        if ".LEADER_ELECTED." in msg.subject or ".QUORUM_LOST." in msg.subject:
+            self.doubt()
+
+    async def check_log(self) -> None:
+        """In a new generation: the newest message that this replica saw must still be where it was."""
+        if self._checked == self.generation:
+            return
+        async with self._checking:
+            if self._checked != (generation := self.generation):
+                await self.check_message(self.high)
+                self._checked = generation
+
+    async def check_message(self, known: Message) -> None:
+        if known.seq and await self._js.at(STREAM, known.seq) != known:
+            raise Lost(f"the stream no longer has the acknowledged message {known.seq} of {known.subject}")
+
+    async def check_known(self, known: Known | None) -> None:
+        if known is None:
+            return
+        key = (known.fold.tenant, known.fold.txn)
+        found = await self._js.at(STREAM, known.at)
+        if found is None or parsed(key, found).record["hash"] != known.fold.hash:
+            raise Lost(f"the stream no longer has record {known.fold.seq} of {subject_of(key)} at {known.at}")
+
+    def raise_high(self, message: Message) -> None:
+        if message.seq > self.high.seq:
+            self.high = message
+
+    def remember(self, key: Key, known: Known) -> Known:
+        held = self._folds.get(key)
+        if held is None or held.at <= known.at:
+            self._folds[key] = held = known
+            self._folds.move_to_end(key)
+            if len(self._folds) > self._size:
+                self._folds.popitem(last=False)
+        return held
+
+    def forget(self, key: Key) -> None:
+        self._folds.pop(key, None)
+
+
+def parsed(key: Key, message: Message) -> Entry:
+    """The entry of a stored message. Raises :class:`Corrupt`."""
+    try:
+        entry = parse_entry(message.data)
+        if not isinstance(entry.record.get("hash"), str) or not isinstance(entry.record.get("seq"), int):
+            raise ValueError("it has no hash or no seq")
+    except (ValueError, Refusal) as error:
+        raise Corrupt(f"{key[1]} at {message.seq} of the stream", f"not a ledger entry: {error}") from None
+    return entry
+
+
+def subject_of(key: Key) -> str:
+    return f"ledger.{key[0]}.{key[1]}"
+
+
+def unknown_txn() -> Refusal:
+    ask = "a grant issued by this broker, of a txn that it keeps"
+    return refusal(Code.GRANT_INVALID, "the ledger has no such txn", rule="ledger.unknown-txn", ask=ask)

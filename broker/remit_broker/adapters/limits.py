@@ -1,0 +1,31 @@
+"""How often one caller may ask: GCRA, one number per caller (ITU-T I.371 annex A; the leaky bucket as a meter)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from remit_broker.ports import Clock
+
+
+class Gcra:
+    """``per_second`` calls on average, ``burst`` at once, for each caller of this replica."""
+
+    def __init__(self, clock: Clock, per_second: float, burst: int, remember: int = 10_000) -> None:
+        self._clock = clock
+        self._interval = 1.0 / per_second
+        self._tolerance = self._interval * max(burst - 1, 0)
+        self._arrivals: OrderedDict[str, float] = OrderedDict()
+        self._remember = remember
+
+    def admit(self, caller: str) -> float:
+        """0 when the call may go on, else the seconds to wait until it would."""
+        now = self._clock.monotonic()
+        due = max(self._arrivals.get(caller, now), now)
+        early = due - self._tolerance - now
+        if early > 0:
+            return early
+        self._arrivals[caller] = due + self._interval
+        self._arrivals.move_to_end(caller)
+        if len(self._arrivals) > self._remember:
+            self._arrivals.popitem(last=False)
+        return 0.0

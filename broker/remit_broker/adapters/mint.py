@@ -1,0 +1,64 @@
+"""The broker's signing key at work: minting, verifying with a memory of what was verified, and keyed digests."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections import OrderedDict
+from functools import lru_cache
+
+from remit_broker.ports import Clock
+from remit_schemas.errors import Code, refusal
+from remit_schemas.grant import Claims, Grant, mint, parse, verify
+from remit_schemas.keys import KeySet, SigningKey
+
+
+class KeyMint:
+    """Signs with the current key; verifies with every key that is still published."""
+
+    def __init__(self, issuer: str, key: SigningKey, keys: KeySet, clock: Clock, remember: int = 20_000) -> None:
+        self.issuer = issuer
+        self.keys = keys
+        self._key = key
+        self._clock = clock
+        self._verified: OrderedDict[str, Grant] = OrderedDict()
+        self._remember = remember
+
+    def mint(self, claims: Claims) -> str:
+        """The compact JWS of ``claims``."""
+        return mint(claims, self._key)
+
+    def verify(self, token: str, audience: str) -> Grant:
+        """A genuine, unexpired grant for ``audience``. Only signatures are remembered; audience and times are asked anew."""
+        now = self._clock.now()
+        grant = self._verified.get(token)
+        if grant is None or self.keys.get(grant.kid) is None:
+            grant = verify(parse(token), self.keys, issuer=self.issuer, audience=audience, now=now)
+            self._verified[token] = grant
+            if len(self._verified) > self._remember:
+                self._verified.popitem(last=False)
+            return grant
+        if grant.claims.aud != audience:
+            raise refusal(
+                Code.GRANT_INVALID, "the grant is for another holder", rule="grant.audience", ask="use your own grant"
+            )
+        if now >= grant.claims.exp:
+            raise refusal(
+                Code.GRANT_EXPIRED, "the grant has expired", rule="grant.expired", ask="ask for a new one from its user"
+            )
+        return grant
+
+
+class HmacDigester:
+    """HMAC-SHA-256 with a key per txn, so that digests compare within a txn and say nothing across txns."""
+
+    def __init__(self, master: bytes) -> None:
+        @lru_cache(maxsize=10_000)
+        def key(txn: str) -> bytes:
+            return hmac.digest(master, b"remit digest " + txn.encode(), hashlib.sha256)
+
+        self._key = key
+
+    def digest(self, txn: str, data: bytes) -> str:
+        """Lower-case hex."""
+        return hmac.digest(self._key(txn), data, hashlib.sha256).hex()

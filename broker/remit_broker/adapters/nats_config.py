@@ -1,0 +1,115 @@
+"""The configuration of the NATS server: accounts, the broker's own users, the auth callout, JetStream and limits.
+
+A pure function from values to text. There is no secret in it: users are public nkeys, and so are the issuer and the curve key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+import msgspec
+
+from remit_broker.core.bus_permissions import BUS_ACCOUNT, CALLOUT_QUEUE, CALLOUT_SUBJECT, NEVER
+
+Sync = Literal["always", "default"]
+"""``always``: an acknowledged record survives a power cut. ``default``: the server's two minutes; only with three replicas."""
+
+MAX_PAYLOAD: Final = 1024 * 1024
+"""Bytes of a message, its headers included."""
+
+CORE_ACCOUNT: Final = "CORE"
+AUTH_ACCOUNT: Final = "AUTH"
+SYS_ACCOUNT: Final = "SYS"
+
+
+class PublicKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """Public nkeys: the callout's issuer (``A…``) and curve key (``X…``), and the broker's user in each account (``U…``)."""
+
+    issuer: str
+    xkey: str
+    core: str
+    bus: str
+    auth: str
+    sys: str
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What may differ between servers. ``port`` -1 lets the system choose; sizes are in bytes."""
+
+    keys: PublicKeys
+    store_dir: str
+    host: str = "127.0.0.1"
+    port: int = -1
+    server_name: str = "remit"
+    sync: Sync = "always"
+    log_file: str = ""
+    max_connections: int = 4096
+    max_file_store: int = 64 * 1024**3
+    max_memory_store: int = 256 * 1024**2
+
+
+# The broker's own users can do what their part needs, no more: a confused broker must not become somebody's deputy.
+_BUS_DENY_PUBLISH: Final = (*NEVER, "req.>", "res.>", "ctl.>")
+_AUTH_PUBLISH: Final = ("$SYS._INBOX.>",)
+_AUTH_SUBSCRIBE: Final = (f"{CALLOUT_SUBJECT} {CALLOUT_QUEUE}",)
+
+
+def settings(config: ServerConfig) -> dict[str, Any]:
+    """The configuration as the NATS server understands it, before rendering."""
+    keys = config.keys
+    jetstream: dict[str, Any] = {
+        "store_dir": config.store_dir,
+        "max_memory_store": config.max_memory_store,
+        "max_file_store": config.max_file_store,
+    }
+    if config.sync == "always":
+        jetstream["sync_interval"] = "always"
+    base: dict[str, Any] = {
+        "server_name": config.server_name,
+        "host": config.host,
+        "port": config.port,
+        "max_payload": MAX_PAYLOAD,
+        "max_control_line": 4096,
+        "max_connections": config.max_connections,
+        "max_pending": 16 * 1024**2,
+        "write_deadline": "5s",
+        "ping_interval": "20s",
+        "ping_max": 2,
+        "jetstream": jetstream,
+        "system_account": SYS_ACCOUNT,
+        "accounts": _accounts(keys),
+        "authorization": {
+            # Longer than the callout ever takes, shorter than a client's patience.
+            "timeout": 2,
+            "auth_callout": {
+                "issuer": keys.issuer,
+                "account": AUTH_ACCOUNT,
+                "auth_users": [keys.core, keys.bus, keys.auth, keys.sys],
+                "xkey": keys.xkey,
+            },
+        },
+    }
+    if config.log_file:
+        base |= {"log_file": config.log_file, "logfile_size_limit": 16 * 1024**2, "logfile_max_num": 4}
+    return base
+
+
+def _accounts(keys: PublicKeys) -> dict[str, Any]:
+    return {
+        SYS_ACCOUNT: {"users": [{"nkey": keys.sys}]},
+        CORE_ACCOUNT: {"jetstream": "enabled", "users": [{"nkey": keys.core}]},
+        AUTH_ACCOUNT: {"users": [_user(keys.auth, publish={"allow": _AUTH_PUBLISH}, subscribe={"allow": _AUTH_SUBSCRIBE})]},
+        BUS_ACCOUNT: {"users": [_user(keys.bus, publish={"deny": _BUS_DENY_PUBLISH}, subscribe={"deny": NEVER})]},
+    }
+
+
+def _user(nkey: str, *, publish: dict[str, Sequence[str]], subscribe: dict[str, Sequence[str]]) -> dict[str, Any]:
+    return {"nkey": nkey, "permissions": {"publish": publish, "subscribe": subscribe}}
+
+
+def render(config: ServerConfig) -> str:
+    """The text of ``nats.conf``. Every string is quoted, so that no name or path can add a setting."""
+    head = "# Written by the broker at each start; changes here are lost.\n"
+    return head + "\n".join(f"{key}: {json.dumps(value, indent=2, ensure_ascii=False)}" for key, value in settings(config).items()) + "\n"

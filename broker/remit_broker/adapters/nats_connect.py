@@ -1,0 +1,87 @@
+"""The broker's own connections: one user and one private inbox in each account, never given up."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Final, Literal, NamedTuple
+
+import nats
+from nats.aio.client import Client
+
+from remit_broker.adapters.errors import ConfigError
+from remit_broker.adapters.keyfiles import KeyFiles
+
+Account = Literal["core", "bus", "auth", "sys"]
+ACCOUNTS: Final[tuple[Account, ...]] = ("core", "bus", "auth", "sys")
+
+OnError = Callable[[str, Exception], None]
+"""Called with the connection's name and what went wrong: a refused publish arrives here and nowhere else."""
+
+CONNECT_SECONDS: Final = 5.0
+_RETRY_SECONDS: Final = 0.1
+
+
+class Connections(NamedTuple):
+    """The broker's four connections."""
+
+    core: Client
+    bus: Client
+    auth: Client
+    sys: Client
+
+
+def _ignore(_: str, __: Exception) -> None:
+    return None
+
+
+async def connect(url: str, keys: KeyFiles, account: Account, on_error: OnError = _ignore) -> Client:
+    """Connect as the broker's user in one account. Raises :class:`ConfigError` where that is refused or not answered in time.
+
+    After that the connection is kept for ever: it reconnects until it is closed.
+    """
+    name = f"remit-{account}"
+    seen: list[Exception] = []
+
+    async def error(problem: Exception) -> None:
+        seen.append(problem)
+        del seen[:-1]
+        on_error(name, problem)
+
+    try:
+        return await asyncio.wait_for(
+            nats.connect(
+                url,
+                name=name,
+                nkeys_seed_str=keys.seed(account),
+                inbox_prefix=f"_INBOX_remit_{account}.{secrets.token_hex(12)}",
+                error_cb=error,
+                # -1 also makes the first connect try for ever, hence the time limit around it.
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=_RETRY_SECONDS,  # type: ignore[arg-type]  # a float is fine: it is only slept
+                ping_interval=10,
+                max_outstanding_pings=2,
+                # On INFO the client learns the other servers' addresses; the embedded one has none.
+                connect_timeout=2,
+            ),
+            CONNECT_SECONDS,
+        )
+    except (asyncio.TimeoutError, OSError, nats.errors.Error) as problem:
+        cause = str(seen[-1] if seen else problem) or "no answer"
+        raise ConfigError(
+            f"the broker cannot connect to {url} as its {account} user: {cause}",
+            "check that the NATS server runs with the nats.conf written for these keys",
+        ) from None
+
+
+async def connect_all(url: str, keys: KeyFiles, on_error: OnError = _ignore) -> Connections:
+    """All four, or none."""
+    async with AsyncExitStack() as stack:
+        found: dict[str, Client] = {}
+        for account in ACCOUNTS:
+            found[account] = await connect(url, keys, account, on_error)
+            stack.push_async_callback(found[account].close)
+        stack.pop_all()
+    return Connections(**found)

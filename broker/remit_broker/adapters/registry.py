@@ -1,0 +1,248 @@
+"""Who exists and what they serve, kept in a JetStream key-value bucket and mirrored in memory by a watch.
+
+Reads never leave the process; a write returns when this replica has seen it. Keys: ``principal.<name>``,
+``attachment.<name>``, ``pins.<name>`` (names contain nothing that a key may not).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+import msgspec
+from nats.js import JetStreamContext
+from nats.js.errors import APIError, BucketNotFoundError
+from nats.js.kv import KV_DEL, KV_PURGE, KeyValue
+
+from remit_broker.core.registry import (
+    Attachment,
+    Definition,
+    Principal,
+    Target,
+    annotations_of,
+    ceiling_of,
+)
+from remit_schemas.budget import ONE_CALL, Budget
+from remit_schemas.errors import Code, refusal
+from remit_schemas.names import Resource
+
+BUCKET: Final = "registry"
+SEEN_WITHIN: Final = 5.0
+"""Seconds a write may take to come back through the watch."""
+
+
+class KvRegistry:
+    """The mirror of one tenant's registry. ``prices`` and ``labels`` are resource patterns from the configuration."""
+
+    def __init__(self, prices: Mapping[str, Budget], labels: Mapping[str, Sequence[str]]) -> None:
+        self._prices, self._labels = prices, labels
+        self._principals: dict[str, Principal] = {}
+        self._by_nkey: dict[str, Principal] = {}
+        self._attachments: dict[str, Attachment] = {}
+        self._pins: dict[str, dict[str, str]] = {}
+        self._targets: dict[Resource, Target] = {}
+        self._seen = asyncio.Condition()
+        self._revision = 0
+        self._kv: KeyValue | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self, js: JetStreamContext, replicas: int, fault: Callable[[str, BaseException], None]) -> None:
+        """Create or open the bucket and mirror it; returns when everything in it has been read."""
+        try:
+            self._kv = await js.key_value(BUCKET)
+        except BucketNotFoundError:
+            self._kv = await js.create_key_value(bucket=BUCKET, history=5, replicas=replicas)
+        ready = asyncio.Event()
+        self._task = asyncio.create_task(self._mirror(ready, fault))
+        async with asyncio.timeout(10):
+            await ready.wait()
+
+    async def stop(self) -> None:
+        """Stop mirroring."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    @property
+    def revision(self) -> int:
+        """Grows with every change seen."""
+        return self._revision
+
+    def principal(self, name: str) -> Principal | None:
+        """An agent or server by name."""
+        return self._principals.get(name)
+
+    def by_nkey(self, public: str) -> Principal | None:
+        """An agent or server by the public nkey it proves at connect."""
+        return self._by_nkey.get(public)
+
+    def principals(self) -> list[Principal]:
+        """Everybody, by name."""
+        return [self._principals[name] for name in sorted(self._principals)]
+
+    def attachment(self, name: str) -> Attachment | None:
+        """What a principal serves."""
+        return self._attachments.get(name)
+
+    def target(self, resource: Resource) -> Target | None:
+        """What a resource is."""
+        return self._targets.get(resource)
+
+    def targets(self) -> list[Resource]:
+        """Everything that is served."""
+        return sorted(self._targets)
+
+    def nearest(self, resource: Resource) -> Sequence[str]:
+        """Up to three resources with similar names."""
+        return difflib.get_close_matches(str(resource), [str(known) for known in self._targets], n=3, cutoff=0.6)
+
+    async def add(self, principal: Principal) -> None:
+        """Register an agent or server. Refuses CONFLICT where the name or the nkey is taken by another."""
+        known = self._principals.get(principal.name)
+        holder = self._by_nkey.get(principal.nkey)
+        if (known and known.nkey != principal.nkey) or (holder and holder.name != principal.name):
+            raise refusal(
+                Code.CONFLICT, f"{principal.name} is registered already", rule="agents.exists",
+                ask=f"remove it first: remit agents remove {principal.name}",
+            )  # fmt: skip
+        await self._put(f"principal.{principal.name}", principal)
+
+    async def remove(self, name: str) -> None:
+        """Forget an agent or server and what it serves. Refuses UNKNOWN_TARGET."""
+        if name not in self._principals:
+            near = ", ".join(difflib.get_close_matches(name, self._principals, n=3))
+            raise refusal(
+                Code.UNKNOWN_TARGET, f"no agent or server is called {name}", rule="agents.unknown",
+                ask=f"did you mean {near}?" if near else "look with remit agents list",
+            )  # fmt: skip
+        for key in (f"attachment.{name}", f"pins.{name}", f"principal.{name}"):
+            await self._delete(key)
+
+    async def attach(self, attachment: Attachment) -> None:
+        """Take note of what a principal serves. The first definition of a tool pins it; a changed one waits for acceptance."""
+        if attachment.kind == "mcp":
+            pins = self._pins.get(attachment.name, {})
+            new = {d.op: d.digest for d in attachment.definitions if d.op not in pins}
+            if new:
+                await self._put(f"pins.{attachment.name}", {**pins, **new})
+        known = self._attachments.get(attachment.name)
+        same = known is not None and msgspec.structs.replace(known, at="") == msgspec.structs.replace(attachment, at="")
+        if not same:
+            await self._put(f"attachment.{attachment.name}", attachment)
+
+    async def accept(self, name: str) -> list[str]:
+        """Accept the definitions of a server as they are now; the names that were waiting."""
+        attachment = self._attachments.get(name)
+        if attachment is None:
+            raise refusal(
+                Code.UNKNOWN_TARGET, f"nothing is attached as {name}", rule="servers.unknown", ask="remit servers list"
+            )
+        waiting = [op.op for op in self.quarantined(name)]
+        await self._put(f"pins.{name}", {d.op: d.digest for d in attachment.definitions})
+        return waiting
+
+    def quarantined(self, name: str) -> list[Resource]:
+        """The tools of a server whose definition changed since it was accepted."""
+        return [resource for resource, target in self._targets.items() if resource.name == name and target.quarantined]
+
+    async def _put(self, key: str, value: Any) -> None:
+        await self._write(self._bucket.put(key, msgspec.json.encode(value)))
+
+    async def _delete(self, key: str) -> None:
+        await self._write(self._bucket.delete(key))
+
+    async def _write(self, write: Any) -> None:
+        try:
+            await write
+            status = await self._bucket.status()
+            last = status.stream_info.state.last_seq
+            async with asyncio.timeout(SEEN_WITHIN), self._seen:
+                await self._seen.wait_for(lambda: self._revision >= last)
+        except (APIError, TimeoutError) as error:
+            raise refusal(
+                Code.LEDGER_UNAVAILABLE, "the registry cannot be written", rule="registry.write", ask="try again",
+                cause=repr(error),
+            ) from None  # fmt: skip
+
+    @property
+    def _bucket(self) -> KeyValue:
+        if self._kv is None:
+            raise RuntimeError("not started")
+        return self._kv
+
+    async def _mirror(self, ready: asyncio.Event, fault: Callable[[str, BaseException], None]) -> None:
+        while True:
+            try:
+                watcher = await self._bucket.watchall()
+                async for entry in watcher:
+                    if entry is None:
+                        ready.set()
+                        continue
+                    gone = entry.operation in (KV_DEL, KV_PURGE)
+                    self._apply(entry.key, None if gone else entry.value)
+                    async with self._seen:
+                        self._revision = max(self._revision, entry.revision or 0)
+                        self._seen.notify_all()
+                ready.set()
+            except Exception as error:
+                fault("registry", error)
+            await asyncio.sleep(0.2)
+
+    def _apply(self, key: str, value: bytes | None) -> None:
+        kind, _, name = key.partition(".")
+        if kind == "principal":
+            old = self._principals.pop(name, None)
+            if old:
+                self._by_nkey.pop(old.nkey, None)
+            if value is not None:
+                new = msgspec.json.decode(value, type=Principal)
+                self._principals[name] = self._by_nkey[new.nkey] = new
+        elif kind == "attachment":
+            self._attachments.pop(name, None)
+            if value is not None:
+                self._attachments[name] = msgspec.json.decode(value, type=Attachment)
+        elif kind == "pins":
+            self._pins[name] = {} if value is None else msgspec.json.decode(value, type=dict[str, str])
+        self._resolve(name)
+
+    def _resolve(self, name: str) -> None:
+        for stale in [resource for resource in self._targets if resource.name == name]:
+            del self._targets[stale]
+        principal, attachment = self._principals.get(name), self._attachments.get(name)
+        if principal is None or attachment is None or attachment.kind != principal.kind:
+            return
+        for definition in attachment.definitions:
+            resource = Resource(principal.kind, name, definition.op)
+            self._targets[resource] = self._target(principal, definition, resource)
+
+    def _target(self, principal: Principal, definition: Definition, resource: Resource) -> Target:
+        pin = self._pins.get(principal.name, {}).get(definition.op) if principal.kind == "mcp" else definition.digest
+        return Target(
+            kind=principal.kind,
+            callee=principal.name,
+            op=definition.op,
+            tier=principal.tier,
+            definition=definition.digest,
+            input_schema=definition.input_schema,
+            output_schema=definition.output_schema,
+            annotations=annotations_of(definition.annotations),
+            ceiling=ceiling_of(principal.kind, definition),
+            price=_best(self._prices, resource, ONE_CALL),
+            labels=tuple(sorted({label for labels in _all(self._labels, resource) for label in labels})),
+            quarantined="" if pin in (None, definition.digest) else "it changed since it was accepted",
+        )
+
+
+def _all(table: Mapping[str, Any], resource: Resource) -> list[Any]:
+    return [value for pattern, value in table.items() if fnmatchcase(str(resource), pattern)]
+
+
+def _best(table: Mapping[str, Budget], resource: Resource, default: Budget) -> Budget:
+    """The price of the longest pattern that matches, since that one says the most."""
+    fitting = [pattern for pattern in table if fnmatchcase(str(resource), pattern)]
+    return table[max(fitting, key=len)] if fitting else default

@@ -1,0 +1,306 @@
+"""The index: what the ledger and the refusals say, in tables that can be asked. A projection, never the truth.
+
+One connection writes, one reads. A batch of messages and the position after it are one transaction, so a crash repeats
+a batch or does not, and never half of it. The file is also the ledger's witness: it knows, outside of the stream, how
+far the stream had come and what stood there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import re
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+import aiosqlite
+import msgspec
+from nats.aio.client import Client
+
+from remit_broker.adapters import index_rows, jetstream_ledger, refusal_stream
+from remit_broker.adapters.errors import ConfigError
+from remit_broker.adapters.index_queries import IndexQueries
+from remit_broker.adapters.index_rows import Head, Key, Rows, refusal_row
+from remit_broker.adapters.jetstream import ApiError, JetStream, Message, Unreachable
+from remit_broker.adapters.private_files import private_folder
+from remit_broker.adapters.stream_tail import Regressed, StreamTail
+from remit_schemas.records import GENESIS, parse_entry
+
+_MIGRATION: Final = re.compile(r"(\d{4})_\w+\.sql")
+_DATA: Final = ("record", "hop", "txn", "broken", "refusal")
+
+_INSERTS: Final[Mapping[str, str]] = {
+    "txns": "INSERT INTO txn (tenant, txn, user, agent, root, continues, opened_at, last_at, exp, limit_usd_micros, "
+    "limit_tokens, limit_calls, last_seq, last_hash, last_stream_seq) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+    "records": "INSERT INTO record VALUES (?,?,?,?,?,?,?,?,?)",
+    "hops": "INSERT INTO hop (tenant, txn, hop, parent, caller, callee, resource, opened_at, deadline) "
+    "VALUES (?,?,?,?,?,?,?,?,?)",
+    "broken": "INSERT OR REPLACE INTO broken VALUES (?,?,?)",
+    "closings": "UPDATE hop SET closed_at = ?, outcome = ?, code = ? WHERE (tenant, txn, hop) = (?,?,?)",
+    "charges": "UPDATE txn SET spent_usd_micros = spent_usd_micros + ?, spent_tokens = spent_tokens + ?, "
+    "spent_calls = spent_calls + ? WHERE (tenant, txn) = (?,?) "
+    "AND root = (SELECT parent FROM hop WHERE (tenant, txn, hop) = (?,?,?))",
+    "endings": "UPDATE txn SET closed_at = ?, reason = ? WHERE (tenant, txn) = (?,?)",
+}
+_OPENED: Final = "UPDATE txn SET hops = hops + 1, open_hops = open_hops + 1 WHERE (tenant, txn) = (?,?)"
+_CLOSED: Final = "UPDATE txn SET open_hops = open_hops - 1 WHERE (tenant, txn) = (?,?)"
+_LAST: Final = (
+    "UPDATE txn SET last_at = ?, last_seq = ?, last_hash = ?, last_stream_seq = ? WHERE (tenant, txn) = (?,?)"
+)
+_REFUSAL: Final = "INSERT INTO refusal VALUES (?,?,?,?,?,?,?,?,?,?,?)"
+_HEADS: Final = (
+    "SELECT w.value ->> 0, w.value ->> 1, coalesce(t.last_seq, -1), coalesce(t.last_hash, ?), b.why "
+    "FROM json_each(?) w LEFT JOIN txn t ON (t.tenant, t.txn) = (w.value ->> 0, w.value ->> 1) "
+    "LEFT JOIN broken b ON (b.tenant, b.txn) = (w.value ->> 0, w.value ->> 1)"
+)
+
+
+class SqliteIndex(IndexQueries):
+    """The index in one file. Open it with :meth:`open`; feed it with :meth:`run`; ask it (:class:`IndexQueries`)."""
+
+    def __init__(self, writer: aiosqlite.Connection, reader: aiosqlite.Connection, position: Mapping[str, int]) -> None:
+        super().__init__(reader)
+        self._writer = writer
+        self._position = dict(position)
+        self._moved = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._running = False
+        self._halted: str | None = None
+        self._trouble: str | None = None
+
+    @classmethod
+    async def open(cls, path: Path) -> SqliteIndex:
+        """Open or make the index. Its folder is private (0700), its files are (0600). Raises :class:`ConfigError`."""
+        private_folder(path.parent, create=True)
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        writer = await aiosqlite.connect(path, isolation_level=None)
+        try:
+            await _prepare(writer, path)
+            reader = await aiosqlite.connect(path, isolation_level=None)
+            await reader.execute("PRAGMA query_only = ON")
+            position = await _positions(writer)
+        except sqlite3.DatabaseError as error:
+            await writer.close()
+            raise ConfigError(f"the index {path} is damaged: {error}", "move it away; it is made again") from None
+        except BaseException:
+            await writer.close()
+            raise
+        return cls(writer, reader, position)
+
+    async def close(self) -> None:
+        """Close both connections."""
+        await self._reader.close()
+        await self._writer.close()
+
+    @property
+    def halted(self) -> str | None:
+        """Why nothing is projected any more, or None."""
+        return self._halted
+
+    @property
+    def position(self) -> int:
+        """The stream sequence of the ledger up to which everything is in the tables."""
+        return self._position[jetstream_ledger.STREAM]
+
+    async def check(self, nc: Client) -> None:
+        """Compare the ledger's stream with what this file knows of it.
+
+        Raises :class:`Regressed` where the stream ends earlier, or another record stands where this one was seen. The
+        check runs before anything is projected or appended, so that a ledger that lost records is not written on.
+        """
+        seq, seen = await self._witness()
+        if seq == 0:
+            return
+        found = await JetStream(nc).at(jetstream_ledger.STREAM, seq)
+        # INVARIANT: a ledger that lost or exchanged records is not used (test_a_ledger_behind_its_witness_is_refused).
+        if found is None:
+            raise Regressed(f"the ledger has no message {seq} any more; the index has seen it")
+        if (sealed := _hash(found)) != seen:
+            raise Regressed(f"message {seq} of the ledger is sealed by {sealed}; the index has seen {seen}")
+
+    async def run(self, nc: Client, on_halt: Callable[[str], None] = lambda cause: None) -> None:
+        """Project both streams until cancelled. Where the ledger lost something, says so to ``on_halt`` and stops.
+
+        A disk that is full or a server that is away is waited for; meanwhile :attr:`trouble` says so.
+        """
+        self._running = True
+        try:
+            await self._patiently(lambda: self.check(nc))
+            self._position = await _positions(self._writer)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow_ledger(nc))
+                group.create_task(self._follow_refusals(nc))
+        except* Regressed as regressed:
+            self._halted = str(regressed.exceptions[0])
+            on_halt(self._halted)
+        except* Exception as faults:
+            self._halted = f"the projection failed: {faults.exceptions[0]!r}"
+        finally:
+            self._running = False
+            self._wake()
+
+    @property
+    def trouble(self) -> str | None:
+        """What the projection is waiting for, or None while it goes on."""
+        return self._trouble
+
+    async def wait_for(self, stream_seq: int, seconds: float = 5.0) -> None:
+        """Wait until the ledger's message ``stream_seq`` is projected. Raises ``TimeoutError`` (at once if halted)."""
+        await self._wait_for(jetstream_ledger.STREAM, stream_seq, seconds)
+
+    async def wait_for_refusals(self, stream_seq: int, seconds: float = 5.0) -> None:
+        """Wait until the refusals' message ``stream_seq`` is projected. Raises ``TimeoutError`` (at once if halted)."""
+        await self._wait_for(refusal_stream.STREAM, stream_seq, seconds)
+
+    async def _wait_for(self, stream: str, seq: int, seconds: float) -> None:
+        async with asyncio.timeout(seconds):
+            while self._position[stream] < seq:
+                if self._halted:
+                    raise TimeoutError(self._halted)
+                await self._moved.wait()
+
+    async def rebuild(self) -> None:
+        """Empty the tables, so that the next :meth:`run` makes them again. What was witnessed is kept."""
+        if self._running:
+            raise RuntimeError("stop the projection first")
+        async with self._transaction() as db:
+            for table in _DATA:
+                await db.execute(f"DELETE FROM {table}")  # noqa: S608 - constants
+            await db.execute("UPDATE stream SET last_seq = 0")
+        self._position = dict.fromkeys(self._position, 0)
+
+    async def add(self, messages: Sequence[Message]) -> None:
+        """Project consecutive messages of the ledger: one transaction. Those that are there already change nothing."""
+        fresh = [message for message in messages if message.seq > self.position]
+        if not fresh:
+            return
+        async with self._transaction() as db:
+            rows = index_rows.project(fresh, await self._heads(db, {index_rows.key_of(message) for message in fresh}))
+            await _write(db, rows)
+            await _move(db, jetstream_ledger.STREAM, fresh[-1].seq, _hash(fresh[-1]))
+        self._moved_to(jetstream_ledger.STREAM, fresh[-1].seq)
+
+    async def add_refusals(self, messages: Sequence[Message]) -> None:
+        """Project messages of the refusals: one transaction."""
+        fresh = [message for message in messages if message.seq > self._position[refusal_stream.STREAM]]
+        if not fresh:
+            return
+        async with self._transaction() as db:
+            await db.executemany(_REFUSAL, [row for row in map(refusal_row, fresh) if row])
+            await _move(db, refusal_stream.STREAM, fresh[-1].seq, _hash(fresh[-1]))
+        self._moved_to(refusal_stream.STREAM, fresh[-1].seq)
+
+    async def _follow_ledger(self, nc: Client) -> None:
+        tail = StreamTail(nc, jetstream_ledger.STREAM, jetstream_ledger.SUBJECTS, whole=True)
+        async for batch in tail.batches(self.position):
+            await self._patiently(functools.partial(self.add, batch))
+
+    async def _follow_refusals(self, nc: Client) -> None:
+        tail = StreamTail(nc, refusal_stream.STREAM, refusal_stream.SUBJECTS, whole=False)
+        async for batch in tail.batches(self._position[refusal_stream.STREAM]):
+            await self._patiently(functools.partial(self.add_refusals, batch))
+
+    async def _patiently(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do ``work``, again and again while the disk or the server does not let it be done."""
+        pause = 0.05
+        while True:
+            try:
+                await work()
+                self._trouble = None
+                return
+            except (sqlite3.OperationalError, Unreachable, ApiError) as error:
+                self._trouble = str(error)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 5.0)
+
+    async def _witness(self) -> tuple[int, str]:
+        query = "SELECT witness_seq, witness_hash FROM stream WHERE name = ?"
+        async with self._reader.execute(query, (jetstream_ledger.STREAM,)) as rows:
+            async for seq, seen in rows:
+                return int(seq), str(seen)
+        return 0, ""
+
+    async def _heads(self, db: aiosqlite.Connection, keys: set[Key]) -> dict[Key, Head]:
+        wanted = msgspec.json.encode(sorted(keys)).decode()
+        async with db.execute(_HEADS, (GENESIS, wanted)) as rows:
+            return {(tenant, txn): Head(seq, last, why) async for tenant, txn, seq, last, why in rows}
+
+    @contextlib.asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[aiosqlite.Connection]:
+        async with self._writing:
+            try:
+                await self._writer.execute("BEGIN IMMEDIATE")
+                yield self._writer
+                await self._writer.execute("COMMIT")
+            except BaseException:
+                if self._writer.in_transaction:
+                    await asyncio.shield(self._writer.execute("ROLLBACK"))
+                raise
+
+    def _moved_to(self, stream: str, seq: int) -> None:
+        self._position[stream] = seq
+        self._wake()
+
+    def _wake(self) -> None:
+        # A new event each time: one that stayed set would be waited for without ever yielding.
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+
+async def _positions(db: aiosqlite.Connection) -> dict[str, int]:
+    async with db.execute("SELECT name, last_seq FROM stream") as rows:
+        return {str(name): int(seq) async for name, seq in rows}
+
+
+async def _write(db: aiosqlite.Connection, rows: Rows) -> None:
+    for name, statement in _INSERTS.items():
+        if values := getattr(rows, name):
+            await db.executemany(statement, values)
+    if rows.hops:
+        await db.executemany(_OPENED, [row[:2] for row in rows.hops])
+    if rows.closings:
+        await db.executemany(_CLOSED, [row[3:5] for row in rows.closings])
+    if rows.last:
+        await db.executemany(_LAST, list(rows.last.values()))
+
+
+async def _move(db: aiosqlite.Connection, stream: str, seq: int, sealed: str) -> None:
+    await db.execute("UPDATE stream SET last_seq = ? WHERE name = ?", (seq, stream))
+    await db.execute(
+        "UPDATE stream SET witness_seq = ?, witness_hash = ? WHERE name = ? AND witness_seq <= ?",
+        (seq, sealed, stream, seq),
+    )
+
+
+def _hash(message: Message) -> str:
+    """The hash in a message; what is not readable has none."""
+    try:
+        return str(parse_entry(message.data).record.get("hash", ""))
+    except Exception:
+        return ""
+
+
+async def _prepare(db: aiosqlite.Connection, path: Path) -> None:
+    """Settings and schema. Every step of the schema is one transaction; a schema newer than this version is refused."""
+    await db.execute("PRAGMA journal_mode = WAL")
+    await db.execute("PRAGMA synchronous = FULL")
+    await db.execute("PRAGMA foreign_keys = ON")
+    steps = _migrations()
+    async with db.execute("PRAGMA user_version") as rows:
+        version = [int(row[0]) async for row in rows]
+    if version[0] > len(steps):
+        raise ConfigError(f"the index {path} was made by a newer version", "use that version, or move the file away")
+    for number, sql in enumerate(steps[version[0] :], start=version[0] + 1):
+        await db.executescript(f"BEGIN IMMEDIATE;\n{sql}\nPRAGMA user_version = {number};\nCOMMIT;")
+
+
+def _migrations() -> list[str]:
+    folder = resources.files("remit_broker.adapters") / "migrations"
+    found: dict[int, Any] = {int(m[1]): file for file in folder.iterdir() if (m := _MIGRATION.fullmatch(file.name))}
+    return [found[number].read_text(encoding="utf-8") for number in range(1, len(found) + 1)]

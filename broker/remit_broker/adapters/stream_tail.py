@@ -1,0 +1,139 @@
+"""Follow a stream from a sequence on, for as long as it is wanted: what a projection reads.
+
+The consumer is ephemeral and unacknowledged; the position is the reader's own. A lost connection, a restarted server or
+a consumer that went away are survived by making another one from where the reader is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
+
+from remit_broker.adapters.jetstream import API, ApiError, JetStream, Message, Unreachable, consumer, stream_seq
+
+_BEAT: Final = 5.0
+_BATCH: Final = 512
+_EXPIRES: Final = 60.0
+_GO_ON: Final = frozenset({"404", "408"})
+"""Statuses that end a pull but not the consumer: nothing there, and expired."""
+
+
+class Regressed(Exception):  # noqa: N818
+    """The stream ends before what was read of it, or lacks a message in the middle."""
+
+
+class StreamTail:
+    """One reader of one stream. ``whole`` says that no message of the stream may be missing."""
+
+    def __init__(self, nc: Client, stream: str, subjects: str, *, whole: bool) -> None:
+        self._nc = nc
+        self._js = JetStream(nc)
+        self._stream = stream
+        self._subjects = subjects
+        self._whole = whole
+        self._arrived: asyncio.Queue[Msg] = asyncio.Queue()
+
+    async def batches(self, after: int) -> AsyncIterator[list[Message]]:
+        """All messages after ``after``, as they come, in groups of what is there. Raises :class:`Regressed`."""
+        pause = 0.05
+        while True:
+            try:
+                async for batch in self._consume(after):
+                    self._check(after, batch)
+                    after = batch[-1].seq
+                    pause = 0.05
+                    yield batch
+            except (Unreachable, ApiError, NatsError):
+                pause = min(pause * 2, 2.0)
+            await asyncio.sleep(pause)
+
+    def _check(self, after: int, batch: list[Message]) -> None:
+        expected = after
+        for message in batch:
+            expected += 1
+            if self._whole and message.seq != expected:
+                raise Regressed(f"message {expected} of {self._stream} is missing, {message.seq} comes next")
+
+    async def _consume(self, after: int) -> AsyncIterator[list[Message]]:
+        """From one consumer, until it goes away."""
+        last = (await self._js.state(self._stream))["last_seq"]
+        if last < after:
+            raise Regressed(f"{self._stream} ends at {last}, it was read up to {after}")
+        inbox = self._nc.new_inbox()
+        name = inbox.rsplit(".", 1)[-1]
+        self._arrived = asyncio.Queue()
+        subscription = await self._nc.subscribe(inbox, cb=self._arrived.put)
+        try:
+            await self._js.api(f"CONSUMER.CREATE.{self._stream}.{name}.{self._subjects}", self._request(name, after))
+            async for batch in self._pulled(name, inbox):
+                if fresh := [message for message in batch if message.seq > after]:
+                    after = fresh[-1].seq
+                    yield fresh
+        finally:
+            await self._leave(subscription, name)
+
+    def _request(self, name: str, after: int) -> dict[str, Any]:
+        request = consumer(self._stream, name, self._subjects, after, "")
+        del request["config"]["deliver_subject"]
+        return request
+
+    async def _pulled(self, name: str, inbox: str) -> AsyncIterator[list[Message]]:
+        connection = self._js.reconnects
+        wanted = 0
+        heard = asyncio.get_running_loop().time()
+        while True:
+            if wanted <= 0:
+                await self._pull(name, inbox)
+                wanted = _BATCH
+            arrived = await self._next()
+            now = asyncio.get_running_loop().time()
+            if self._js.reconnects != connection or (not arrived and now - heard > 2.5 * _BEAT):
+                return
+            heard = now if arrived else heard
+            batch, ended = _sort(arrived)
+            wanted = 0 if ended else wanted - len(batch)
+            if batch:
+                yield batch
+            if ended and ended not in _GO_ON:
+                return
+
+    async def _next(self) -> list[Msg]:
+        """What has arrived; empty after a second of silence, so that a new connection is noticed."""
+        try:
+            arrived = [await asyncio.wait_for(self._arrived.get(), 1.0)]
+        except TimeoutError:
+            return []
+        while not self._arrived.empty():
+            arrived.append(self._arrived.get_nowait())
+        return arrived
+
+    async def _pull(self, name: str, inbox: str) -> None:
+        body = {"batch": _BATCH, "expires": int(_EXPIRES * 1e9), "idle_heartbeat": int(_BEAT * 1e9)}
+        subject = f"{API}.CONSUMER.MSG.NEXT.{self._stream}.{name}"
+        await self._nc.publish(subject, msgspec.json.encode(body), reply=inbox)
+
+    async def _leave(self, subscription: Subscription, name: str) -> None:
+        with contextlib.suppress(NatsError):
+            await subscription.unsubscribe()
+            await self._nc.publish(f"{API}.CONSUMER.DELETE.{self._stream}.{name}")
+
+
+def _sort(arrived: list[Msg]) -> tuple[list[Message], str]:
+    """The messages among what arrived, and the status that ended the pull, if one did."""
+    batch: list[Message] = []
+    ended = ""
+    for msg in arrived:
+        seq = stream_seq(msg.reply)
+        if seq is not None:
+            batch.append(Message(seq, msg.subject, msg.data))
+        elif msg.headers and (status := msg.headers.get("Status", "")) != "100":
+            ended = status
+    return batch, ended

@@ -1,0 +1,308 @@
+"""The wiring, once: which adapter stands behind which port, in which order things start, and how they stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import getpass
+import json
+import logging
+import os
+import secrets
+from contextlib import AsyncExitStack
+from typing import Any
+
+import msgspec
+
+from remit_broker import __version__
+from remit_broker.adapters.cedar import CedarEngine
+from remit_broker.adapters.detectors import SecretDetectors
+from remit_broker.adapters.errors import ConfigError
+from remit_broker.adapters.jetstream_ledger import JetStreamLedger
+from remit_broker.adapters.json_schema import JsonSchemas
+from remit_broker.adapters.keyfiles import KeyFiles
+from remit_broker.adapters.limits import Gcra
+from remit_broker.adapters.mint import HmacDigester, KeyMint
+from remit_broker.adapters.nats_bus import NatsBus
+from remit_broker.adapters.nats_connect import Connections, connect_all
+from remit_broker.adapters.nats_server import EmbeddedServer, Options
+from remit_broker.adapters.observer import OtlpSpans, RecordObserver
+from remit_broker.adapters.private_files import private_folder, write_private
+from remit_broker.adapters.refusal_stream import RefusalStream
+from remit_broker.adapters.registry import KvRegistry
+from remit_broker.adapters.sqlite_index import SqliteIndex
+from remit_broker.adapters.stream_tail import Regressed
+from remit_broker.adapters.world import Failpoints, RandomIds, SystemClock
+from remit_broker.config import Settings
+from remit_broker.core.evidence import export
+from remit_broker.edges.attach.servers_file import ServersFileError
+from remit_broker.edges.attach.supervisor import ServerSupervisor
+from remit_broker.edges.bus import BusEdge
+from remit_broker.edges.callout import Callout, CalloutKeys
+from remit_broker.edges.http.api import Api
+from remit_broker.edges.http.app import HttpServer, application
+from remit_broker.edges.http.guard import LocalToken
+from remit_broker.hop.pipeline import STAGES
+from remit_broker.hop.scan import close_expired, close_orphans
+from remit_broker.ports import Limits, Ports
+from remit_schemas.errors import Code, Refusal, refusal
+from remit_schemas.keys import KeySet
+
+log = logging.getLogger("remit")
+
+SCAN_SECONDS = 1.0
+
+
+class Broker:
+    """One replica: everything from the NATS server (unless there is one) to the HTTP edge. ``async with`` it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.replica = secrets.token_hex(4)
+        self.http = ""
+        self.bus = ""
+        self.ended: asyncio.Event = asyncio.Event()
+        """Set when something the broker cannot live without has ended."""
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Broker:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        settings, config, on_exit = self.settings, self.settings.config, self._stack
+        private_folder(settings.data, create=True)
+        self.keys = KeyFiles.open(settings.data, create=True)
+        server = self._bind_http()
+        self.observer = self._observe()
+        self.bus = config.bus.url or await self._embed()
+        self.nats = await connect_all(self.bus, self.keys, self._bus_error)
+        on_exit.push_async_callback(_close, self.nats)
+        self.ledger = await JetStreamLedger.start(self.nats.core, replicas=config.bus.replicas)
+        self.registry = KvRegistry(settings.prices, config.labels)
+        await self.registry.start(self.nats.core.jetstream(), config.bus.replicas, self.observer.fault)
+        on_exit.push_async_callback(self.registry.stop)
+        await self._callout()
+        self.ports = await self._wire()
+        await self._project()
+        await self._take_requests()
+        await self._serve(server)
+        self._task(self._scan())
+        self._announce()
+
+    def _bind_http(self) -> HttpServer:
+        http = self.settings.config.http
+        try:
+            server = HttpServer(http.host, http.port)
+        except OSError as error:
+            raise ConfigError(
+                f"http.port {http.port} on {http.host} cannot be used: {error.strerror}",
+                "stop what listens there, or choose another http.port in remit.toml (0 takes a free one)",
+            ) from None
+        self.http = server.url
+        return server
+
+    def _observe(self) -> RecordObserver:
+        endpoint = self.settings.config.traces.endpoint
+        if not OtlpSpans.wanted(endpoint):
+            return RecordObserver(None)
+        spans = OtlpSpans(endpoint, self.replica)
+        self._stack.push_async_callback(asyncio.to_thread, spans.stop)
+        return RecordObserver(spans.emit)
+
+    async def _embed(self) -> str:
+        bus = self.settings.config.bus
+        server = EmbeddedServer(self.keys, Options(port=bus.port, sync=bus.sync), self._server_died)
+        await server.start()
+        self._stack.push_async_callback(server.stop)
+        return server.url
+
+    def _server_died(self, why: Any) -> None:
+        self.observer.fault("nats-server", RuntimeError(str(why)))
+        self.ended.set()
+
+    def _bus_error(self, name: str, error: Exception) -> None:
+        log.warning("%s: %s", name, error)
+
+    async def _callout(self) -> None:
+        keys = CalloutKeys(issuer=self.keys.seed("issuer"), xkey=self.keys.seed("xkey"))
+        callout = Callout(
+            self.nats.auth, keys, self.registry, SystemClock(), lambda who, why: log.info("%s: %s", who, why)
+        )
+        await callout.start()
+        self._stack.push_async_callback(callout.stop)
+
+    async def _wire(self) -> Ports:
+        config, clock = self.settings.config, SystemClock()
+        self.refusals = await RefusalStream.start(self.nats.core, replicas=config.bus.replicas)
+        self._stack.push_async_callback(self.refusals.stop)
+        bus = NatsBus(self.nats.bus, self.replica)
+        await bus.start()
+        published = KeySet.from_jwks(self.keys.jwks())
+        return Ports(
+            clock=clock,
+            ids=RandomIds(),
+            ledger=self.ledger,
+            refusals=self.refusals,
+            bus=bus,
+            registry=self.registry,
+            policy=CedarEngine.load(self.settings.policies),
+            detectors=SecretDetectors(),
+            schemas=JsonSchemas(),
+            mint=KeyMint(config.issuer, self.keys.signing, published, clock),
+            digester=HmacDigester(self.keys.digest_key),
+            rates=Gcra(clock, config.limits.calls_per_second, config.limits.burst),
+            observer=self.observer,
+            failpoints=Failpoints(),
+            limits=Limits(
+                hop_ttl=config.limits.hop_ttl,
+                concurrency=config.limits.concurrency,
+                allowed_cycles=self.settings.cycles,
+            ),
+        )
+
+    async def _project(self) -> None:
+        self.index = await SqliteIndex.open(self.settings.data / "index" / "index.db")
+        self._stack.push_async_callback(self.index.close)
+        try:
+            await self.index.check(self.nats.core)
+        except Regressed as lost:
+            raise ConfigError(
+                f"the ledger lost records that were acknowledged: {lost}",
+                "restore the data folder from a backup, or find out who touched it; nothing is written on it until then",
+            ) from None
+        self._task(self.index.run(self.nats.core, self.ledger.halt))
+
+    async def caught_up(self) -> None:
+        """Wait until what was written before is in the index, so that nobody misses what they just did."""
+        try:
+            await self.index.wait_for(self.ledger.high)
+            await self.index.wait_for_refusals(self.refusals.high)
+        except TimeoutError:
+            raise refusal(
+                Code.LEDGER_UNAVAILABLE, "the index is behind the ledger", rule="index.behind", ask="try again shortly",
+                retry_after=1.0, cause=self.index.halted or "",
+            ) from None  # fmt: skip
+
+    async def _take_requests(self) -> None:
+        edge = BusEdge(self.nats.bus, "default", self.ports, self.registry.attach, self.published())
+        await edge.start()
+        self._stack.push_async_callback(edge.stop, self.settings.config.limits.drain)
+
+    def published(self) -> dict[str, Any]:
+        """What an agent needs to verify grants: the issuer and the public keys."""
+        return {"issuer": self.settings.config.issuer, "jwks": self.keys.jwks()}
+
+    async def _serve(self, server: HttpServer) -> None:
+        self._supervisor = supervisor = ServerSupervisor(
+            self.settings.servers_file, lambda name: self.settings.credentials / f"{name}.json"
+        )
+        try:
+            await supervisor.start()
+        except ServersFileError as bad:
+            raise ConfigError(str(bad)) from None
+        self._stack.push_async_callback(supervisor.stop)
+        extras = {
+            "published": self.published(),
+            "evidence": self.evidence,
+            "servers": self.servers,
+            "reload": self.reload_servers,
+            "caught_up": self.caught_up,
+            "status": self.status,
+        }
+        operator = LocalToken(self.keys.local_token, getpass.getuser())
+        api = Api(self.ports, self.registry, self.index, operator, extras)
+        await server.start(application(api.routes(), self.keys.jwks, self._problems, self.observer.metrics))
+        self._stack.push_async_callback(server.stop)
+
+    async def evidence(self, txn: str) -> dict[str, Any]:
+        """The evidence of one txn. Refuses UNKNOWN_TARGET."""
+        await self.caught_up()
+        entries = await self.index.chain("default", txn)
+        if not entries:
+            raise refusal(Code.UNKNOWN_TARGET, f"no txn {txn}", rule="api.unknown-txn", ask="remit chains lists them")
+        return export(entries, await self.index.refusals("default", txn), self.keys.jwks())
+
+    def servers(self) -> list[dict[str, Any]]:
+        """The servers the broker runs itself, and how they are."""
+        return [dataclasses.asdict(state) for state in self._supervisor.states()]
+
+    async def reload_servers(self) -> None:
+        """Run what servers.toml says now. Refuses MALFORMED, and then nothing changes."""
+        try:
+            await self._supervisor.reload()
+        except ServersFileError as bad:
+            raise refusal(Code.MALFORMED, str(bad), rule="servers.file", ask="mend the file, then try again") from None
+
+    def _problems(self) -> dict[str, str]:
+        wrong = {}
+        if self.ledger.halted:
+            wrong["ledger"] = self.ledger.halted
+        for name, connection in self.nats._asdict().items():
+            if not connection.is_connected:
+                wrong[f"bus.{name}"] = "not connected"
+        return wrong
+
+    def _task(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+
+        async def stop() -> None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+        self._stack.push_async_callback(stop)
+
+    async def _scan(self) -> None:
+        grace_ms = int(self.settings.config.limits.orphan_grace * 1000)
+        while True:
+            await asyncio.sleep(SCAN_SECONDS)
+            try:
+                now_ms = int(self.ports.clock.now() * 1000)
+                overdue = await self.index.overdue(now_ms, grace_ms)
+                await close_orphans([(late.tenant, late.txn, late.hop) for late in overdue], self.ports)
+                await close_expired(await self.index.expired_txns(now_ms // 1000), self.ports)
+            except (Refusal, OSError, msgspec.MsgspecError) as error:
+                self.observer.fault("scan", error)
+
+    def _announce(self) -> None:
+        """Tell the command line on this machine where the broker is; the token it needs is in a file of its own."""
+        private_folder(self.settings.runtime_file.parent, create=True)
+        about = {"http": self.http, "nats": self.bus, "pid": os.getpid(), "version": __version__}
+        write_private(self.settings.runtime_file, json.dumps(about).encode())
+        self._stack.callback(self.settings.runtime_file.unlink, missing_ok=True)
+
+    async def status(self) -> dict[str, Any]:
+        """What runs, read from what runs: the NATS server says how it syncs, the stream how often it is replicated."""
+        answer = await self.nats.sys.request("$SYS.REQ.SERVER.PING.JSZ", b'{"config":true}', timeout=2)
+        config = json.loads(answer.data)["data"].get("config", {})
+        always = bool(config.get("sync_always"))
+        stream = await self.nats.core.jetstream().stream_info("LEDGER")
+        return {
+            "version": __version__,
+            "replica": self.replica,
+            "sync": "always" if always else f"every {config.get('sync_interval', 0) / 1e9:g} s",
+            "ledger_replicas": stream.config.num_replicas,
+            "ledger_storage": stream.config.storage,
+            "stages": [stage.__name__.rstrip("_") for stage in STAGES],
+            "policy": self.ports.policy.revision,
+        }
+
+    @property
+    def ready(self) -> dict[str, Any]:
+        """The first line of ``remit up --json``."""
+        return {"ready": True, "http": self.http, "nats": self.bus, "pid": os.getpid()}
+
+
+async def _close(connections: Connections) -> None:
+    for connection in connections:
+        with contextlib.suppress(Exception):
+            await connection.close()

@@ -1,0 +1,80 @@
+"""``remit agents``: who may connect to the bus."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from remit_broker.adapters.errors import ConfigError
+from remit_broker.cli.client import BrokerClient
+from remit_broker.cli.common import Config, Json, command, out, say
+from remit_broker.config import Settings, load
+from remit_broker.credentials import credentials_file
+from remit_schemas.names import Kind, is_principal
+
+app = typer.Typer(help="Agents that may connect to the bus.", no_args_is_help=True)
+
+
+@app.command("add")
+@command
+def add(
+    name: Annotated[str, typer.Argument(help="[a-z0-9][a-z0-9_-]*")],
+    tier: Annotated[str, typer.Option(help="What policies may ask for, such as standard or untrusted.")] = "standard",
+    kind: Annotated[
+        Literal["agent", "mcp"], typer.Option(help="mcp: an MCP server attached from where it runs.")
+    ] = "agent",
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Register an agent: draws its nkey, writes its credentials file, and lets it connect."""
+    told = enrol(load(config), name, kind, tier)
+    if as_json:
+        say(told)
+    else:
+        out.print(f"registered {name}; its credentials are in {told['credentials']}")
+
+
+def enrol(settings: Settings, name: str, kind: Kind, tier: str = "standard") -> dict[str, str]:
+    """Register a principal with the running broker. The seed is drawn here, written 0600, and sent nowhere."""
+    if not is_principal(name):
+        raise ConfigError(f"{name!r} cannot name an agent", "use [a-z0-9][a-z0-9_-]*, not remit, new or broker")
+    client = BrokerClient(settings)
+    if name in {agent["name"] for agent in client.get("/api/agents")["agents"]}:
+        raise ConfigError(f"{name} is registered already", f"remit agents remove {name}")
+    known = client.get("/api/status")["published"]
+    path, public = credentials_file(settings.credentials, name, kind, {"bus": client.bus, **known})
+    client.post("/api/agents", {"name": name, "nkey": public, "kind": kind, "tier": tier})
+    return {"agent": name, "credentials": str(path), "bus": client.bus}
+
+
+@app.command("list")
+@command
+def list_(config: Config = None, as_json: Json = False) -> None:
+    """List everybody who may connect, and what they serve."""
+    found = BrokerClient(load(config)).get("/api/agents")["agents"]
+    if as_json:
+        say(found)
+        return
+    for agent in found:
+        serves = ", ".join(agent["serves"][:8]) + (" …" if len(agent["serves"]) > 8 else "")
+        out.print(f"{agent['name']:<20} {agent['kind']:<6} {agent['tier']:<12} {serves or '-'}")
+    if not found:
+        out.print("nobody yet  → remit agents add NAME")
+
+
+@app.command("remove")
+@command
+def remove(
+    name: Annotated[str, typer.Argument(help="Who may not connect any more.")],
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Forget an agent or server: its next call is refused, and it cannot connect again."""
+    settings = load(config)
+    told = BrokerClient(settings).delete(f"/api/agents/{name}")
+    (settings.credentials / f"{name}.json").unlink(missing_ok=True)
+    if as_json:
+        say(told)
+    else:
+        out.print(f"removed {name}; it cannot connect any more")

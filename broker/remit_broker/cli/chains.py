@@ -1,0 +1,175 @@
+"""``chains``, ``chain``, ``why``, ``revoke``: what happened, why, and stopping it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from remit_broker.cli.client import BrokerClient
+from remit_broker.cli.common import Config, Json, command, out, say
+from remit_broker.cli.show import cost, tree
+from remit_broker.config import load
+from remit_schemas.errors import Code, refusal
+from remit_schemas.names import is_txn
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(chains)
+    app.command()(chain)
+    app.command()(why)
+    app.command()(revoke)
+
+
+@command
+def chains(
+    user: Annotated[str | None, typer.Option(help="Of this user.")] = None,
+    agent: Annotated[str | None, typer.Option(help="With this agent or server in it.")] = None,
+    tool: Annotated[str | None, typer.Option(help="That called this resource, or the beginning of one.")] = None,
+    code: Annotated[str | None, typer.Option(help="With this error in it.")] = None,
+    since: Annotated[str | None, typer.Option(help="Opened at or after (RFC 3339).")] = None,
+    until: Annotated[str | None, typer.Option(help="Opened before (RFC 3339).")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=500)] = 50,
+    cursor: Annotated[str | None, typer.Option(help="Where the page before ended.")] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """List delegated tasks, newest first."""
+    wanted = {
+        "user": user,
+        "agent": agent,
+        "tool": tool,
+        "code": code,
+        "since": since,
+        "until": until,
+        "cursor": cursor,
+    }
+    page = BrokerClient(load(config)).get("/api/chains", limit=limit, **wanted)
+    if as_json:
+        say(page)
+        return
+    for row in page["chains"]:
+        state = row["reason"] or "open"
+        refused = f"  [red]{row['refused']} refused[/]" if row["refused"] else ""
+        out.print(
+            f"{row['txn']}  {row['opened_at']}  [bold]{row['user']}[/] → {row['agent']}  {row['hops']} hops  "
+            f"{cost(row['spent'])} of {cost(row['limit'])}  {state}{refused}"
+        )
+    if page["cursor"]:
+        out.print(f"more: --cursor {page['cursor']}")
+    if not page["chains"]:
+        out.print("none")
+
+
+@command
+def chain(
+    txn: Annotated[str, typer.Argument(metavar="TXN", help="The txn, or a unique beginning of it.")],
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Draw one chain: every hop, what was refused, and what it cost."""
+    client = BrokerClient(load(config))
+    found = client.get(f"/api/chains/{whole(client, txn)}")
+    if as_json:
+        say(found)
+    else:
+        out.print(tree(found["records"], found["refusals"]))
+
+
+def whole(client: BrokerClient, beginning: str) -> str:
+    """The txn that ``beginning`` is the unique beginning of. Refuses UNKNOWN_TARGET."""
+    if is_txn(beginning):
+        return beginning
+    found = sorted(
+        {hit["txn"] for hit in _search(client, beginning) if hit["txn"] and hit["txn"].startswith(beginning)}
+    )
+    if len(found) != 1:
+        raise refusal(
+            Code.UNKNOWN_TARGET, f"{'no txn begins' if not found else f'{len(found)} txns begin'} with {beginning}",
+            rule="chain.id", ask="remit chains lists them; at least 4 digits, enough to be unique",
+        )  # fmt: skip
+    return found[0]
+
+
+def _search(client: BrokerClient, beginning: str) -> list[dict[str, Any]]:
+    if len(beginning) < 4 or not set(beginning) <= set("0123456789abcdef."):
+        raise refusal(
+            Code.MALFORMED,
+            f"{beginning!r} is no id",
+            rule="chain.id",
+            ask="give a hop, <txn>.<hop>, or at least 4 of its digits",
+        )
+    found: list[dict[str, Any]] = client.get(f"/api/find/{beginning}")["found"]
+    return found
+
+
+@command
+def why(
+    what: Annotated[str, typer.Argument(metavar="ID", help="A hop, <txn>.<hop>, or a unique beginning.")],
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Explain one decision: what was asked, by whom, what decided, and what to ask for instead."""
+    client = BrokerClient(load(config))
+    hits = [hit for hit in _search(client, what) if hit["hop"]]
+    if len({hit["hop"] for hit in hits}) != 1:
+        raise refusal(
+            Code.UNKNOWN_TARGET, f"{len(hits) or 'no'} hops begin with {what}", rule="why.id",
+            ask="remit chain TXN shows them: " + " ".join(hit["hop"] for hit in hits[:8]),
+        )  # fmt: skip
+    record = client.get(f"/api/records/{hits[0]['hop']}")
+    if as_json:
+        say(record)
+        return
+    for part in record["records"]:
+        for line in explained(part):
+            out.print(line)
+
+
+def explained(record: dict[str, Any]) -> list[str]:
+    """A record in a few lines."""
+    if record["kind"] == "hop.refused":
+        lines = [
+            f"[red]refused[/] {record['caller']} → [bold]{record['resource']}[/] at {record['at']}, in stage {record['stage']}",
+            f"  {record['code']}: {record['message']}".replace("[", "\\["),
+            f"  rule: {record['rule']}",
+        ]
+        return [*lines, *([f"  → {record['ask']}"] if record["ask"] else []), *_decided(record)]
+    if record["kind"] == "hop.opened":
+        return [
+            f"[green]opened[/] {record['caller']} → [bold]{record['resource']}[/] at {record['at']}, depth {record['depth']}",
+            f"  held {cost(record['budget'])}",
+            *_decided(record),
+        ]
+    lines = [f"closed {record['outcome']} after {record['ms']} ms, spent {cost(record['spent'])}"]
+    return lines + ([f"  {record['code']}: {record['reason']} ({record['rule']})"] if record["code"] else [])
+
+
+def _decided(record: dict[str, Any]) -> list[str]:
+    decision = record["decision"]
+    lines = []
+    if decision:
+        rules = ", ".join(decision["rules"]) or "no policy permits it (default deny)"
+        lines.append(f"  policy: {decision['effect']} by {rules}, revision {decision['revision'][:12]}")
+    if record["findings"]:
+        seen = ", ".join(f"{f['kind']} at {f['where'] or '/'}" for f in record["findings"])
+        lines.append(f"  found: {seen}")
+    return lines
+
+
+@command
+def revoke(
+    grant: Annotated[str | None, typer.Option(help="A grant by its jti: it and everything below it.")] = None,
+    txn: Annotated[str | None, typer.Option(help="A whole txn.")] = None,
+    why: Annotated[str, typer.Option(help="For the record.")] = "",
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Revoke a grant or a whole txn: binds the very next hop of every descendant."""
+    client = BrokerClient(load(config))
+    told = client.post("/api/revocations", {"grant": grant, "txn": txn, "why": why})
+    if as_json:
+        say(told)
+    else:
+        out.print(f"revoked {told['revoked']} (record {told['seq']} of txn {told['txn']})")

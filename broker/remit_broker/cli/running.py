@@ -1,0 +1,133 @@
+"""``init``, ``check``, ``up``: a configuration, whether it is right, and a broker on it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+
+from remit_broker.adapters.cedar import CedarEngine
+from remit_broker.adapters.errors import ConfigError
+from remit_broker.adapters.keyfiles import KeyFiles
+from remit_broker.adapters.nats_server import find_binary
+from remit_broker.app import Broker
+from remit_broker.cli.common import Config, Json, command, err, out, say
+from remit_broker.config import Settings, load
+from remit_broker.edges.attach.servers_file import ServersFileError, read_servers
+from remit_broker.starter import write_starter
+
+T = TypeVar("T")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(init)
+    app.command()(check)
+    app.command()(up)
+
+
+@command
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to put remit.toml and the starter policy.")],
+    auth: Annotated[Literal["local"], typer.Option(help="How HTTP callers are known.")] = "local",
+    port: Annotated[
+        int, typer.Option(help="Port of the HTTP edge; 0 takes a free one at each start.", min=0, max=65535)
+    ] = 7480,
+    as_json: Json = False,
+) -> None:
+    """Write a commented remit.toml and a starter policy. Nothing that exists is overwritten."""
+    file = write_starter(folder, auth, port)
+    if as_json:
+        say({"config": str(file), "policies": str(file.parent / "policies")})
+    else:
+        out.print(f"wrote {file} and {file.parent / 'policies' / 'default.cedar'}")
+        out.print(f"  → start it with: remit up -c {file}")
+
+
+@command
+def check(config: Config = None, as_json: Json = False) -> None:
+    """Check configuration, policies, keys and the servers to run; says what is wrong and where."""
+    settings = load(config)
+    found = checked(settings)
+    if as_json:
+        say({"ok": True, "config": str(settings.file), **found})
+    else:
+        for name, text in found.items():
+            out.print(f"[green]✓[/] {name}: {text}")
+
+
+def checked(settings: Settings) -> dict[str, str]:
+    """What is right, by part. Raises :class:`ConfigError` for the first thing that is not."""
+    found = {"configuration": str(settings.file)}
+    engine = CedarEngine.load(settings.policies)
+    found["policies"] = f"{settings.policies}, revision {engine.revision[:12]}"
+    try:
+        entries = read_servers(settings.servers_file)
+    except ServersFileError as bad:
+        raise ConfigError(str(bad)) from None
+    found["servers"] = ", ".join(entries) or "none run by the broker"
+    if not settings.config.bus.url:
+        found["nats-server"] = str(find_binary())
+    if settings.data.exists():
+        keys = KeyFiles.open(settings.data)
+        found["keys"] = f"{keys.folder / 'keys'}, signing with {keys.signing.kid}"
+    else:
+        found["keys"] = "will be drawn at the first start"
+    return found
+
+
+@command
+def up(
+    config: Config = None,
+    replicas: Annotated[int, typer.Option(help="Broker processes; one in this version.", min=1, max=1)] = 1,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Log errors only.")] = False,
+) -> None:
+    """Run the broker: an embedded NATS server (unless bus.url is set), the broker and the HTTP edge, until Ctrl-C."""
+    settings = load(config)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.ERROR if quiet else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    for noisy in ("nats", "httpx", "httpcore", "uvicorn", "opentelemetry"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    code = run_loop(_serve(settings, as_json))
+    raise typer.Exit(code)
+
+
+def run_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on uvloop."""
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+async def _serve(settings: Settings, as_json: bool) -> int:
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, asked.set)
+    async with Broker(settings) as broker:
+        if as_json:
+            say(broker.ready)
+        else:
+            out.print(f"remit is up: {broker.http}  bus {broker.bus}  pid {os.getpid()}")
+            out.print(f"  data in {settings.data}; stop with Ctrl-C")
+        ends = [asyncio.create_task(asked.wait()), asyncio.create_task(broker.ended.wait())]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for task in ends:
+            task.cancel()
+        if broker.ended.is_set():
+            err.print("[bold red]the NATS server ended[/]; its log is nats.log in the data folder")
+            return 3
+        err.print("stopping: running hops get a moment to end")
+    return 0

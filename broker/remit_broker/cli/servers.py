@@ -1,0 +1,145 @@
+"""``remit servers`` and ``remit attach``: MCP servers on the bus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from remit_broker.adapters.errors import ConfigError
+from remit_broker.cli.agents import enrol
+from remit_broker.cli.client import BrokerClient
+from remit_broker.cli.common import Config, Json, Unreachable, command, out, say
+from remit_broker.config import Settings, load
+from remit_broker.edges.attach.run import run_attach
+from remit_broker.edges.attach.servers_file import ServerEntry, ServersFileError, read_servers, write_servers
+from remit_broker.edges.attach.source import SourceError, source
+
+app = typer.Typer(help="MCP servers on the bus.", no_args_is_help=True)
+
+Words = Annotated[list[str] | None, typer.Argument(metavar="-- CMD…", help="The command that starts the server.")]
+Url = Annotated[str | None, typer.Option(help="A streamable HTTP server instead of a command.")]
+Env = Annotated[list[str] | None, typer.Option("--env", help="NAME=VALUE for the server; it sees nothing else.")]
+
+
+def _variables(pairs: list[str] | None) -> dict[str, str]:
+    found = {}
+    for pair in pairs or ():
+        name, sign, value = pair.partition("=")
+        if not sign:
+            raise ConfigError(f"--env {pair!r} is not NAME=VALUE", "write --env NAME=VALUE")
+        found[name] = value
+    return found
+
+
+@app.command("add")
+@command
+def add(
+    name: Annotated[str, typer.Argument(help="[a-z0-9][a-z0-9_-]*")],
+    words: Words = None,
+    url: Url = None,
+    cwd: Annotated[Path | None, typer.Option(help="Working folder of the command.")] = None,
+    env: Env = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Have the broker run (or reach) an MCP server on its own machine: remit servers add git -- mcp-server-git."""
+    settings = load(config)
+    try:
+        entry = ServerEntry(name, source(words, url, cwd=cwd.absolute() if cwd else None, env=_variables(env) or None))
+        entries = read_servers(settings.servers_file)
+    except (SourceError, ServersFileError) as bad:
+        raise ConfigError(str(bad)) from None
+    if name in entries:
+        raise ConfigError(f"a server {name} is there already", f"remit servers remove {name}")
+    client = BrokerClient(settings)
+    enrol(settings, name, "mcp")
+    write_servers(settings.servers_file, {**entries, name: entry})
+    client.post("/api/servers/reload")
+    if as_json:
+        say({"server": name, "source": str(entry.source)})
+    else:
+        out.print(f"added {name}: {entry.source}\n  → remit servers list shows when its tools are there")
+
+
+@app.command("list")
+@command
+def list_(config: Config = None, as_json: Json = False) -> None:
+    """List MCP servers, how they are, and their tools."""
+    found = BrokerClient(load(config)).get("/api/servers")["servers"]
+    if as_json:
+        say(found)
+        return
+    for server in found:
+        tools = server.get("serves", [])
+        out.print(f"[bold]{server['name']}[/]  {server['state']}  {len(tools)} tools  {server.get('reason', '')}")
+        if tools:
+            out.print("  " + " ".join(tools))
+        if server.get("waiting"):
+            out.print(
+                f"  [yellow]changed, not callable:[/] {' '.join(server['waiting'])}  → remit servers accept {server['name']}"
+            )
+    if not found:
+        out.print("none yet  → remit servers add NAME -- CMD")
+
+
+@app.command("remove")
+@command
+def remove(name: Annotated[str, typer.Argument()], config: Config = None, as_json: Json = False) -> None:
+    """Stop a server and forget it."""
+    settings = load(config)
+    client = BrokerClient(settings)
+    try:
+        entries = read_servers(settings.servers_file)
+    except ServersFileError as bad:
+        raise ConfigError(str(bad)) from None
+    entries.pop(name, None)
+    write_servers(settings.servers_file, entries)
+    client.post("/api/servers/reload")
+    client.delete(f"/api/agents/{name}")
+    (settings.credentials / f"{name}.json").unlink(missing_ok=True)
+    if as_json:
+        say({"removed": name})
+    else:
+        out.print(f"removed {name}")
+
+
+@app.command("accept")
+@command
+def accept(name: Annotated[str, typer.Argument()], config: Config = None, as_json: Json = False) -> None:
+    """Accept the definitions of a server as they are now."""
+    told = BrokerClient(load(config)).post(f"/api/servers/{name}/accept")
+    if as_json:
+        say(told)
+    else:
+        out.print("accepted: " + (", ".join(told["accepted"]) or "nothing was waiting"))
+
+
+@command
+def attach(
+    name: Annotated[str, typer.Argument(help="The server's name on the bus.")],
+    words: Words = None,
+    url: Url = None,
+    cwd: Annotated[Path | None, typer.Option(help="Working folder of the command.")] = None,
+    env: Env = None,
+    credentials: Annotated[
+        Path | None, typer.Option(help="Its credentials file; default: the broker's on this machine.")
+    ] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Attach an MCP server to the bus from where it runs, until Ctrl-C: remit attach files -- npx some-server DIR."""
+    path = credentials or _own(load(config), name)
+    raise typer.Exit(run_attach(name, path, command=words, url=url, cwd=cwd, env=_variables(env) or None))
+
+
+def _own(settings: Settings, name: str) -> Path:
+    """The server's credentials on this machine; registers it where the broker runs here and does not know it yet."""
+    path = settings.credentials / f"{name}.json"
+    if not path.exists():
+        try:
+            enrol(settings, name, "mcp")
+        except Unreachable as gone:
+            raise Unreachable(f"{path} does not exist, and {gone}", gone.ask) from None
+    return path

@@ -1,0 +1,242 @@
+"""The fold of a txn: its records applied one after the other, each checked against everything before it.
+
+:func:`apply` is the only way to make a :class:`Fold`, and it is the definition of a valid sequence: the broker asks it
+before it appends, and again about everything it reads. What it does not accept is :class:`Corrupt`.
+
+It judges the sequence and the accounts. That a scope only narrows is judged on the grants, which carry the same scope
+(``remit_schemas.bundle``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+from immutables import Map
+from msgspec.structs import replace
+
+from remit_broker.core.tree import (
+    Fold,
+    Node,
+    Settlement,
+    open_path,
+    settle,
+)
+from remit_schemas.budget import ONE_CALL, ZERO
+from remit_schemas.canonical import canonical, digest
+from remit_schemas.errors import Refusal
+from remit_schemas.names import is_hop, is_principal, is_tenant, is_txn, parse_jti, parse_resource
+from remit_schemas.records import (
+    GENESIS,
+    MAX_RECORD,
+    VERSION,
+    GrantRevoked,
+    HopClosed,
+    HopOpened,
+    Record,
+    TxnClosed,
+    TxnOpened,
+    parse_record,
+)
+
+__all__ = ["Corrupt", "Fold", "Node", "Settlement", "apply", "fold_all", "open_path", "settle"]
+
+MAX_DEPTH: Final = 16
+"""Deepest delegation anywhere (contract: ``max_depth`` ≤ 16)."""
+
+_AT = re.compile(r"\d{4}-(0\d|1[0-2])-([0-2]\d|3[01])T([01]\d|2[0-3]):[0-5]\d:([0-5]\d|60)\.\d{3}Z")
+
+
+class Corrupt(Exception):  # noqa: N818 - a finding about a sequence
+    """A sequence of records that is not one a broker wrote. ``where`` is the place, ``<txn>#<seq>``."""
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(f"{where}: {why}")
+        self.where = where
+        self.why = why
+
+
+def fold_all(raws: Iterable[dict[str, Any]]) -> Fold:
+    """The fold of a whole sequence, from its first record on. Raises :class:`Corrupt` (also where it is empty)."""
+    fold: Fold | None = None
+    for raw in raws:
+        fold = apply(fold, raw)
+    if fold is None:
+        raise Corrupt("#0", "there is no record")
+    return fold
+
+
+def apply(fold: Fold | None, raw: dict[str, Any]) -> Fold:
+    """``fold`` after one more record (None: before the first). O(log n) in its hops. Raises :class:`Corrupt`."""
+    expected = 0 if fold is None else fold.seq + 1
+    where = f"{'' if fold is None else fold.txn}#{expected}"
+    try:
+        record = _sealed(raw)
+        _require(record.seq == expected, f"seq is {record.seq}, expected {expected}")
+        _require(
+            record.prev == (GENESIS if fold is None else fold.hash), "prev is not the hash of the record before it"
+        )
+        if fold is None:
+            return _open_txn(record)
+        return _continue(fold, record)
+    except _Unfit as unfit:
+        raise Corrupt(where, str(unfit)) from None
+
+
+class _Unfit(Exception):  # noqa: N818
+    """Why a record cannot stand here; :func:`apply` adds the place."""
+
+
+def _require(condition: bool, why: str) -> None:
+    if not condition:
+        raise _Unfit(why)
+
+
+def _sealed(raw: dict[str, Any]) -> Record:
+    """The record of ``raw``: of a known kind and version, no larger than allowed, and sealed by its own hash."""
+    try:
+        record = parse_record(raw)
+        content = canonical({key: value for key, value in raw.items() if key != "hash"})
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _Unfit(f"not a record: {error}") from None
+    _require(len(content) <= MAX_RECORD, f"the record has {len(content)} bytes, at most {MAX_RECORD} are allowed")
+    _require(digest(content) == record.hash, "hash is not that of the record")
+    _require(record.v == VERSION, f"version {record.v} is unknown")
+    _require(_AT.fullmatch(record.at) is not None, f"at is {record.at!r}, not RFC 3339 UTC with milliseconds")
+    return record
+
+
+def _open_txn(record: Record) -> Fold:
+    if not isinstance(record, TxnOpened):
+        raise _Unfit("the first record must be txn.opened")
+    _require(is_tenant(record.tenant), f"{record.tenant!r} is not a tenant")
+    _require(is_txn(record.txn), f"{record.txn!r} is not a txn id")
+    _require(is_hop(record.hop), f"{record.hop!r} is not a hop id")
+    _require(is_principal(record.agent), f"{record.agent!r} is not an agent")
+    _require(record.user != "", "a txn needs a user")
+    _require(record.jti == f"{record.txn}.{record.hop}.1", "jti is not <txn>.<hop>.1")
+    _require(0 <= record.max_depth <= MAX_DEPTH, f"max_depth is not between 0 and {MAX_DEPTH}")
+    labels = frozenset(record.labels)
+    root = Node(
+        hop=record.hop, parent=None, caller=record.user, callee=record.agent, resource="", seq=0, at=record.at,
+        depth=0, max_depth=record.max_depth, limit=record.budget, spent=ZERO, exp=record.exp,
+        deadline=record.exp * 1000, rec=record.hash, scope=record.scope, labels=labels,
+    )  # fmt: skip
+    return Fold(
+        tenant=record.tenant, txn=record.txn, user=record.user, root=record.hop, seq=0, hash=record.hash,
+        nodes=Map({record.hop: root}), labels=labels,
+    )  # fmt: skip
+
+
+def _continue(fold: Fold, record: Record) -> Fold:
+    _require(record.tenant == fold.tenant, "the record is of another tenant")
+    _require(record.txn == fold.txn, "the record is of another txn")
+    _require(fold.state == "open", "the txn is closed, nothing may follow")
+    return replace(_step(fold, record), seq=record.seq, hash=record.hash)
+
+
+def _step(fold: Fold, record: Record) -> Fold:
+    match record:
+        case HopOpened():
+            return _open_hop(fold, record)
+        case HopClosed():
+            return _close_hop(fold, record)
+        case GrantRevoked():
+            return _revoke(fold, record)
+        case TxnClosed():
+            return _close_txn(fold, record)
+        case TxnOpened():
+            raise _Unfit("the txn was opened before")
+
+
+def _open_hop(fold: Fold, record: HopOpened) -> Fold:
+    _require(is_hop(record.hop), f"{record.hop!r} is not a hop id")
+    _require(record.hop not in fold.nodes, f"hop {record.hop} was opened before")
+    parent = _open_parent(fold, record)
+    _require(record.caller == parent.callee, f"the caller is {record.caller!r}, the grant is for {parent.callee!r}")
+    _require(record.jti == f"{record.txn}.{record.hop}.1", "jti is not <txn>.<hop>.1")
+    _require(record.depth == parent.depth + 1, f"depth is {record.depth}, its parent's is {parent.depth}")
+    _require(record.depth <= record.max_depth <= parent.max_depth, "depth ≤ max_depth ≤ the parent's max_depth fails")
+    _require(record.exp <= parent.exp, "exp is later than its parent's")
+    # INVARIANT: the tree never authorises more than its root (test_fold: held + spent never exceeds a limit).
+    _require(ONE_CALL.within(record.budget), "a hop costs at least one call")
+    _require(record.budget.within(parent.left), f"holds {record.budget}, its parent has {parent.left} left")
+    _require(record.idem is None or record.idem not in fold.idem, "the idempotency key was used before")
+    _require(record.approval is None or record.approval not in fold.approvals, "the approval was used before")
+    node = Node(
+        hop=record.hop, parent=parent.hop, caller=record.caller, callee=_callee(record.resource),
+        resource=record.resource, seq=record.seq, at=record.at,
+        depth=record.depth, max_depth=record.max_depth, limit=record.budget,
+        spent=ONE_CALL, exp=record.exp, deadline=record.deadline, rec=record.hash, scope=record.scope,
+        labels=frozenset(record.labels), args_digest=record.args_digest,
+    )  # fmt: skip
+    holding = replace(
+        parent, held=parent.held + record.budget, open_children=parent.open_children.set(record.hop, record.seq)
+    )
+    return replace(
+        fold,
+        nodes=fold.nodes.update({node.hop: node, holding.hop: holding}),
+        labels=fold.labels | node.labels,
+        idem=fold.idem if record.idem is None else fold.idem.set(record.idem, record.hop),
+        approvals=fold.approvals if record.approval is None else fold.approvals.set(record.approval, record.hop),
+    )
+
+
+def _open_parent(fold: Fold, record: HopOpened) -> Node:
+    path = fold.path(record.parent)
+    _require(bool(path), f"its parent {record.parent!r} does not exist")
+    # INVARIANT: nothing is opened under a closed or revoked hop (test_fold: nothing applies under a closed hop).
+    _require(all(node.state == "open" for node in path), "its parent or an ancestor is closed")
+    _require(not any(node.hop in fold.revoked for node in path), "its parent or an ancestor is revoked")
+    return path[-1]
+
+
+def _callee(resource: str) -> str:
+    try:
+        return parse_resource(resource).name
+    except Refusal as no:
+        raise _Unfit(no.body.message) from None
+
+
+def _close_hop(fold: Fold, record: HopClosed) -> Fold:
+    node = fold.nodes.get(record.hop)
+    if node is None or node.parent is None:
+        raise _Unfit(f"there is no hop {record.hop!r}")
+    _require(node.state == "open", f"hop {record.hop} is closed")
+    _require(not node.open_children, f"hop {record.hop} has open descendants")
+    charge = settle(fold, record.hop, record.cost, record.outcome)
+    _require(record.spent == charge.spent, f"spent is {record.spent}, it settles at {charge.spent}")
+    _require(record.overrun == charge.overrun, f"overrun is {record.overrun}, it settles at {charge.overrun}")
+    returned = frozenset(record.labels)
+    parent = fold.nodes[node.parent]
+    closed = replace(node, state="closed", outcome=record.outcome, code=record.code)
+    charged = replace(
+        parent,
+        held=parent.held.minus(node.limit),
+        spent=parent.spent + charge.spent,
+        overrun=parent.overrun + charge.overrun,
+        open_children=parent.open_children.delete(node.hop),
+        labels=parent.labels | returned,
+    )
+    return replace(
+        fold, nodes=fold.nodes.update({closed.hop: closed, charged.hop: charged}), labels=fold.labels | returned
+    )
+
+
+def _revoke(fold: Fold, record: GrantRevoked) -> Fold:
+    jti = parse_jti(record.jti)
+    node = fold.nodes.get(record.hop)
+    if jti is None or node is None or (jti.txn, jti.hop) != (fold.txn, node.hop) or jti.n > node.n:
+        raise _Unfit(f"{record.jti!r} is not a grant of hop {record.hop!r}")
+    _require(node.state == "open", f"hop {node.hop} is closed, its grant is of no use")
+    _require(node.hop not in fold.revoked, f"the grant of hop {node.hop} was revoked before")
+    return replace(fold, revoked=fold.revoked.set(node.hop, record.jti))
+
+
+def _close_txn(fold: Fold, record: TxnClosed) -> Fold:
+    root = fold.totals
+    _require(record.hop == root.hop, "hop is not the opening of the txn")
+    _require(not root.open_children, "the txn has open hops")
+    _require((record.spent, record.overrun) == (root.spent, root.overrun), "spent and overrun are not the txn's")
+    return replace(fold, state="closed", nodes=fold.nodes.set(root.hop, replace(root, state="closed")))

@@ -1,0 +1,65 @@
+"""What a listing of txns may be narrowed by, and what it shows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from remit_schemas.budget import Budget
+
+
+class ChainFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which txns to list; what is None does not narrow.
+
+    ``agent`` is any principal of the chain, ``tool`` a resource or the beginning of one, ``code`` that of a failed hop
+    or of a refusal in the txn; ``since`` (included) and ``until`` (excluded) are RFC 3339 UTC. Newest first; ``cursor``
+    is what the page before ended with.
+    """
+
+    user: str | None = None
+    agent: str | None = None
+    tool: str | None = None
+    code: str | None = None
+    since: str | None = None
+    until: str | None = None
+    limit: int = 50
+    cursor: str | None = None
+
+
+class ChainRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One txn in a listing. ``refused`` counts calls; ``broken`` says why its records do not hold together."""
+
+    tenant: str
+    txn: str
+    user: str
+    agent: str
+    opened_at: str
+    last_at: str
+    closed_at: str | None
+    reason: str | None
+    continues: str | None
+    hops: int
+    open_hops: int
+    refused: int
+    limit: Budget
+    spent: Budget
+    records: int
+    broken: str | None
+
+
+class ChainPage(NamedTuple):
+    """A page of a listing; ``cursor`` is None on the last."""
+
+    rows: list[ChainRow]
+    cursor: str | None
+
+
+class HopHit(NamedTuple):
+    """A hop found by the beginning of its id. ``kind`` is ``hop`` or ``refused``."""
+
+    kind: str
+    txn: str | None
+    hop: str
+    resource: str
+    at: str

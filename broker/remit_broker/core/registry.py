@@ -1,0 +1,161 @@
+"""Who exists (principals) and what they serve (targets), as plain values with a digest that pins each definition."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from remit_schemas.budget import ONE_CALL, Budget
+from remit_schemas.canonical import canonical, digest
+from remit_schemas.errors import Code, refusal
+from remit_schemas.names import Kind, is_op, normalize
+from remit_schemas.scope import Scope, parse_scope
+
+
+class Principal(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent or MCP server that may connect. ``nkey`` is the public user nkey it proves at connect."""
+
+    name: str
+    kind: Kind
+    nkey: str
+    tenant: str = "default"
+    tier: str = "standard"
+    created: str = ""
+
+
+class Annotations(msgspec.Struct, frozen=True, kw_only=True):
+    """MCP tool annotations with the protocol's own defaults (2025-11-25, ToolAnnotations): a claim of the server."""
+
+    read_only: bool = False
+    destructive: bool = True
+    idempotent: bool = False
+    open_world: bool = True
+
+
+class Definition(msgspec.Struct, frozen=True, kw_only=True):
+    """One skill or tool as its server describes it; everything in it is covered by the digest that pins it."""
+
+    op: str
+    title: str = ""
+    description: str = ""
+    input_schema: dict[str, Any] = {}
+    output_schema: dict[str, Any] | None = None
+    annotations: dict[str, Any] = {}
+    needs: tuple[str, ...] | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical definition."""
+        return digest(canonical(msgspec.to_builtins(self)))
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """What a resource resolves to. ``ceiling`` is None where the callee's own needs are not limited (a tool has none)."""
+
+    kind: Kind
+    callee: str
+    op: str
+    tier: str
+    definition: str
+    input_schema: dict[str, Any]
+    output_schema: dict[str, Any] | None
+    annotations: Annotations
+    ceiling: Scope | None
+    price: Budget = ONE_CALL
+    labels: tuple[str, ...] = ()
+    quarantined: str = ""
+
+
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """What one principal serves at the moment, as it said when it attached."""
+
+    name: str
+    kind: Kind
+    server: dict[str, Any] = {}
+    definitions: tuple[Definition, ...] = ()
+    state: Literal["attached", "detached"] = "attached"
+    at: str = ""
+
+
+MAX_DEFINITIONS = 2000
+MAX_DEFINITION = 64 * 1024
+
+
+def annotations_of(raw: dict[str, Any]) -> Annotations:
+    """MCP's hints with their defaults; ``destructiveHint`` means nothing where ``readOnlyHint`` is true."""
+    read_only = raw.get("readOnlyHint") is True
+    return Annotations(
+        read_only=read_only,
+        destructive=not read_only and raw.get("destructiveHint", True) is not False,
+        idempotent=raw.get("idempotentHint") is True,
+        open_world=raw.get("openWorldHint", True) is not False,
+    )
+
+
+def definitions_of(kind: Kind, args: dict[str, Any]) -> tuple[Definition, ...]:
+    """The definitions in an attach request (``skills`` of an agent, ``tools`` of an MCP server). Refuses MALFORMED."""
+    raws = args.get("tools" if kind == "mcp" else "skills")
+    if not isinstance(raws, list) or len(raws) > MAX_DEFINITIONS:
+        raise refusal(
+            Code.MALFORMED, "no list of definitions", rule="attach.definitions", ask=f"send at most {MAX_DEFINITIONS}"
+        )
+    found = tuple(_definition(kind, raw) for raw in raws)
+    names = [definition.op for definition in found]
+    if len(set(names)) != len(names):
+        raise refusal(
+            Code.MALFORMED, "two definitions have one name", rule="attach.collision", ask="give each its own name"
+        )
+    return found
+
+
+def _definition(kind: Kind, raw: Any) -> Definition:
+    if not isinstance(raw, dict) or not isinstance(name := raw.get("name"), str) or not is_op(name):
+        said = raw.get("name") if isinstance(raw, dict) else None
+        hint = " (not in NFKC form)" if isinstance(said, str) and said != normalize(said) else ""
+        raise refusal(
+            Code.MALFORMED, f"{said!r} cannot name a skill or tool{hint}", rule="attach.name",
+            ask="use 1 to 256 printable characters without / or *, in NFKC form",
+        )  # fmt: skip
+    schema, output, needs = (
+        raw.get("inputSchema", raw.get("input_schema")),
+        raw.get("outputSchema", raw.get("output_schema")),
+        raw.get("needs"),
+    )
+    annotations = raw.get("annotations") or {}
+    good = (
+        isinstance(schema, dict) and isinstance(output, dict | None) and isinstance(annotations, dict)
+        and (needs is None or (isinstance(needs, list) and all(isinstance(need, str) for need in needs)))
+    )  # fmt: skip
+    if not good:
+        raise refusal(Code.MALFORMED, f"the definition of {name!r} is not well formed", rule="attach.definition",
+                      ask="send inputSchema (an object), and outputSchema, annotations, needs where there are any")  # fmt: skip
+    for need in needs or ():
+        parse_scope(need)
+    found = Definition(
+        op=name,
+        title=str(raw.get("title") or ""),
+        description=str(raw.get("description") or ""),
+        input_schema=schema,
+        output_schema=output,
+        annotations=annotations,
+        needs=tuple(needs) if needs is not None else None,
+    )
+    try:
+        size = len(canonical(msgspec.to_builtins(found)))
+    except ValueError:
+        raise refusal(Code.MALFORMED, f"the definition of {name!r} has no canonical form", rule="attach.definition",
+                      ask="use finite numbers within 2^53-1") from None  # fmt: skip
+    if size > MAX_DEFINITION:
+        raise refusal(Code.TOO_LARGE, f"the definition of {name!r} has {size} bytes", rule="attach.size",
+                      ask=f"keep it within {MAX_DEFINITION}")  # fmt: skip
+    return found
+
+
+def ceiling_of(kind: Kind, definition: Definition) -> Scope | None:
+    """What a skill may ever be given: the scopes it says it needs; None where it names none, and nothing for a tool."""
+    if kind == "mcp":
+        return Scope.of(())
+    if definition.needs is None:
+        return None
+    return Scope.of(parse_scope(need) for need in definition.needs)

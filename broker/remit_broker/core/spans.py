@@ -1,0 +1,174 @@
+"""A record as a span, by one pure function each: the same ids, so that record, grant and span find each other.
+
+Trace id = txn, span id = hop, parent = the parent hop, whatever trace context an agent sent or dropped; what it did send
+becomes a link. Attributes come from this file alone: nothing a caller wrote can name one. Conventions: OpenTelemetry GenAI
+and MCP (Development), ``error.type`` (stable), and ``remit.*`` where there is none.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal
+
+import msgspec
+
+from remit_broker.core.times import seconds_of
+from remit_schemas.budget import Budget
+from remit_schemas.names import parse_resource
+from remit_schemas.records import HopClosed, HopOpened, HopRefused, TxnOpened
+
+Value = str | int | bool | tuple[str, ...]
+
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+
+
+class Link(msgspec.Struct, frozen=True):
+    """Another span this one points at. Ids are lower-case hex."""
+
+    trace: str
+    span: str
+    flags: int = 0
+
+
+class SpanData(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished span. Times are Unix nanoseconds; ``error`` is the status description, None where the hop went well."""
+
+    trace: str
+    span: str
+    parent: str | None
+    name: str
+    kind: Literal["client", "server"]
+    start: int
+    end: int
+    attributes: dict[str, Value]
+    links: tuple[Link, ...] = ()
+    error: str | None = None
+
+
+def delegated(record: TxnOpened) -> SpanData:
+    """The root of the trace: a user handed a task to a first agent. It is a moment; the hops below it take the time."""
+    at = _nanos(record.at)
+    attributes: dict[str, Value] = {
+        "gen_ai.operation.name": "invoke_agent",
+        "gen_ai.agent.name": record.agent,
+        "enduser.pseudo.id": record.user,
+        "remit.tenant": record.tenant,
+        "remit.depth": 0,
+        "remit.grant.jti": record.jti,
+        "remit.record.hash": record.hash,
+        **_budget("remit.budget", record.budget),
+    }
+    links = ()
+    if record.continues:
+        txn, _, hop = record.continues.partition(".")
+        links = (Link(txn, hop),)
+    return SpanData(
+        trace=record.txn, span=record.hop, parent=None, name=f"invoke_agent {record.agent}", kind="server",
+        start=at, end=at + 1_000_000, attributes=attributes, links=links,
+    )  # fmt: skip
+
+
+def closed(opened: HopOpened, closed: HopClosed, user: str) -> SpanData:
+    """A hop that happened."""
+    failed = closed.outcome not in ("ok",)
+    attributes: dict[str, Value] = {
+        **_target(opened.resource),
+        "enduser.pseudo.id": user,
+        "remit.tenant": opened.tenant,
+        "remit.caller": opened.caller,
+        "remit.resource": opened.resource,
+        "remit.depth": opened.depth,
+        "remit.grant.jti": opened.jti,
+        "remit.record.hash": opened.hash,
+        "remit.outcome": closed.outcome,
+        "remit.effect": closed.effect,
+        "remit.decision": opened.decision.effect,
+        "remit.policy.rules": opened.decision.rules,
+        "remit.policy.revision": opened.decision.revision,
+        **_budget("remit.budget", opened.budget),
+        **_budget("remit.spent", closed.spent),
+    }
+    if opened.findings:
+        attributes["remit.findings"] = tuple(sorted({finding.kind for finding in opened.findings}))
+    if opened.labels:
+        attributes["remit.labels"] = opened.labels
+    if failed:
+        attributes["error.type"] = closed.code or ("tool_error" if closed.outcome == "failed" else closed.outcome)
+    if closed.rule:
+        attributes["remit.rule"] = closed.rule
+    return SpanData(
+        trace=opened.txn, span=opened.hop, parent=opened.parent, name=_name(opened.resource), kind="client",
+        start=_nanos(opened.at), end=max(_nanos(closed.at), _nanos(opened.at)), attributes=attributes,
+        links=_links(opened.link), error=(closed.rule or closed.outcome) if failed else None,
+    )  # fmt: skip
+
+
+def refused(record: HopRefused) -> SpanData:
+    """A call that never became a hop: an error span under the caller's hop, or a trace of its own where no grant held."""
+    at = _nanos(record.at)
+    attributes: dict[str, Value] = {
+        **_target(record.resource),
+        "remit.tenant": record.tenant,
+        "remit.caller": record.caller,
+        "remit.resource": record.resource,
+        "remit.decision": "deny",
+        "remit.stage": record.stage,
+        "remit.rule": record.rule,
+        "remit.record.hash": record.hash,
+        "remit.count": record.count,
+        "error.type": record.code,
+    }
+    if record.user:
+        attributes["enduser.pseudo.id"] = record.user
+    if record.findings:
+        attributes["remit.findings"] = tuple(sorted({finding.kind for finding in record.findings}))
+    return SpanData(
+        trace=record.txn or record.hop * 2, span=record.hop, parent=record.parent, name=_name(record.resource),
+        kind="client", start=at, end=at, attributes=attributes, links=_links(record.link), error=record.code,
+    )  # fmt: skip
+
+
+def _nanos(at: str) -> int:
+    return round(seconds_of(at) * 1000) * 1_000_000
+
+
+def _parts(resource: str) -> tuple[str, str, str] | None:
+    try:
+        return parse_resource(resource)
+    except Exception:  # a refused call may have named anything
+        return None
+
+
+def _name(resource: str) -> str:
+    parts = _parts(resource)
+    if parts is None:
+        return "refused request"
+    return f"execute_tool {parts[2]}" if parts[0] == "mcp" else f"invoke_agent {parts[1]}"
+
+
+def _target(resource: str) -> dict[str, Value]:
+    parts = _parts(resource)
+    if parts is None:
+        return {}
+    kind, name, op = parts
+    if kind == "agent":
+        return {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": name, "remit.skill": op}
+    return {
+        "gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": op, "mcp.method.name": "tools/call",
+        "remit.server": name,
+    }  # fmt: skip
+
+
+def _budget(prefix: str, budget: Budget) -> dict[str, Value]:
+    return {
+        f"{prefix}.usd_micros": budget.usd_micros,
+        f"{prefix}.tokens": budget.tokens,
+        f"{prefix}.calls": budget.calls,
+    }
+
+
+def _links(traceparent: str | None) -> tuple[Link, ...]:
+    match = _TRACEPARENT.fullmatch(traceparent or "")
+    if match is None or set(match[1]) == {"0"} or set(match[2]) == {"0"}:
+        return ()
+    return (Link(match[1], match[2], int(match[3], 16)),)

@@ -1,0 +1,183 @@
+"""A txn as the tree of its hops: what each grant holds, has spent and carries, at one point of the sequence.
+
+A :class:`Fold` never changes. Applying a record (:mod:`remit_broker.core.fold`) makes another one that shares all but a
+path with it, so an old one stays a valid picture of the moment it was taken at.
+
+Amounts of one node::
+
+    limit    what was held for it from its parent (the root: what the user granted)
+    held     what its open children hold now
+    spent    its own call and what its closed children were charged, never more than ``limit``
+    overrun  what they reported beyond their holds
+    left     limit - held - spent - overrun, never below zero
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+from immutables import Map
+
+from remit_schemas.budget import ZERO, Budget
+from remit_schemas.errors import Code, refusal
+from remit_schemas.records import Outcome
+from remit_schemas.scope import Detail
+
+WHOLE_HOLD: Final[frozenset[Outcome]] = frozenset({"unknown", "cancelled"})
+"""Outcomes after which nobody knows what was used, so all that was held is charged."""
+
+
+class Settlement(NamedTuple):
+    """What a parent is charged when a hop closes: ``spent`` out of its hold, ``overrun`` beyond it."""
+
+    spent: Budget
+    overrun: Budget
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    """One hop of the tree; the root stands for the opening of the txn, its callee is the user's first agent.
+
+    ``seq`` and ``at`` are those of the record that opened it.
+    ``n`` is the number of the latest grant minted for it, ``rec`` the hash of the record that authorised that grant.
+    ``exp`` is Unix seconds, ``deadline`` Unix milliseconds (the root: its ``exp``). ``open_children`` maps each open
+    child to the ``seq`` that opened it. ``labels`` are those of what it was sent and of what its children returned.
+    """
+
+    hop: str
+    parent: str | None
+    caller: str
+    callee: str
+    resource: str
+    seq: int
+    at: str
+    depth: int
+    max_depth: int
+    limit: Budget
+    spent: Budget
+    exp: int
+    deadline: int
+    rec: str
+    scope: tuple[Detail, ...]
+    held: Budget = ZERO
+    overrun: Budget = ZERO
+    state: Literal["open", "closed"] = "open"
+    n: int = 1
+    labels: frozenset[str] = frozenset()
+    open_children: Map[str, int] = Map()
+    args_digest: str = ""
+    outcome: Outcome | None = None
+    code: Code | None = None
+
+    @property
+    def left(self) -> Budget:
+        """What may still be held from this node."""
+        return self.limit.minus(self.held + self.spent + self.overrun)
+
+
+class Fold(msgspec.Struct, frozen=True, kw_only=True):
+    """A txn after its record ``seq``, whose hash is ``hash``.
+
+    ``idem`` and ``approvals`` map what may be used once (as the records name it) to the hop that used it; ``revoked``
+    holds the hops whose grants were revoked, each of which covers everything beneath it.
+    """
+
+    tenant: str
+    txn: str
+    user: str
+    root: str
+    seq: int
+    hash: str
+    nodes: Map[str, Node]
+    state: Literal["open", "closed"] = "open"
+    labels: frozenset[str] = frozenset()
+    idem: Map[str, str] = Map()
+    approvals: Map[str, str] = Map()
+    revoked: Map[str, str] = Map()
+
+    def node(self, hop: str) -> Node | None:
+        """The node of ``hop``, or None."""
+        return self.nodes.get(hop)
+
+    @property
+    def totals(self) -> Node:
+        """The root: its ``held``, ``spent`` and ``overrun`` are those of the whole tree."""
+        return self.nodes[self.root]
+
+    def is_open(self, hop: str) -> bool:
+        """Whether ``hop`` exists and is not closed."""
+        node = self.nodes.get(hop)
+        return node is not None and node.state == "open"
+
+    def is_revoked(self, hop: str) -> bool:
+        """Whether the grant of ``hop`` or of any of its ancestors was revoked."""
+        return bool(self.revoked) and any(node.hop in self.revoked for node in self._upwards(hop))
+
+    def path(self, hop: str) -> tuple[Node, ...]:
+        """From the root to ``hop``; empty where there is no such hop."""
+        return tuple(self._upwards(hop))[::-1]
+
+    def chain(self, hop: str) -> tuple[str, ...]:
+        """The principals from the user's first agent to the callee of ``hop``."""
+        return tuple(node.callee for node in self.path(hop))
+
+    def left(self, hop: str) -> Budget:
+        """What may still be held from ``hop``; nothing where it is closed or unknown."""
+        node = self.nodes.get(hop)
+        return node.left if node is not None and node.state == "open" else ZERO
+
+    def children(self, hop: str) -> tuple[Node, ...]:
+        """All children of ``hop``, open and closed, in the order in which they were opened. Looks at every node."""
+        return tuple(sorted((n for n in self.nodes.values() if n.parent == hop), key=lambda n: n.seq))
+
+    def descendants_open(self, hop: str) -> tuple[str, ...]:
+        """The open hops beneath ``hop``, each after all beneath itself: the order in which they can be closed."""
+        found: list[str] = []
+        waiting = [hop]
+        # Parents before children, latest child first; reversed, it is the post-order wanted. Never recursive.
+        while waiting:
+            here = waiting.pop()
+            found.append(here)
+            opened = self.nodes[here].open_children
+            waiting.extend(sorted(opened, key=opened.__getitem__))
+        return tuple(reversed(found[1:]))
+
+    def _upwards(self, hop: str | None) -> Iterator[Node]:
+        while hop is not None and (node := self.nodes.get(hop)) is not None:
+            yield node
+            hop = node.parent
+
+
+def open_path(fold: Fold, hop: str) -> tuple[Node, ...]:
+    """From the root to ``hop``, when something may be opened under it.
+
+    Raises a refusal: GRANT_INVALID where the txn has no such hop, GRANT_CLOSED, or GRANT_REVOKED.
+    """
+    path = fold.path(hop)
+    if not path:
+        raise refusal(
+            Code.GRANT_INVALID,
+            "the txn has no such hop",
+            rule="ledger.unknown-hop",
+            ask="a grant issued by this broker",
+        )
+    if revoked := next((node for node in path if node.hop in fold.revoked), None):
+        what = "the whole txn" if revoked.hop == fold.root else f"the grant of hop {revoked.hop}"
+        raise refusal(Code.GRANT_REVOKED, f"{what} was revoked", rule="ledger.revoked", ask="a new task from the user")
+    if fold.state == "closed" or any(node.state == "closed" for node in path):
+        what = "the txn" if fold.state == "closed" else "the hop the grant was minted for"
+        raise refusal(Code.GRANT_CLOSED, f"{what} is closed", rule="ledger.closed", ask="a grant of a hop that is open")
+    return path
+
+
+def settle(fold: Fold, hop: str, cost: Budget, outcome: Outcome) -> Settlement:
+    """What closing ``hop`` charges its parent, where the callee reports ``cost`` beside its one call.
+
+    Call it when everything beneath ``hop`` is closed. For the root it gives what ``txn.closed`` states.
+    """
+    node = fold.nodes[hop]
+    used = node.spent + cost
+    # INVARIANT: no more leaves a hold than was put into it (test_fold: held + spent never exceeds a limit).
+    spent = node.limit if outcome in WHOLE_HOLD and node.parent is not None else used.meet(node.limit)
+    return Settlement(spent, node.overrun + used.minus(node.limit))

@@ -1,0 +1,22 @@
+"""Credentials of agents and servers: a file only its owner can read; the broker is told nothing but the public key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from remit_broker.adapters.keyfiles import new_user_seed
+from remit_broker.adapters.private_files import private_folder, write_private
+from remit_broker.core import nkey
+from remit_schemas.names import Kind
+
+
+def credentials_file(folder: Path, name: str, kind: Kind, known: Mapping[str, Any]) -> tuple[Path, str]:
+    """Draw an nkey and write the credentials file (0600) of ``name``; the path and the public key, which is all that is told."""
+    seed = new_user_seed()
+    path = folder / f"{name}.json"
+    private_folder(path.parent, create=True)
+    write_private(path, json.dumps({"agent": name, "kind": kind, **known, "nkey_seed": seed}, indent=1).encode())
+    return path, nkey.public_of("U", seed)

@@ -1,0 +1,136 @@
+"""The demonstration from start to end; everything it returns was read back from the records of this run."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+
+from remit import Agent, Refused
+from remit_broker.app import Broker
+from remit_broker.config import load
+from remit_broker.core.evidence import Verdict, verify_evidence
+from remit_broker.core.registry import Principal
+from remit_broker.credentials import credentials_file
+from remit_broker.demo.intruder import Attempt, intrude
+from remit_broker.demo.people import DESK, PLANNER, RESEARCHER, SERVER, planner, researcher
+from remit_broker.demo.repository import SERVER_PACKAGE, find_repository, server_command
+from remit_broker.edges.attach.servers_file import ServerEntry, write_servers
+from remit_broker.edges.attach.source import source
+from remit_broker.hop.txn import Delegation, Opened, close_txn, open_txn
+from remit_broker.starter import write_starter
+from remit_schemas.budget import parse_budget
+from remit_schemas.keys import KeySet
+from remit_schemas.names import Kind, Resource
+from remit_schemas.scope import Scope, parse_scope
+
+Say = Callable[[str], None]
+
+SCOPES = ("agent/planner/*", "agent/researcher/*", "mcp/git/git_log", "mcp/git/git_reset")
+BUDGET = "usd=0.05,tokens=1000,calls=30"
+PRICES = '\n[prices]\n"mcp/git/*" = "usd=0.001,calls=1"\n'
+# The shape of a credential that was never issued; put together here so that no scanner of sources stops at it.
+LOOKS_SECRET = "deploy with " + "ghp_" + "A1b2C3d4E5f6G7h8I9j0K1l2M3n4O5p6Q7r8"
+
+
+class Shown(msgspec.Struct, kw_only=True):
+    """What the demonstration captured."""
+
+    txn: str
+    result: Any
+    records: list[dict[str, Any]]
+    refusals: list[dict[str, Any]]
+    attempts: list[Attempt]
+    verdict: Verdict
+    evidence: dict[str, Any]
+
+
+async def demo(folder: Path, say: Say) -> Shown:
+    """Run it in ``folder``, which then holds a configuration, a ledger and keys that ``remit up`` can go on with."""
+    file = write_starter(folder, "local", 0)
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("\n[prices]", "\n# [prices]") + PRICES, encoding="utf-8")
+    settings = load(str(file))
+    repository, which = find_repository(folder)
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(Broker(settings))
+        say(f"broker {broker.http}, NATS server {broker.bus}, everything in {folder}")
+        paths = {name: await _enrol(broker, name, "agent") for name in (DESK, PLANNER, RESEARCHER)}
+        await _enrol(broker, SERVER, "mcp")
+        write_servers(settings.servers_file, {SERVER: ServerEntry(SERVER, source(server_command(repository)))})
+        await broker.reload_servers()
+        for agent in (planner(paths[PLANNER]), researcher(paths[RESEARCHER])):
+            await stack.enter_async_context(agent)
+        await _attached(broker)
+        say(f"{SERVER_PACKAGE} is attached as {SERVER} and reads {which}")
+        opened = await _delegate(broker)
+        say(f"{getpass.getuser()} hands a task to {DESK}: txn {opened.txn}")
+        result = await _work(paths[DESK], opened, str(repository))
+        attempts = await intrude(paths[RESEARCHER])
+        await close_txn("default", opened.txn, getpass.getuser(), "closed", broker.ports)
+        return await _captured(broker, opened.txn, result, attempts)
+
+
+async def _enrol(broker: Broker, name: str, kind: Kind) -> str:
+    path, public = credentials_file(broker.settings.credentials, name, kind, {"bus": broker.bus, **broker.published()})
+    await broker.registry.add(Principal(name=name, kind=kind, nkey=public))
+    return str(path)
+
+
+async def _attached(broker: Broker) -> None:
+    """Wait until the server's tools can be called."""
+    async with asyncio.timeout(20):
+        while broker.registry.target(Resource("mcp", SERVER, "git_log")) is None:
+            failed = [state for state in broker.servers() if state["state"] == "failed"]
+            if failed:
+                raise RuntimeError(f"{SERVER}: {failed[0]['reason']}")
+            await asyncio.sleep(0.05)
+
+
+async def _delegate(broker: Broker) -> Opened:
+    return await open_txn(
+        Delegation(
+            tenant="default",
+            user=getpass.getuser(),
+            agent=DESK,
+            scope=Scope.of(parse_scope(text) for text in SCOPES),
+            budget=parse_budget(BUDGET),
+            ttl=600,
+            auth=f"local:{getpass.getuser()}",
+        ),
+        broker.ports,
+    )
+
+
+async def _work(path: str, opened: Opened, repository: str) -> Any:
+    """The user's own first agent: one thing that works, and two that are refused further down."""
+    async with Agent(DESK, credentials=path) as desk:
+        task = desk.task(opened.grant)
+        result = await task.call(
+            f"agent/{PLANNER}/plan", question="What changed last?", repository=repository, budget="usd=0.03,calls=12"
+        )
+        for skill, args in (("overspend", {"repository": repository}), ("leak", {"note": LOOKS_SECRET})):
+            try:
+                await task.call(f"agent/{PLANNER}/{skill}", **args, budget="usd=0.004,calls=3")
+            except Refused:
+                continue  # it is in the records
+        return result
+
+
+async def _captured(broker: Broker, txn: str, result: Any, attempts: list[Attempt]) -> Shown:
+    """What the ledger says happened, and whether it verifies with the keys as anybody can download them."""
+    evidence = await broker.evidence(txn)
+    async with httpx.AsyncClient(trust_env=False) as client:
+        jwks = (await client.get(f"{broker.http}/.well-known/jwks.json")).raise_for_status().content
+    verdict = verify_evidence(json.loads(json.dumps(evidence)), KeySet.from_jwks(jwks), frozenset())
+    return Shown(
+        txn=txn, result=result, records=evidence["records"], refusals=evidence["refusals"], attempts=attempts,
+        verdict=verdict, evidence=evidence,
+    )  # fmt: skip

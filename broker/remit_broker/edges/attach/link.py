@@ -1,0 +1,134 @@
+"""The worker's connection, kept for as long as the worker lives: made again when it was closed for good."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from remit_broker.edges.attach.credentials import Credentials
+from remit_broker.edges.attach.wire import BusError, connect, connection_name, register
+from remit_schemas.callee import control_subject
+from remit_schemas.envelope import Frame, encode
+from remit_schemas.errors import Code, Refusal, refusal
+from remit_schemas.names import token
+
+SECONDS: Final = 10.0
+"""For the first connection, and for each answer of the broker."""
+
+_AGAIN: Final = (0.1, 10.0)
+"""First and last pause, in seconds, between new connections after one was closed for good."""
+
+OnDispatch = Callable[[str, bytes], Awaitable[None]]
+OnControl = Callable[[str, str, bytes], None]
+
+
+class Link:
+    """One principal's place on the bus. ``on_back`` is called after every interruption: a broker may have forgotten us."""
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        bus: str,
+        *,
+        on_dispatch: OnDispatch,
+        on_control: OnControl,
+        on_back: Callable[[], None],
+        on_error: Callable[[Exception], None],
+    ) -> None:
+        self.connection = connection_name()
+        self._name = credentials.agent
+        self._credentials = credentials
+        self._bus = bus
+        self._on_dispatch = on_dispatch
+        self._on_control = on_control
+        self._on_back = on_back
+        self._on_error = on_error
+        self._client: Client | None = None
+        self._services: Subscription | None = None
+        self._again: asyncio.Task[None] | None = None
+        self._leaving = False
+
+    async def up(self) -> None:
+        """Connect, where that was not done yet. Raises :class:`BusError` or UNAUTHENTICATED."""
+        if self._client is None:
+            await self._connect()
+
+    async def register(self, args: dict[str, Any]) -> None:
+        """Tell the broker what is served. Raises its refusal, or TARGET_UNAVAILABLE."""
+        if self._client is None or not self._client.is_connected:
+            raise refusal(Code.TARGET_UNAVAILABLE, "the bus is away", rule="attach.bus", ask="wait until it is back")
+        await register(self._client, self._name, args, SECONDS)
+
+    async def publish(self, subject: str, frame: Frame) -> None:
+        """Send a frame; one that cannot be sent is lost, and its hop ends at its deadline."""
+        if self._client is not None:
+            with contextlib.suppress(Exception):
+                await self._client.publish(subject, encode(frame))
+
+    async def hush(self) -> None:
+        """Take no more calls."""
+        self._leaving = True
+        if self._services is not None:
+            with contextlib.suppress(Exception):
+                await self._services.unsubscribe()
+
+    async def down(self) -> None:
+        """Send what is still to be sent, and disconnect."""
+        self._leaving = True
+        if self._again is not None:
+            self._again.cancel()
+            await asyncio.gather(self._again, return_exceptions=True)
+        if self._client is not None:
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(2):
+                    await self._client.flush()
+            await self._client.close()
+
+    async def _connect(self) -> None:
+        client = await connect(
+            self._credentials, self.connection, bus=self._bus, seconds=SECONDS,
+            on_reconnect=self._reconnected, on_error=self._failed, on_closed=self._closed,
+        )  # fmt: skip
+        await client.subscribe(control_subject(self._name, self.connection), cb=self._control)
+        # In the queue group of its own name: several workers of one server share its calls.
+        self._services = await client.subscribe(f"svc.mcp.{token(self._name)}.>", queue=self._name, cb=self._dispatch)
+        await client.flush()
+        self._client = client
+
+    async def _reconnect(self) -> None:
+        pause, longest = _AGAIN
+        while not self._leaving:
+            try:
+                await self._connect()
+            except (BusError, Refusal) as error:
+                self._on_error(error)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, longest)
+            else:
+                self._on_back()
+                return
+
+    async def _closed(self) -> None:
+        # The client closes for good on most errors of the server, also when a credential has run out.
+        if self._client is not None and not self._leaving:
+            self._client = None
+            self._again = asyncio.create_task(self._reconnect())
+
+    async def _reconnected(self) -> None:
+        self._on_back()
+
+    async def _failed(self, error: Exception) -> None:
+        self._on_error(error)
+
+    async def _dispatch(self, message: Msg) -> None:
+        await self._on_dispatch(message.subject, message.data)
+
+    async def _control(self, message: Msg) -> None:
+        *_, txn, hop = message.subject.split(".")
+        self._on_control(txn, hop, message.data)

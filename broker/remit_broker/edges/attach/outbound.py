@@ -1,0 +1,70 @@
+"""The last place that sees a request before its transport: what only the wire may carry is added, and what was handed over is noted.
+
+The call on its way is found through a context variable, since the library writes a request in the task that asked for it.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import TracebackType
+
+from mcp.client._transport import WriteStream
+from mcp.shared.message import ClientMessageMetadata, SessionMessage
+from mcp_types import JSONRPCRequest
+
+
+@dataclass
+class Outgoing:
+    """One tools/call. ``handed_over`` turns true when the server may have got it: only before that is it sure that nothing happened."""
+
+    traceparent: str
+    bearer: str
+    handed_over: bool = False
+
+
+calling: ContextVar[Outgoing | None] = ContextVar("calling", default=None)
+
+
+class Outbound:
+    """A write stream in front of the transport's own."""
+
+    def __init__(self, inner: WriteStream[SessionMessage], *, http: bool) -> None:
+        self._inner = inner
+        self._http = http
+
+    async def send(self, item: SessionMessage, /) -> None:
+        """Pass ``item`` on."""
+        call = calling.get()
+        if call is not None and isinstance(item.message, JSONRPCRequest) and item.message.method == "tools/call":
+            item = self._finished(item, item.message, call)
+            # INVARIANT: noted before, never after: an interrupted hand-over counts
+            # (test_a_server_that_dies_on_a_call_leaves_the_effect_unknown).
+            call.handed_over = True
+        await self._inner.send(item)
+
+    def _finished(self, item: SessionMessage, request: JSONRPCRequest, call: Outgoing) -> SessionMessage:
+        # The library writes the trace context of its own span over the hop's; the chain would break there.
+        meta = (request.params or {}).get("_meta")
+        if isinstance(meta, dict):
+            meta["traceparent"] = call.traceparent
+            meta.pop("tracestate", None)
+        if not self._http:
+            return item
+        # The grant goes where RFC 6750 §2.1 has it, for this one request only.
+        metadata = item.metadata if isinstance(item.metadata, ClientMessageMetadata) else ClientMessageMetadata()
+        metadata.headers = {**(metadata.headers or {}), "Authorization": f"Bearer {call.bearer}"}
+        return SessionMessage(item.message, metadata)
+
+    async def aclose(self) -> None:
+        """Close the transport's stream."""
+        await self._inner.aclose()
+
+    async def __aenter__(self) -> Outbound:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        await self.aclose()
+        return None

@@ -1,0 +1,341 @@
+"""One MCP session with the attached server: its tools, and calls that end in a result or in a refusal that says what it left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import mcp_types as types
+from mcp import Client
+from mcp.client._transport import TransportStreams
+from mcp.client.session import IncomingMessage
+from mcp.client.subscriptions import SubscriptionLost
+from mcp.shared.exceptions import MCPError
+from pydantic import RootModel, ValidationError
+
+from remit_broker.edges.attach.outbound import Outbound, Outgoing, calling
+from remit_broker.edges.attach.server_log import ServerLog
+from remit_broker.edges.attach.source import HttpSource, Source
+from remit_broker.edges.attach.stdio import Child, start, stdio
+from remit_broker.edges.attach.streamable import Http
+from remit_schemas.errors import Code, Effect, Refusal, refusal
+
+MAX_TOOLS: Final = 10_000
+MAX_PAGES: Final = 1_000
+
+_SAID: Final = 500
+
+OnProgress = Callable[[float, float | None, str], Awaitable[None]]
+
+
+class _Raw(RootModel[dict[str, Any]]):
+    """A result as it came, with everything in it."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How patient the worker is, in seconds.
+
+    ``start`` for starting and the handshake, ``listing`` for all pages of tools, ``probe`` for one listing that asks whether a
+    server still lives, ``first_restart`` and ``last_restart`` the ends of the exponential back-off, ``steady`` the life of a
+    session after which the back-off starts over, ``finish`` for calls in flight when the worker stops.
+    """
+
+    start: float = 30.0
+    listing: float = 60.0
+    probe: float = 10.0
+    first_restart: float = 1.0
+    last_restart: float = 30.0
+    steady: float = 30.0
+    finish: float = 5.0
+
+
+class ServerError(Exception):
+    """The server did not start, or broke the protocol. The text says how, on one line."""
+
+
+@dataclass(frozen=True)
+class ServerIdentity:
+    """What the server says it is."""
+
+    name: str
+    version: str
+    protocol: str
+
+
+class ToolSession:
+    """A live session. Its owner leaves it when :attr:`ended` is set; calls may run at the same time in other tasks."""
+
+    def __init__(self, client: Client, identity: ServerIdentity, *, child: Child | None, http: Http | None) -> None:
+        self.identity = identity
+        self.ended = child.ended if child else asyncio.Event()
+        self._client = client
+        self._child = child
+        self._http = http
+        self._reason = ""
+        self._abandoned: set[asyncio.Task[dict[str, Any]]] = set()
+        self.in_flight = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of a server that was started here."""
+        return self._child.pid if self._child else None
+
+    @property
+    def reason(self) -> str:
+        """Why the session ended."""
+        return self._reason or (self._child.reason if self._child else "")
+
+    def end(self, reason: str) -> None:
+        """Give the session up."""
+        self._reason = self._reason or reason
+        self.ended.set()
+
+    async def tools(self) -> list[dict[str, Any]]:
+        """Every tool of every page, as the server describes it. Raises :class:`ServerError`."""
+        found: list[types.Tool] = []
+        cursor, seen = None, set[str]()
+        for _ in range(MAX_PAGES):
+            page = await self._client.session.list_tools(params=types.PaginatedRequestParams(cursor=cursor))
+            found.extend(page.tools)
+            cursor = page.next_cursor
+            if len(found) > MAX_TOOLS:
+                raise ServerError(f"it lists more than {MAX_TOOLS} tools")
+            if cursor is None:
+                return [tool.model_dump(by_alias=True, mode="json", exclude_none=True) for tool in found]
+            if cursor in seen:
+                raise ServerError("its list of tools goes round in circles (a cursor came twice)")
+            seen.add(cursor)
+        raise ServerError(f"its list of tools has more than {MAX_PAGES} pages")
+
+    async def lives(self, seconds: float) -> bool:
+        """Whether the server still answers. A listing is asked for, since both generations of MCP have it (ping has gone)."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._client.session.list_tools()
+        except (TimeoutError, MCPError, ValidationError):
+            return False
+        return True
+
+    async def call(
+        self, tool: str, args: dict[str, Any], *, meta: dict[str, Any], seconds: float, progress: OnProgress
+    ) -> dict[str, Any]:
+        """The CallToolResult of one call, as the server sent it.
+
+        Raises a refusal: TARGET_UNAVAILABLE (effect none where the request was never handed over, else unknown),
+        DEADLINE_EXCEEDED after ``seconds``, RESULT_INVALID, or INTERNAL where the server answered with a protocol error.
+        """
+        outgoing = Outgoing(traceparent=meta["traceparent"], bearer=meta["dev.remit/grant"])
+        if self.ended.is_set():
+            raise unavailable(self.reason, "none")
+        # The request runs in a task of its own: giving it up may take the library seconds (it tells the server, on a pipe
+        # that may be full), and the caller's deadline does not wait for that.
+        task = asyncio.create_task(self._request(outgoing, tool, args, meta, progress))
+        self.in_flight += 1
+        try:
+            done, _ = await asyncio.wait({task}, timeout=max(seconds, 0))
+        finally:
+            self.in_flight -= 1
+            if not task.done():
+                self._abandon(task)
+        if not done:
+            raise refusal(
+                Code.DEADLINE_EXCEEDED, "the server did not answer before the deadline", rule="attach.deadline",
+                ask="allow more time, or ask for less work in one call", effect=_effect(outgoing),
+            )  # fmt: skip
+        return await self._outcome(task, outgoing)
+
+    def _abandon(self, task: asyncio.Task[dict[str, Any]]) -> None:
+        self._abandoned.add(task)
+        task.add_done_callback(self._abandoned.discard)
+        task.add_done_callback(lambda t: None if t.cancelled() else t.exception())
+        task.cancel()
+
+    async def _request(
+        self, outgoing: Outgoing, tool: str, args: dict[str, Any], meta: dict[str, Any], report: OnProgress
+    ) -> dict[str, Any]:
+        calling.set(outgoing)
+
+        async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+            await report(progress, total, message or "")
+
+        params = types.CallToolRequestParams.model_validate({"name": tool, "arguments": args, "_meta": meta})
+        # Not the library's call_tool: it would validate against the server's own output schema, which is the broker's to
+        # do against the accepted definition, and it would drop what it does not know.
+        answer = await self._client.session.send_request(
+            types.CallToolRequest(params=params), _Raw, progress_callback=on_progress
+        )
+        return answer.root
+
+    async def _outcome(self, task: asyncio.Task[dict[str, Any]], outgoing: Outgoing) -> dict[str, Any]:
+        try:
+            raw = await task
+        except MCPError as error:
+            raise self._refused(error.error, outgoing) from None
+        except ValidationError:
+            raise invalid("the server's answer is not a tool result of its protocol version") from None
+        except (asyncio.CancelledError, OSError, RuntimeError) as error:
+            if isinstance(error, asyncio.CancelledError) and not task.cancelled():
+                raise
+            self.end("the session broke")
+            raise unavailable(self.reason, _effect(outgoing)) from None
+        return _result(raw)
+
+    def _refused(self, error: types.ErrorData, outgoing: Outgoing) -> Refusal:
+        if self._http is not None and self._http.failed(error):
+            sent = "none" if self._http.never_sent(error) else _effect(outgoing)
+            return unavailable(f"it {error.message}", "none" if sent == "none" else "unknown")
+        if error.code == types.CONNECTION_CLOSED:
+            return unavailable(self.reason or "the connection closed", _effect(outgoing))
+        if error.code == types.PARSE_ERROR and self._http is not None:
+            return invalid("the server's answer cannot be read, or is too large")
+        if error.message == "Session terminated":
+            self.end("it ended the session")
+            return unavailable(self.reason, "unknown")
+        said = "".join(c if c.isprintable() else " " for c in error.message[:_SAID])
+        return refusal(
+            Code.INTERNAL, f"the server answered with error {error.code}: {said}", rule="attach.server-error",
+            ask="check the arguments, then tell whoever runs the server", effect="unknown",
+        )  # fmt: skip
+
+
+def unavailable(reason: str, effect: Effect, retry_after: float | None = None) -> Refusal:
+    """TARGET_UNAVAILABLE with what the server did."""
+    return refusal(
+        Code.TARGET_UNAVAILABLE, f"the server is not available: {reason or 'it is not running'}", rule="attach.unavailable",
+        ask="call again shortly" if effect == "none" else "find out whether it happened before calling again",
+        effect=effect, retry_after=retry_after,
+    )  # fmt: skip
+
+
+def invalid(message: str) -> Refusal:
+    """RESULT_INVALID: the server did the work, but its answer cannot be passed on."""
+    return refusal(
+        Code.RESULT_INVALID, message, rule="attach.result", ask="ask for less, or tell whoever runs the server",
+        effect="happened",
+    )  # fmt: skip
+
+
+def _effect(outgoing: Outgoing) -> Effect:
+    return "unknown" if outgoing.handed_over else "none"
+
+
+def _result(raw: dict[str, Any]) -> dict[str, Any]:
+    """``content``, ``structuredContent`` and ``isError``, untouched. Anything else in an answer is between server and client."""
+    if raw.get("resultType", "complete") != "complete":
+        raise invalid(
+            "the server asks for an input or works on in the background, which a call over the bus cannot carry yet"
+        )
+    value = {"content": raw.get("content", []), "isError": raw.get("isError", False) is True}
+    if "structuredContent" in raw:
+        value["structuredContent"] = raw["structuredContent"]
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise invalid(
+            "the server's answer holds a number that is not JSON (NaN or infinite), or is nested too deeply"
+        ) from None
+    return value
+
+
+@asynccontextmanager
+async def open_session(
+    source: Source, log: ServerLog, on_change: Callable[[], None], seconds: float
+) -> AsyncGenerator[ToolSession, None]:
+    """Start or reach the server and shake hands within ``seconds``; ``on_change`` is called when its list of tools changed.
+
+    Raises :class:`~remit_broker.edges.attach.source.SourceError` or :class:`ServerError`. Must be left in the task that entered it.
+    """
+
+    async def on_message(message: IncomingMessage) -> None:
+        if isinstance(message, types.ToolListChangedNotification):
+            on_change()
+
+    child = None if isinstance(source, HttpSource) else await start(source)
+    http = Http(source.url) if isinstance(source, HttpSource) else None
+    client = Client(_transport(child, http, log), message_handler=on_message, cache=None, client_info=_CLIENT)
+    async with AsyncExitStack() as stack:
+        await _shake_hands(stack, client, child, log, seconds)
+        session = ToolSession(client, _identity(client), child=child, http=http)
+        listening = asyncio.create_task(_listen(client, on_change))
+        stack.callback(listening.cancel)
+        yield session
+
+
+_CLIENT: Final = types.Implementation(name="remit", version="1")
+
+
+async def _shake_hands(
+    stack: AsyncExitStack, client: Client, child: Child | None, log: ServerLog, seconds: float
+) -> None:
+    """Enter the session, giving up at once where the server dies meanwhile, and after ``seconds`` in any case."""
+    try:
+        async with asyncio.timeout(seconds):
+            await stack.enter_async_context(client)
+    except TimeoutError:
+        raise ServerError(f"it did not answer the handshake within {seconds:g} s{_hint(log)}") from None
+    except Exception as error:
+        raise ServerError(f"{_why(first_cause(error), child)}{_hint(log)}") from None
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """The first single exception inside groups: what goes wrong in the library comes wrapped in its task groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _why(error: BaseException, child: Child | None) -> str:
+    if isinstance(error, MCPError):
+        return child.reason if child and error.code == types.CONNECTION_CLOSED else f"it {error.message}"
+    return f"it broke the protocol in the handshake ({type(error).__name__})"
+
+
+def _hint(log: ServerLog) -> str:
+    line = log.last_line()
+    return f"; its last words: {line}" if line else ""
+
+
+@asynccontextmanager
+async def _transport(child: Child | None, http: Http | None, log: ServerLog) -> AsyncGenerator[TransportStreams, None]:
+    if child is not None:
+        async with stdio(child, log) as (read, write):
+            yield read, Outbound(write, http=False)
+    elif http is not None:
+        async with http.streams() as (read, write):
+            yield read, Outbound(write, http=True)
+
+
+async def _listen(client: Client, on_change: Callable[[], None]) -> None:
+    """Changes of the list as the 2026-07-28 generation tells them: on a stream that has to be asked for."""
+    tools = client.server_capabilities.tools
+    if client.session.discover_result is None or tools is None or not tools.list_changed:
+        return
+    while True:
+        with contextlib.suppress(MCPError, SubscriptionLost, TimeoutError, ValidationError):
+            async with client.listen(tools_list_changed=True) as changes:
+                async for _ in changes:
+                    on_change()
+        await asyncio.sleep(5.0)
+        # Whatever changed while nobody listened.
+        on_change()
+
+
+def _identity(client: Client) -> ServerIdentity:
+    said = client.server_info
+    return ServerIdentity(
+        name=said.name[:200] if said else "",
+        version=said.version[:100] if said else "",
+        protocol=client.protocol_version,
+    )
+
+
+def finite(value: float | None) -> float | None:
+    """``value``, or None where JSON has no such number."""
+    return value if value is not None and math.isfinite(value) else None

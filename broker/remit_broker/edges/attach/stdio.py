@@ -1,0 +1,183 @@
+"""The stdio transport of MCP (2025-11-25, Transports), as a child process that is contained and ended as a whole.
+
+The ``mcp`` library has one of its own; this one differs where a broker must: the environment is an allow-list, standard error
+is captured, a line has a largest size, and the whole process group ends with the session, also when the server left politely
+and only its own children stayed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import anyio
+import mcp_types as types
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from mcp.client._transport import TransportStreams
+from mcp.shared.message import SessionMessage
+
+from remit_broker.edges.attach.server_log import ServerLog
+from remit_broker.edges.attach.source import SourceError, StdioSource
+
+MAX_LINE: Final = 16 * 1024 * 1024
+"""Longest line in bytes that is read from a server; one that sends more has broken the protocol and is ended."""
+
+GRACE: Final = 2.0
+"""Seconds a server has after its input closed, and again after SIGTERM."""
+
+_CHUNK: Final = 64 * 1024
+_POLL: Final = 0.02
+
+_Inbound = MemoryObjectSendStream[SessionMessage | Exception]
+_Outbound = MemoryObjectReceiveStream[SessionMessage]
+
+
+class Child:
+    """A running server. ``ended`` is set when it can no longer answer, ``reason`` then says why."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.ended = asyncio.Event()
+        self.reason = ""
+
+    @property
+    def pid(self) -> int:
+        """Process id, which is also the id of its process group."""
+        return self.process.pid
+
+    def end(self, reason: str) -> None:
+        """Note why no more answers will come; the first reason stays."""
+        if not self.ended.is_set():
+            self.reason = reason
+            self.ended.set()
+
+
+async def start(source: StdioSource) -> Child:
+    """Start the server in a session of its own. Raises :class:`SourceError` where the command cannot be run."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *source.command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            cwd=source.cwd,
+            env=source.environment(),
+            start_new_session=True,
+            limit=MAX_LINE,
+        )
+    except OSError as error:
+        raise SourceError(f"cannot run {source.command[0]!r}: {error.strerror}") from None
+    return Child(process)
+
+
+@asynccontextmanager
+async def stdio(child: Child, log: ServerLog) -> AsyncGenerator[TransportStreams, None]:
+    """The message streams of a started server. Leaving ends its whole process group."""
+    read_in, read_out = anyio.create_memory_object_stream[SessionMessage | Exception](0)
+    write_in, write_out = anyio.create_memory_object_stream[SessionMessage](0)
+    tasks = [
+        asyncio.create_task(_read(child, read_in)),
+        asyncio.create_task(_write(child, write_out)),
+        asyncio.create_task(_keep_log(child, log)),
+    ]
+    try:
+        yield read_out, write_in
+    finally:
+        child.end("it was stopped")
+        # Shielded: a cancelled owner must not leave processes behind.
+        ending = asyncio.ensure_future(_finish(child, tasks))
+        with anyio.CancelScope(shield=True):
+            await asyncio.shield(ending)
+        for stream in (read_in, read_out, write_in, write_out):
+            stream.close()
+
+
+async def _finish(child: Child, tasks: list[asyncio.Task[None]]) -> None:
+    await stop(child)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _read(child: Child, out: _Inbound) -> None:
+    """Every line as a message; a line that is none is passed on as the exception it raised, as the library expects."""
+    assert child.process.stdout is not None  # noqa: S101 - spawned with pipes
+    with out:
+        try:
+            async for line in child.process.stdout:
+                if line.strip():
+                    await out.send(_message(line))
+            child.end("it closed its output")
+        except ValueError:
+            child.end(f"it sent a line of more than {MAX_LINE} bytes")
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
+            child.end("its output broke")
+
+
+def _message(line: bytes) -> SessionMessage | Exception:
+    try:
+        return SessionMessage(types.jsonrpc_message_adapter.validate_json(line, by_name=False))
+    except (ValueError, RecursionError):
+        # Without the library's log line: that would put what the server said into our own log.
+        return ValueError("a line that is no JSON-RPC message")
+
+
+async def _write(child: Child, queue: _Outbound) -> None:
+    assert child.process.stdin is not None  # noqa: S101 - spawned with pipes
+    with queue:
+        try:
+            async for item in queue:
+                data = item.message.model_dump_json(by_alias=True, exclude_unset=True)
+                child.process.stdin.write(data.encode() + b"\n")
+                await child.process.stdin.drain()
+        except OSError:
+            child.end("it closed its input")
+
+
+async def _keep_log(child: Child, log: ServerLog) -> None:
+    assert child.process.stderr is not None  # noqa: S101 - spawned with pipes
+    while data := await child.process.stderr.read(_CHUNK):
+        log.write(data)
+
+
+async def stop(child: Child) -> None:
+    """Close the input, wait, then end the process group: SIGTERM, wait, SIGKILL. Bounded by three times :data:`GRACE`."""
+    process = child.process
+    if process.stdin is not None:
+        process.stdin.close()
+    await _gone(child, leader_only=True)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        # INVARIANT: the group is signalled even when its leader left by itself (test_stopping_ends_grandchildren_too).
+        if not _signal(child.pid, number):
+            break
+        if await _gone(child, leader_only=False):
+            break
+    # A grandchild that escaped into a session of its own may still hold the pipes: never wait for their end.
+    transport = getattr(process, "_transport", None)
+    if transport is not None:
+        with contextlib.suppress(PermissionError):
+            transport.close()
+
+
+async def _gone(child: Child, *, leader_only: bool) -> bool:
+    for _ in range(round(GRACE / _POLL)):
+        if child.process.returncode is not None and (leader_only or not _signal(child.pid, 0)):
+            return True
+        await asyncio.sleep(_POLL)
+    return False
+
+
+def _signal(group: int, number: int) -> bool:
+    """Send a signal to a process group; whether there still was one (0 only asks)."""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

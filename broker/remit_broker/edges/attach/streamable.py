@@ -1,0 +1,98 @@
+"""The streamable HTTP transport of MCP, with failures of the network as answers instead of the end of the session."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import httpx2
+from mcp.client._transport import TransportStreams
+from mcp.client.streamable_http import streamable_http_client
+from mcp_types import ErrorData
+
+from remit_broker.edges.attach.stdio import MAX_LINE
+
+CONNECT: Final = 10.0
+"""Seconds for connecting and for writing a request. How long an answer may take is decided by the call's deadline."""
+
+UNREACHABLE: Final = -32000
+
+
+class Http:
+    """One upstream. Its answers about the network carry a secret, so that the upstream cannot pretend that nothing was sent."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._secret = secrets.token_hex(16)
+
+    def never_sent(self, error: ErrorData) -> bool:
+        """Whether this error is our own and says that the request did not leave."""
+        return isinstance(error.data, dict) and error.data.get("unsent") == self._secret
+
+    def failed(self, error: ErrorData) -> bool:
+        """Whether this error is our own: the upstream did not answer it."""
+        return isinstance(error.data, dict) and self._secret in (error.data.get("unsent"), error.data.get("broken"))
+
+    @asynccontextmanager
+    async def streams(self) -> AsyncGenerator[TransportStreams, None]:
+        """The message streams of a session with the upstream."""
+        timeout = httpx2.Timeout(CONNECT, read=None)
+        # Not the environment's proxies or netrc: a grant must not travel by a way nobody configured here.
+        async with (
+            httpx2.AsyncClient(transport=_Answering(self._secret), timeout=timeout, trust_env=False) as client,
+            streamable_http_client(self.url, http_client=client, max_sse_event_size=MAX_LINE) as streams,
+        ):
+            yield streams
+
+
+class _Answering(httpx2.AsyncBaseTransport):
+    def __init__(self, secret: str) -> None:
+        self._inner = httpx2.AsyncHTTPTransport(trust_env=False)
+        self._secret = secret
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        try:
+            response = await self._inner.handle_async_request(request)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol) as error:
+            return _own(503, f"cannot be reached: {str(error) or type(error).__name__}", {"unsent": self._secret})
+        except httpx2.TransportError as error:
+            return _own(502, f"broke off: {str(error) or type(error).__name__}", {"broken": self._secret})
+        if response.status_code >= 400 and not _is_json(response) and response.status_code != 404:
+            await response.aclose()
+            return _own(response.status_code, f"answered HTTP {response.status_code}", {"broken": self._secret})
+        if isinstance(response.stream, httpx2.AsyncByteStream) and _is_json(response):
+            response.stream = _Capped(response.stream)
+        return response
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+class _Capped(httpx2.AsyncByteStream):
+    """A body that ends in an error where it grows beyond what is read from any server."""
+
+    def __init__(self, inner: httpx2.AsyncByteStream) -> None:
+        self._inner = inner
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for chunk in self._inner:
+            size += len(chunk)
+            if size > MAX_LINE:
+                raise httpx2.StreamError(f"an answer of more than {MAX_LINE} bytes")
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def _is_json(response: httpx2.Response) -> bool:
+    return bool(response.headers.get("content-type", "").lower().startswith("application/json"))
+
+
+def _own(status: int, message: str, data: dict[str, Any]) -> httpx2.Response:
+    body = {"jsonrpc": "2.0", "id": None, "error": {"code": UNREACHABLE, "message": message, "data": data}}
+    return httpx2.Response(status, headers={"content-type": "application/json"}, content=json.dumps(body).encode())

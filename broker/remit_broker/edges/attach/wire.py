@@ -1,0 +1,120 @@
+"""The worker's place on the bus: one connection with a name of its own, asking the broker and publishing frames."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import string
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from remit_broker.edges.attach.credentials import Credentials
+from remit_schemas import subjects
+from remit_schemas.envelope import FINAL, MAX_ENVELOPE, Error, Frame, Request, Result, encode, parse_frame
+from remit_schemas.errors import Code, Refusal, refusal
+
+ATTACH: Final = ("remit", "attach", "put")
+_NAME: Final = string.ascii_letters + string.digits
+
+
+class BusError(Exception):
+    """The bus cannot be reached or does not let us in. The text says which, on one line."""
+
+
+def connection_name() -> str:
+    """A new random name of a connection: it is the only thing that tells its inbox from another of the same principal."""
+    return "".join(secrets.choice(_NAME) for _ in range(22))
+
+
+async def connect(
+    credentials: Credentials, connection: str, *, bus: str, seconds: float, on_reconnect: Callable[[], Awaitable[None]],
+    on_error: Callable[[Exception], Awaitable[None]], on_closed: Callable[[], Awaitable[None]],
+) -> Client:  # fmt: skip
+    """Connect, and stay connected until closed. Raises :class:`BusError` where the first connection fails, or UNAUTHENTICATED.
+
+    A refusal by the bus is tried again until ``seconds`` are over: a broker that is just starting refuses everybody.
+    """
+    last: dict[str, Exception] = {}
+
+    async def noted(error: Exception) -> None:
+        last["error"] = error
+        await on_error(error)
+
+    client = Client()
+    try:
+        async with asyncio.timeout(seconds):
+            await client.connect(
+                bus,
+                name=connection,
+                inbox_prefix=subjects.inbox_prefix(credentials.agent, connection).encode(),
+                nkeys_seed_str=credentials.nkey_seed,
+                connect_timeout=max(1, int(seconds)),
+                allow_reconnect=True,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=1,
+                reconnected_cb=on_reconnect,
+                closed_cb=on_closed,
+                error_cb=noted,
+                # A frame that waited out a disconnection may come late; the broker drops what its hop no longer waits for.
+                pending_size=8 * MAX_ENVELOPE,
+            )
+    except (TimeoutError, OSError, nats.errors.Error) as error:
+        await client.close()
+        why = last.get("error", error)
+        if "authorization violation" in str(why).lower():
+            raise refusal(
+                Code.UNAUTHENTICATED, "the bus does not accept these credentials", rule="attach.credentials",
+                ask=f"register {credentials.agent} again and use its new credentials file",
+            ) from None  # fmt: skip
+        raise BusError(f"{bus}: {str(why) or type(why).__name__}") from None
+    return client
+
+
+async def register(client: Client, name: str, args: dict[str, Any], seconds: float) -> None:
+    """Tell the broker what ``name`` serves. Raises the broker's refusal, or TARGET_UNAVAILABLE where it does not answer."""
+    deadline = int((time.time() + seconds) * 1000)
+    data = encode(Request(args=args, deadline=deadline))
+    if len(data) > MAX_ENVELOPE:
+        raise refusal(
+            Code.TOO_LARGE, f"the definitions of the tools have {len(data)} bytes, at most {MAX_ENVELOPE} can be registered",
+            rule="attach.size", ask="attach a server with fewer tools, or with shorter descriptions and schemas",
+        )  # fmt: skip
+    answer = await _ask(client, subjects.request(name, subjects.NEW, *ATTACH), data, seconds)
+    if isinstance(answer, Error):
+        raise Refusal(answer.error)
+    if not isinstance(answer, Result):
+        raise refusal(Code.INTERNAL, "the broker asked for an input", rule="attach.answer", ask="check its version")
+
+
+async def _ask(client: Client, subject: str, data: bytes, seconds: float) -> Frame:
+    inbox = client.new_inbox()
+    answers = await client.subscribe(inbox)
+    try:
+        async with asyncio.timeout(seconds):
+            await client.publish(subject, data, reply=inbox)
+            while True:
+                frame = _frame(await answers.next_msg(timeout=None))
+                if isinstance(frame, FINAL):
+                    return frame
+    except (TimeoutError, nats.errors.Error) as error:
+        raise _no_broker(str(error) or "it did not answer in time") from None
+    finally:
+        if not client.is_closed:
+            await answers.unsubscribe()
+
+
+def _frame(message: Msg) -> Frame:
+    if message.headers and message.headers.get("Status") == "503":
+        raise _no_broker("nobody listens")
+    return parse_frame(message.data)
+
+
+def _no_broker(why: str) -> Refusal:
+    return refusal(
+        Code.TARGET_UNAVAILABLE, f"the broker cannot be reached: {why}", rule="attach.broker", ask="start the broker"
+    )

@@ -1,0 +1,259 @@
+"""The worker of one attached MCP server: its place on the bus on one side, the server's life on the other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from remit_broker.edges.attach.credentials import Credentials, CredentialsError, read_credentials
+from remit_broker.edges.attach.definitions import offer
+from remit_broker.edges.attach.link import Link
+from remit_broker.edges.attach.serve import Calls, Trust
+from remit_broker.edges.attach.server_log import ServerLog
+from remit_broker.edges.attach.session import ServerError, Timing, ToolSession, first_cause, open_session
+from remit_broker.edges.attach.source import Source, SourceError
+from remit_schemas.errors import Code, Refusal
+from remit_schemas.keys import KeySet
+
+State = Literal["starting", "running", "failed", "stopped"]
+
+_SETTLE: Final = 0.2
+"""Seconds in which several changes of a list become one registration."""
+_TRY_AGAIN: Final = (0.5, 15.0)
+"""First and last pause, in seconds, between registrations that the broker did not answer."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """How the worker is; ``reason`` is one line. ``pid`` is that of a server that was started here."""
+
+    state: State
+    reason: str = ""
+    pid: int | None = None
+    tools: int = 0
+    left_out: tuple[str, ...] = ()
+    server: str = ""
+
+    def as_json(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self))
+
+
+OnReport = Callable[[Report], None]
+
+
+class AttachWorker:
+    """Serves one MCP server as the principal ``name``. Make one, then :meth:`run` it; it is used once."""
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        credentials: Credentials,
+        bus: str | None = None,
+        *,
+        log: Path | None = None,
+        timing: Timing = Timing(),  # noqa: B008 - frozen
+        on_report: OnReport = lambda _: None,
+    ) -> None:
+        """``bus`` is the NATS URL where it is not that of ``credentials``. Raises :class:`CredentialsError` for another's."""
+        if credentials.agent != name:
+            raise CredentialsError(f"{credentials.path} is for {credentials.agent}, not for {name}")
+        self.name = name
+        self.report = Report("starting")
+        self._source = source
+        self._credentials = credentials
+        self._timing = timing
+        self._on_report = on_report
+        self._log = ServerLog(log)
+        self._changed = asyncio.Event()
+        self._probe = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._ran = False
+        self._link = Link(
+            credentials, bus or credentials.bus, on_dispatch=self._on_dispatch, on_control=self._on_control,
+            on_back=self._changed.set, on_error=self._on_bus_error,
+        )  # fmt: skip
+        trust = Trust(name, credentials.issuer, credentials.keys, self._fresh_keys)
+        self._calls = Calls(trust, self._link.connection, self._link.publish)
+        self._calls.on_timeout = self._probe.set
+
+    @property
+    def connection(self) -> str:
+        """The random name of the connection, as in ``started`` frames."""
+        return self._link.connection
+
+    def stop(self) -> None:
+        """Ask :meth:`run` to end."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Serve until :meth:`stop`.
+
+        Raises :class:`SourceError`, :class:`ServerError` (the server never started), :class:`BusError
+        <remit_broker.edges.attach.wire.BusError>` (the bus was never reached), or the broker's refusal of the registration.
+        Later failures of either side are waited out.
+        """
+        try:
+            await self._live()
+        except BaseException as error:
+            self._say(Report("failed", _line(error)))
+            raise
+        finally:
+            await self._leave()
+        self._say(Report("stopped"))
+
+    async def _live(self) -> None:
+        pause = self._timing.first_restart
+        while not self._stop.is_set():
+            began = asyncio.get_running_loop().time()
+            failure = await self._one_session()
+            if failure is not None and (not self._ran or isinstance(failure, Refusal)):
+                raise failure
+            if asyncio.get_running_loop().time() - began > self._timing.steady:
+                pause = self._timing.first_restart
+            await self._pause(_line(failure) if failure else self._calls.absence, pause)
+            pause = min(pause * 2, self._timing.last_restart)
+
+    async def _one_session(self) -> Exception | None:
+        """The life of one session; why it failed, where it did not just end."""
+        failure: Exception | None = None
+        try:
+            async with open_session(self._source, self._log, self._changed.set, self._timing.start) as session:
+                failure = await self._serve(session)
+                self._calls.absence = session.reason
+        except (ServerError, SourceError) as error:
+            failure = error
+        except ExceptionGroup as group:
+            # The library's transports end in groups, also of one.
+            failure = failure or ServerError(_line(first_cause(group)))
+        return failure
+
+    async def _pause(self, reason: str, seconds: float) -> None:
+        """Say that the server is away, and wait before it is started again."""
+        if self._stop.is_set():
+            return
+        self._calls.absence = f"{reason or 'it ended'}; it is started again in {seconds:g} s"
+        self._calls.back_in = seconds
+        self._say(Report("starting", self._calls.absence))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+        self._calls.absence = "it is being started again"
+
+    async def _serve(self, session: ToolSession) -> Exception | None:
+        """Serve one session until it ends, the server hangs, or the worker is stopped. Returns a failure instead of raising it:
+        raised through the library's task groups it would come out as a group.
+        """
+        self._changed.set()
+        watching = [
+            asyncio.create_task(job)
+            for job in (
+                self._keep_registered(session),
+                self._keep_alive(session),
+                session.ended.wait(),
+                self._stop.wait(),
+            )
+        ]
+        try:
+            done, _ = await asyncio.wait(watching, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            # From here on calls are refused with effect none; those in flight end with the session.
+            if not self._stop.is_set():
+                self._calls.server, self._calls.absence, self._calls.back_in = (
+                    None,
+                    session.reason,
+                    self._timing.first_restart,
+                )
+            for task in watching:
+                task.cancel()
+            await asyncio.gather(*watching, return_exceptions=True)
+        if self._stop.is_set():
+            await self._link.hush()
+            await self._calls.finish(self._timing.finish)
+        return next((error for task in done if isinstance(error := task.exception(), Exception)), None)
+
+    async def _keep_registered(self, session: ToolSession) -> None:
+        """List and register the tools, now and whenever they changed."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(self._timing.listing):
+                    found = offer(await session.tools(), session.identity)
+            except TimeoutError:
+                raise ServerError("it did not list its tools in time") from None
+            except Exception as error:
+                raise ServerError(f"its list of tools cannot be used: {_line(error)}") from None
+            await self._link.up()
+            self._calls.names, self._calls.server = found.names, session
+            await self._registered(found.args)
+            self._ran = True
+            server = f"{session.identity.name} {session.identity.version}".strip()
+            self._say(Report("running", "", session.pid, len(found.names), found.left_out, server))
+            await asyncio.sleep(_SETTLE)
+
+    async def _registered(self, args: dict[str, Any]) -> None:
+        """Register, patiently while there is no broker. Raises what the broker refuses."""
+        pause, longest = _TRY_AGAIN
+        while True:
+            try:
+                return await self._link.register(args)
+            except Refusal as refused:
+                if refused.body.code not in (Code.TARGET_UNAVAILABLE, Code.LEDGER_UNAVAILABLE, Code.RATE_LIMITED):
+                    raise
+                self._say(Report("starting", refused.body.message))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    # A reconnection is the moment at which a broker may be back.
+                    await self._changed.wait()
+            pause = min(pause * 2, longest)
+
+    async def _keep_alive(self, session: ToolSession) -> None:
+        """After a call that was not answered in time, ask whether the server lives; one that does not is started again."""
+        while True:
+            await self._probe.wait()
+            self._probe.clear()
+            # A server that works on another call may be too busy to answer: that call's own deadline will ask again.
+            if session.in_flight or await session.lives(self._timing.probe) or session.in_flight:
+                continue
+            session.end("it hung")
+            return
+
+    async def _on_dispatch(self, subject: str, data: bytes) -> None:
+        await self._calls.take(subject, data)
+
+    def _on_control(self, txn: str, hop: str, data: bytes) -> None:
+        # Our own inbox: only the broker writes there. What is not cancellation is input, which no call awaits.
+        with contextlib.suppress(ValueError):
+            said = json.loads(data or b"{}")
+            if isinstance(said, dict) and said.get("cancel") is True:
+                self._calls.cancel(txn, hop)
+
+    def _on_bus_error(self, error: Exception) -> None:
+        self._log.write(f"bus: {_line(error)}\n".encode())
+
+    async def _leave(self) -> None:
+        await self._calls.finish(0)
+        await self._link.down()
+
+    def _fresh_keys(self) -> KeySet:
+        try:
+            return read_credentials(self._credentials.path).keys
+        except CredentialsError:
+            return self._credentials.keys
+
+    def _say(self, report: Report) -> None:
+        if report != self.report:
+            self.report = report
+            self._on_report(report)
+
+
+def _line(error: BaseException) -> str:
+    said = " ".join(str(error).split()) or type(error).__name__
+    return "".join(c if c.isprintable() else " " for c in said[:500])

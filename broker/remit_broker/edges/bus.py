@@ -1,0 +1,170 @@
+"""Requests of agents and servers on one tenant's account: hops are governed, the broker's own services answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from remit_broker.core.registry import Attachment, Principal, definitions_of
+from remit_broker.core.times import rfc3339
+from remit_broker.hop.admit import admit
+from remit_broker.hop.hop import Ask, Hop
+from remit_broker.hop.pipeline import govern
+from remit_broker.hop.refuse import refuse
+from remit_broker.hop.txn import close_txn
+from remit_broker.hop.verify import verify
+from remit_broker.ports import Ports
+from remit_schemas import subjects
+from remit_schemas.envelope import Result
+from remit_schemas.errors import Code, refusal
+from remit_schemas.names import Resource
+
+Service = Callable[[Hop], Awaitable[Any]]
+OVERLOADED: Final = "the broker has as many calls in hand as it may have"
+
+
+class BusEdge:
+    """One replica's queue subscription. Every request is a task; what is too much is refused, never queued without end."""
+
+    def __init__(
+        self,
+        nc: Client,
+        tenant: str,
+        ports: Ports,
+        attach: Callable[[Attachment], Awaitable[None]],
+        published: Mapping[str, Any],
+    ) -> None:
+        self._nc, self._tenant, self._ports = nc, tenant, ports
+        self._attach, self._published = attach, published
+        self._running: set[asyncio.Task[Any]] = set()
+        self._subscription: Subscription | None = None
+        self._services: dict[tuple[str, str], Service] = {("attach", "put"): self._put, ("txn", "close"): self._close}
+
+    async def start(self) -> None:
+        """Take requests, shared with the other replicas."""
+        self._subscription = await self._nc.subscribe(
+            "req.*.*.*.*.*", queue=subjects.BROKER_QUEUE, cb=self._on_request, pending_msgs_limit=-1
+        )
+        await self._nc.flush()
+
+    async def stop(self, seconds: float) -> None:
+        """Take no more requests, give running hops ``seconds`` to end, then cancel them (each is closed all the same)."""
+        if self._subscription is not None and not self._nc.is_closed:
+            await self._subscription.unsubscribe()
+        if self._running:
+            await asyncio.wait(self._running, timeout=seconds)
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running, timeout=seconds)
+
+    async def _on_request(self, message: Msg) -> None:
+        now, mono = self._ports.clock.now(), self._ports.clock.monotonic()
+        at = subjects.parse_request(message.subject)
+        if at is None:
+            # A subject that is no request still names its caller: the NATS server let nobody else publish there.
+            await self._malformed(message, now, mono)
+            return
+        kind = at.kind if at.kind != "remit" else "agent"
+        ask = Ask(
+            tenant=self._tenant,
+            caller=at.caller,
+            txn=at.txn,
+            resource=Resource(kind, at.name, at.op),  # type: ignore[arg-type]
+            reply=message.reply,
+            data=message.data,
+            at=now,
+            mono=mono,
+        )
+        if len(self._running) >= self._ports.limits.concurrency:
+            self._spawn(self._refuse(ask, "admit", _overloaded()))
+        elif at.kind == "remit":
+            self._spawn(self._serve(ask, at.name, at.op))
+        else:
+            self._spawn(govern(ask, self._ports))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._ports.observer.fault("bus", error)
+
+    async def _refuse(self, ask: Ask, stage: str, error: BaseException, resource: str = "") -> None:
+        await refuse(Hop(ask=ask, id=self._ports.ids.hop()), stage, error, self._ports, resource)
+
+    async def _malformed(self, message: Msg, now: float, mono: float) -> None:
+        caller = message.subject.split(".")[1]
+        ask = Ask(
+            tenant=self._tenant, caller=caller, txn=subjects.NEW, resource=Resource("agent", "remit", "unknown"),
+            reply=message.reply, data=b"", at=now, mono=mono,
+        )  # fmt: skip
+        error = refusal(
+            Code.MALFORMED, "the subject is no request", rule="admit.subject",
+            ask="publish on req.<caller>.<txn or new>.<agent|mcp|remit>.<name>.<op>, each one token",
+        )  # fmt: skip
+        self._spawn(self._refuse(ask, "admit", error, message.subject[:256]))
+
+    async def _serve(self, ask: Ask, service: str, op: str) -> None:
+        """One call of a service of the broker's own: the same admission and the same refusals as a hop."""
+        hop, stage = Hop(ask=ask, id=self._ports.ids.hop()), "admit"
+        try:
+            hop = await admit(hop, self._ports)
+            stage = "resolve"
+            handler = self._services.get((service, op))
+            if handler is None:
+                raise refusal(
+                    Code.UNKNOWN_TARGET, f"the broker has no service {service}.{op}", rule="service.unknown",
+                    ask="it has " + ", ".join(".".join(name) for name in self._services),
+                )  # fmt: skip
+            if ask.txn != subjects.NEW:
+                hop = await verify(hop, self._ports)
+            value = await handler(hop)
+        except (Exception, asyncio.CancelledError) as error:
+            await refuse(hop, stage, error, self._ports, f"remit/{service}/{op}")
+            return
+        await self._ports.bus.answer(ask.reply, Result(value=value))
+
+    async def _put(self, hop: Hop) -> dict[str, Any]:
+        """``attach.put``: what the caller serves from now on."""
+        principal: Principal | None = self._ports.registry.principal(hop.ask.caller)
+        if principal is None:
+            raise refusal(Code.UNAUTHENTICATED, "not registered", rule="attach.principal", ask="remit agents add")
+        server = hop.request.args.get("server")
+        definitions = definitions_of(principal.kind, hop.request.args)
+        for definition in definitions:
+            self._ports.schemas.check(definition.input_schema)
+            if definition.output_schema is not None:
+                self._ports.schemas.check(definition.output_schema)
+        await self._attach(
+            Attachment(
+                name=principal.name,
+                kind=principal.kind,
+                server={k: str(v)[:256] for k, v in server.items()} if isinstance(server, dict) else {},
+                definitions=definitions,
+                at=rfc3339(self._ports.clock.now()),
+            )
+        )
+        return {"principal": principal.name, "replica": self._ports.bus.replica, **self._published}
+
+    async def _close(self, hop: Hop) -> dict[str, Any]:
+        """``txn.close``: the holder of the root grant says that the task is done."""
+        if hop.grant is None or hop.fold is None or hop.held.jti.hop != hop.past.root:
+            raise refusal(
+                Code.OUT_OF_SCOPE, "only the holder of the root grant closes a txn", rule="txn.close",
+                ask="return from the skill; the first agent closes the task",
+            )  # fmt: skip
+        fold = await close_txn(hop.ask.tenant, hop.ask.txn, hop.ask.caller, "closed", self._ports)
+        return {"txn": fold.txn, "spent": fold.nodes[fold.root].spent}
+
+
+def _overloaded() -> Exception:
+    return refusal(Code.RATE_LIMITED, OVERLOADED, rule="admit.load", ask="call again shortly", retry_after=0.1)

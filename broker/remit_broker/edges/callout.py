@@ -1,0 +1,168 @@
+"""The auth callout: the NATS server asks who a connection is; the answer is exactly the subjects of that one principal.
+
+The server only passes on what the client claims. The proof, a signature over the nonce of this very connection, is checked
+here. Whatever goes wrong in any step is a refusal: of this connection, never of the service.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from remit_broker.core import nats_jwt, nkey
+from remit_broker.core.bus_permissions import BUS_ACCOUNT, CALLOUT_QUEUE, CALLOUT_SUBJECT, permissions
+from remit_broker.core.nats_jwt import BadJwt, ConnectRequest, b64_any
+from remit_broker.core.registry import Principal
+from remit_schemas.names import is_connection, is_principal
+
+if TYPE_CHECKING:  # the callout may run as a process of its own, without the pipeline's machinery
+    from remit_broker.ports import Clock
+
+USER_SECONDS: Final = 24 * 3600
+"""Life of a connection's permissions; the server then closes it, and the client connects and proves itself again."""
+
+BACKLOG: Final = 512
+"""Connections that may wait to be judged. More are dropped, and the server refuses them when its own time is up."""
+
+_XKEY_HEADER: Final = "Nats-Server-Xkey"
+
+
+class Principals(Protocol):
+    """Who may connect, by proof."""
+
+    def by_nkey(self, public: str) -> Principal | None:
+        """The agent or server with this public user nkey, unless it is revoked or unknown. From memory: it must not wait."""
+
+
+class CalloutKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """Seeds of the account key that signs answers and of the curve key that requests are sealed for."""
+
+    issuer: str
+    xkey: str
+
+    def __repr__(self) -> str:
+        return "CalloutKeys(…)"
+
+
+class Refused(Exception):  # noqa: N818 - an answer, not a fault
+    """This connection is refused; the text goes to the operator's log only."""
+
+
+Told = Callable[[str, str], None]
+"""Called after each answer with the principal's name (or the claimed nkey) and ``""`` or the reason of the refusal."""
+
+
+def _tell_nobody(_: str, __: str) -> None:
+    return None
+
+
+def identify(request: ConnectRequest, principals: Principals) -> Principal:
+    """The principal that signed this connection's nonce. Raises :class:`Refused`."""
+    if not request.nkey or not request.signature:
+        raise Refused("no nkey: agents prove themselves with one")
+    if not request.nonce:
+        # Without a nonce a recorded signature would do.
+        raise Refused("the server sent no nonce")
+    # INVARIANT: the server passes nkey and signature on unchecked; only this line makes them true (test_callout).
+    if not nkey.verify("U", request.nkey, request.nonce.encode(), b64_any(request.signature)):
+        raise Refused("the signature is not that key's over this connection's nonce")
+    principal = principals.by_nkey(request.nkey)
+    if principal is None or principal.nkey != request.nkey or not is_principal(principal.name):
+        raise Refused("an unknown nkey")
+    if not is_connection(request.name):
+        raise Refused("the connection's name must be 16 to 64 letters and digits, drawn at random")
+    return principal
+
+
+class Callout:
+    """Answers on the AUTH account's connection. :meth:`start`, :meth:`stop`."""
+
+    def __init__(self, nc: Client, keys: CalloutKeys, principals: Principals, clock: Clock, told: Told = _tell_nobody) -> None:
+        self._nc = nc
+        self._keys = keys
+        self._issuer = nkey.public_of("A", keys.issuer)
+        self._principals = principals
+        self._clock = clock
+        self._told = told
+        self._subscription: Subscription | None = None
+
+    async def start(self) -> None:
+        """Begin to answer; several processes share the work by queue group."""
+        # One at a time by the client library: an answer takes a fraction of a millisecond and waits for nothing, so more
+        # at once would only hide an overload that the bounded backlog refuses.
+        self._subscription = await self._nc.subscribe(CALLOUT_SUBJECT, CALLOUT_QUEUE, cb=self._on_request, pending_msgs_limit=BACKLOG)
+        # Twice: nats-py writes its PING past what is still buffered, so the first answer does not say that the server
+        # knows the subscription; by the second, the buffer had gone out before the PING.
+        await self._nc.flush()
+        await self._nc.flush()
+
+    async def stop(self) -> None:
+        """Stop answering: from now on nobody new gets in."""
+        if self._subscription is not None and not self._nc.is_closed:
+            await self._subscription.unsubscribe()
+        self._subscription = None
+
+    async def _on_request(self, message: Msg) -> None:
+        try:
+            answer = self.answer(message.data, (message.headers or {}).get(_XKEY_HEADER, ""))
+            if answer is not None and message.reply:
+                await message.respond(answer)
+        except Exception as error:
+            # Unanswered is refused: the server gives up after its own time.
+            self._told("", f"no answer could be sent: {type(error).__name__}")
+
+    def answer(self, data: bytes, sender: str) -> bytes | None:
+        """The sealed answer to one request; None where the request is not even a genuine server's, which is left to time out."""
+        try:
+            # INVARIANT: requests come sealed, so a server whose configuration lost the curve key gets no answer
+            # (test_a_request_that_is_not_sealed_gets_no_answer).
+            opened = nkey.open_sealed(self._keys.xkey, sender, data)
+            request = nats_jwt.connect_request(opened.decode(), self._clock.now())
+            if request.server_xkey and request.server_xkey != sender:
+                raise BadJwt("sealed by another server than the one that signed")
+        except Exception as error:
+            self._told("", f"not a request of a NATS server: {error}")
+            return None
+        who, verdict = request.nkey, {"error": "authorization refused"}
+        try:
+            principal = identify(request, self._principals)
+            who, verdict = principal.name, {"jwt": self._user(principal, request)}
+            reason = ""
+        except Exception as error:
+            reason = str(error) if isinstance(error, Refused | BadJwt) else f"fault: {type(error).__name__}"
+        self._told(who, reason)
+        return self._response(request, verdict, sender)
+
+    def _user(self, principal: Principal, request: ConnectRequest) -> str:
+        """The NATS user of this connection, in the account of its tenant."""
+        account = account_of(principal.tenant)
+        claims: dict[str, Any] = {
+            "sub": request.user,
+            "aud": account,
+            "name": principal.name,
+            "exp": int(self._clock.now()) + USER_SECONDS,
+            "nats": {**permissions(principal, request.name), "type": "user", "version": 2},
+        }
+        return nats_jwt.encode(claims, "A", self._keys.issuer, self._clock.now())
+
+    def _response(self, request: ConnectRequest, verdict: dict[str, str], sender: str) -> bytes:
+        claims = {
+            "sub": request.user,
+            "aud": request.server,
+            "nats": {**verdict, "type": "authorization_response", "version": 2},
+        }
+        token = nats_jwt.encode(claims, "A", self._keys.issuer, self._clock.now())
+        return nkey.seal(self._keys.xkey, sender, token.encode(), secrets.token_bytes(nkey.NONCE_BYTES))
+
+
+def account_of(tenant: str) -> str:
+    """The NATS account of a tenant. Raises :class:`Refused` where there is none."""
+    if tenant == "default":
+        return BUS_ACCOUNT
+    raise Refused(f"tenant {tenant!r} has no account on this bus")

@@ -1,0 +1,1 @@
+"""The HTTP edge: health, published keys, and the API that the command line uses."""

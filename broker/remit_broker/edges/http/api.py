@@ -1,0 +1,259 @@
+"""``/api``: what operators and the command line do. Every handler authenticates first and answers in JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from remit_broker.core.listing import ChainFilter
+from remit_broker.core.registry import Principal
+from remit_broker.core.times import rfc3339
+from remit_broker.edges.http.guard import Handler, answering, body_of
+from remit_broker.hop.txn import Delegation, close_txn, open_txn, revoke
+from remit_broker.ports import Directory, Index, Ports
+from remit_schemas.budget import Budget
+from remit_schemas.errors import Code, Refusal, refusal
+from remit_schemas.names import is_principal, is_txn
+from remit_schemas.scope import Detail, Scope
+
+
+class Operator(Protocol):
+    """How a caller of the API is known."""
+
+    def who(self, request: Request) -> str:
+        """The operator's name, for the record. Refuses UNAUTHENTICATED."""
+
+
+class Delegate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``POST /api/grants``: open a txn for a user. ``ttl`` is in seconds."""
+
+    user: str
+    agent: str
+    scopes: tuple[Detail, ...]
+    budget: Budget
+    ttl: int = 600
+    max_depth: int = 8
+
+
+class NewAgent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``POST /api/agents``: ``nkey`` is the public one; the seed never leaves the machine that drew it."""
+
+    name: str
+    nkey: str
+    kind: str = "agent"
+    tier: str = "standard"
+
+
+class Revocation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``POST /api/revocations``: one of ``grant`` (a jti) and ``txn``."""
+
+    grant: str | None = None
+    txn: str | None = None
+    why: str = ""
+
+
+Evidence = Callable[[str], Awaitable[dict[str, Any]]]
+
+
+class Api:
+    """The handlers, over what the app wired. ``servers`` reports and reloads the servers the broker runs itself."""
+
+    def __init__(
+        self, ports: Ports, directory: Directory, index: Index, operator: Operator, extras: Mapping[str, Any]
+    ) -> None:
+        self._ports, self._directory, self._index, self._operator = ports, directory, index, operator
+        self._published: Mapping[str, Any] = extras["published"]
+        self._evidence: Evidence = extras["evidence"]
+        self._servers: Callable[[], list[dict[str, Any]]] = extras["servers"]
+        self._reload: Callable[[], Awaitable[None]] = extras["reload"]
+        self._describe: Callable[[], Awaitable[dict[str, Any]]] = extras["status"]
+        self._caught_up: Callable[[], Awaitable[None]] = extras["caught_up"]
+        self._tenant = "default"
+
+    def routes(self) -> list[Route]:
+        """All routes under ``/api``."""
+        table: list[tuple[str, str, Callable[[Request, str], Awaitable[Any]]]] = [
+            ("POST", "/api/grants", self._grant),
+            ("GET", "/api/status", self._status),
+            ("GET", "/api/agents", self._agents),
+            ("POST", "/api/agents", self._add_agent),
+            ("DELETE", "/api/agents/{name}", self._remove_agent),
+            ("GET", "/api/servers", self._list_servers),
+            ("POST", "/api/servers/reload", self._reload_servers),
+            ("POST", "/api/servers/{name}/accept", self._accept),
+            ("GET", "/api/chains", self._chains),
+            ("GET", "/api/chains/{txn}", self._chain),
+            ("GET", "/api/chains/{txn}/evidence", self._export),
+            ("POST", "/api/chains/{txn}/close", self._close),
+            ("POST", "/api/revocations", self._revoke),
+            ("GET", "/api/find/{prefix}", self._find),
+            ("GET", "/api/records/{hop}", self._record),
+        ]
+        fault = self._ports.observer.fault
+        return [Route(path, answering(self._known(do), fault), methods=[method]) for method, path, do in table]
+
+    def _known(self, do: Callable[[Request, str], Awaitable[Any]]) -> Handler:
+        async def handler(request: Request) -> Response:
+            who = self._operator.who(request)
+            return JSONResponse(msgspec.to_builtins(await do(request, who)))
+
+        return handler
+
+    async def _grant(self, request: Request, who: str) -> Any:
+        wish = await _typed(request, Delegate)
+        return await open_txn(
+            Delegation(
+                tenant=self._tenant,
+                user=wish.user,
+                agent=wish.agent,
+                scope=Scope.of(wish.scopes),
+                budget=wish.budget,
+                ttl=wish.ttl,
+                auth=who,
+                max_depth=wish.max_depth,
+            ),
+            self._ports,
+        )
+
+    async def _status(self, request: Request, who: str) -> Any:
+        return {**await self._describe(), "published": self._published}
+
+    async def _agents(self, request: Request, who: str) -> Any:
+        return {"agents": [self._described(p) for p in self._directory.principals()]}
+
+    def _described(self, principal: Principal) -> dict[str, Any]:
+        attachment = self._directory.attachment(principal.name)
+        served = [d.op for d in attachment.definitions] if attachment else []
+        return {**msgspec.to_builtins(principal), "serves": served}
+
+    async def _add_agent(self, request: Request, who: str) -> Any:
+        new = await _typed(request, NewAgent)
+        if not is_principal(new.name):
+            raise refusal(
+                Code.MALFORMED, f"{new.name!r} cannot name an agent", rule="agents.name",
+                ask="use [a-z0-9][a-z0-9_-]*, at most 63 characters, not remit, new or broker",
+            )  # fmt: skip
+        if new.kind not in ("agent", "mcp") or not is_principal(new.tier):
+            raise refusal(Code.MALFORMED, "kind is agent or mcp, tier a plain name", rule="agents.kind", ask="see docs")
+        principal = Principal(
+            name=new.name,
+            kind="mcp" if new.kind == "mcp" else "agent",
+            nkey=new.nkey,
+            tenant=self._tenant,
+            tier=new.tier,
+            created=rfc3339(self._ports.clock.now()),
+        )
+        await self._directory.add(principal)
+        return {"agent": new.name, "kind": new.kind}
+
+    async def _remove_agent(self, request: Request, who: str) -> Any:
+        await self._directory.remove(request.path_params["name"])
+        return {"removed": request.path_params["name"]}
+
+    async def _list_servers(self, request: Request, who: str) -> Any:
+        managed = {server["name"]: server for server in self._servers()}
+        listed = [
+            {"state": "remote", **self._described(p), **managed.pop(p.name, {}), "waiting": self._waiting(p.name)}
+            for p in self._directory.principals()
+            if p.kind == "mcp"
+        ]
+        return {"servers": [*listed, *managed.values()]}
+
+    def _waiting(self, name: str) -> list[str]:
+        return [resource.op for resource in self._directory.quarantined(name)]
+
+    async def _reload_servers(self, request: Request, who: str) -> Any:
+        # No API takes a command: what runs comes from a file on this machine, and this only says that it changed.
+        await self._reload()
+        return {"servers": self._servers()}
+
+    async def _accept(self, request: Request, who: str) -> Any:
+        return {"accepted": await self._directory.accept(request.path_params["name"])}
+
+    async def _chains(self, request: Request, who: str) -> Any:
+        raw: dict[str, Any] = dict(request.query_params)
+        try:
+            wanted = msgspec.convert(raw, ChainFilter, strict=False)
+        except msgspec.ValidationError as error:
+            raise refusal(Code.MALFORMED, str(error), rule="api.query", ask="see remit chains --help") from None
+        await self._caught_up()
+        page = await self._index.chains(self._tenant, wanted)
+        return {"chains": page.rows, "cursor": page.cursor}
+
+    async def _chain(self, request: Request, who: str) -> Any:
+        txn = self._txn(request)
+        await self._caught_up()
+        entries = await self._index.chain(self._tenant, txn)
+        if not entries:
+            raise _no_txn(txn)
+        refused = await self._index.refusals(self._tenant, txn)
+        return {"txn": txn, "records": [entry["record"] for entry in entries], "refusals": refused}
+
+    async def _export(self, request: Request, who: str) -> Any:
+        return await self._evidence(self._txn(request))
+
+    async def _close(self, request: Request, who: str) -> Any:
+        fold = await self._existing(close_txn(self._tenant, self._txn(request), who, "closed", self._ports), request)
+        return {"txn": fold.txn, "state": fold.state, "spent": fold.nodes[fold.root].spent}
+
+    async def _revoke(self, request: Request, who: str) -> Any:
+        wish = await _typed(request, Revocation)
+        if (wish.grant is None) == (wish.txn is None):
+            raise refusal(Code.MALFORMED, "name one of grant and txn", rule="revoke.what", ask="--grant JTI or --txn T")
+        jti = wish.grant
+        if wish.txn is not None:
+            fold = await self._existing(self._ports.ledger.fold(self._tenant, wish.txn), request, wish.txn)
+            jti = f"{fold.txn}.{fold.root}.1"
+        work = revoke(self._tenant, jti or "", who, wish.why, self._ports)
+        fold = await self._existing(work, request, wish.txn or jti)
+        return {"txn": fold.txn, "revoked": jti, "seq": fold.seq}
+
+    async def _find(self, request: Request, who: str) -> Any:
+        await self._caught_up()
+        prefix = str(request.path_params["prefix"]).lower()
+        txns = await self._index.find(self._tenant, prefix)
+        hops = await self._index.hops_like(self._tenant, prefix)
+        return {"found": [*({"txn": txn, "hop": ""} for txn in txns), *(hit._asdict() for hit in hops)]}
+
+    async def _record(self, request: Request, who: str) -> Any:
+        hop = str(request.path_params["hop"])
+        await self._caught_up()
+        hits = [hit for hit in await self._index.hops_like(self._tenant, hop) if hit.hop == hop]
+        if not hits:
+            raise refusal(Code.UNKNOWN_TARGET, f"no hop {hop[:64]}", rule="api.unknown-hop", ask="remit chain TXN")
+        if hits[0].kind == "refused":
+            return {"txn": hits[0].txn, "hop": hop, "records": [await self._index.refusal(self._tenant, hop)]}
+        entries = await self._index.chain(self._tenant, hits[0].txn or "")
+        mine = [entry["record"] for entry in entries if entry["record"]["hop"] == hop]
+        return {"txn": hits[0].txn, "hop": hop, "records": mine}
+
+    def _txn(self, request: Request) -> str:
+        txn = str(request.path_params["txn"])
+        if not is_txn(txn):
+            raise refusal(Code.MALFORMED, f"{txn[:64]!r} is not a txn", rule="api.txn", ask="32 lower-case hex digits")
+        return txn
+
+    async def _existing(self, work: Awaitable[Any], request: Request, txn: str | None = None) -> Any:
+        try:
+            return await work
+        except Refusal as no:
+            if no.body.rule == "ledger.unknown-txn":
+                raise _no_txn(txn or self._txn(request)) from None
+            raise
+
+
+def _no_txn(txn: str) -> Refusal:
+    return refusal(Code.UNKNOWN_TARGET, f"no txn {txn}", rule="api.unknown-txn", ask="remit chains lists them")
+
+
+async def _typed(request: Request, kind: type[Any]) -> Any:
+    raw = await body_of(request)
+    try:
+        return msgspec.convert(raw, kind, strict=True)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise refusal(Code.MALFORMED, f"the body is not right: {error}", rule="api.body", ask="see the docs") from None

@@ -1,0 +1,45 @@
+"""Stage 1. Who is calling, may it be answered there, is it asking too often or too much, is there still time?"""
+
+from __future__ import annotations
+
+from remit_broker.hop.hop import Hop
+from remit_broker.ports import Ports
+from remit_schemas.envelope import parse_request
+from remit_schemas.errors import Code, refusal
+from remit_schemas.subjects import is_own_inbox
+
+CLOCK_SKEW_MS = 30_000
+
+
+async def admit(hop: Hop, ports: Ports) -> Hop:
+    """The envelope, parsed; the deadline in Unix milliseconds and as a monotonic instant.
+
+    The caller is taken from the subject the NATS server let it publish on, never from what the envelope says.
+    """
+    ask = hop.ask
+    if not is_own_inbox(ask.reply, ask.caller):
+        raise refusal(
+            Code.MALFORMED, "the reply subject is not an inbox of the caller", rule="admit.reply",
+            ask="send the request with your own private inbox as its reply subject",
+        )  # fmt: skip
+    if ports.registry.principal(ask.caller) is None:
+        raise refusal(
+            Code.UNAUTHENTICATED, f"{ask.caller} is not registered any more", rule="admit.caller",
+            ask="ask an operator for: remit agents add " + ask.caller,
+        )  # fmt: skip
+    if wait := ports.rates.admit(ask.caller):
+        raise refusal(
+            Code.RATE_LIMITED, f"{ask.caller} asks too often", rule="admit.rate",
+            ask=f"wait {wait:.3f} s before the next call", retry_after=round(wait, 3),
+        )  # fmt: skip
+    request = parse_request(ask.data)
+    now_ms = int(ask.at * 1000)
+    longest = now_ms + int(ports.limits.hop_ttl * 1000)
+    wished = now_ms + request.want.ttl_ms if request.want.ttl_ms else longest
+    deadline = min(request.deadline or longest, wished, longest)
+    if deadline <= now_ms:
+        raise refusal(
+            Code.DEADLINE_EXCEEDED, "the request arrived after its deadline", rule="admit.deadline",
+            ask="send it again with a later deadline; if clocks differ, synchronise them",
+        )  # fmt: skip
+    return hop.with_(request=request, deadline=deadline, mono_deadline=ask.mono + (deadline - now_ms) / 1000)

@@ -1,0 +1,53 @@
+"""Stage 6. Does policy permit it, with these findings, labels and budget left, and on which obligations?"""
+
+from __future__ import annotations
+
+from remit_broker.core.policy import PolicyRequest
+from remit_broker.hop.hop import Hop
+from remit_broker.ports import Ports
+from remit_schemas.errors import Code, refusal
+from remit_schemas.records import Epochs, Finding
+
+
+async def authorize(hop: Hop, ports: Ports) -> Hop:
+    """The verdict, and the epochs it was reached under. No permit, an error in deciding or a forbid all refuse."""
+    epochs = Epochs(policy=ports.policy.revision, registry=ports.registry.revision)
+    verdict = ports.policy.decide(question(hop, ports, "call" if hop.aim.kind == "mcp" else "delegate", hop.findings))
+    hop = hop.with_(verdict=verdict, epochs=epochs)
+    if not verdict.allowed:
+        raise denied(hop, verdict.code or Code.POLICY_DENIED)
+    return hop
+
+
+def question(hop: Hop, ports: Ports, action: str, findings: tuple[Finding, ...]) -> PolicyRequest:
+    """What policy is asked about this hop."""
+    target, claims = hop.aim, hop.held.claims
+    caller = ports.registry.principal(hop.ask.caller)
+    actors = hop.held.chain
+    known = (ports.registry.principal(name) for name in actors)
+    return PolicyRequest(
+        action=action,
+        tenant=hop.ask.tenant,
+        user=claims.sub,
+        roles=(),
+        caller=hop.ask.caller,
+        caller_tier=caller.tier if caller else "unknown",
+        resource=hop.resource,
+        annotations=target.annotations,
+        target_tier=target.tier,
+        depth=hop.given.depth,
+        actors=actors,
+        tiers=tuple(sorted({principal.tier if principal else "unknown" for principal in known})),
+        findings=tuple(sorted({finding.kind for finding in findings})),
+        labels=hop.labels,
+        left=hop.above.left,
+        now=int(hop.ask.at),
+    )
+
+
+def denied(hop: Hop, code: Code) -> Exception:
+    """The refusal of a verdict: its public reason, the policy that decided and what to ask for."""
+    verdict = hop.judged
+    rule = ", ".join(verdict.decision.rules) or "policy.default-deny"
+    what = f"{hop.resource}: {verdict.reason}" if verdict.reason else f"no policy permits {hop.resource}"
+    return refusal(code, what, rule=rule, ask=verdict.ask or "ask an operator to permit it in a policy")

@@ -1,0 +1,118 @@
+"""Stage 12. Outcome, actual cost, the rest returned. It runs for every hop that was opened, whatever failed before."""
+
+from __future__ import annotations
+
+from remit_broker.core.fold import Fold, settle
+from remit_broker.core.times import rfc3339, seconds_of
+from remit_broker.hop.hop import Hop
+from remit_broker.ports import LostRace, Ports, Turn
+from remit_schemas.budget import ZERO, Budget
+from remit_schemas.envelope import Error, Result
+from remit_schemas.errors import Code, Effect, ErrorBody
+from remit_schemas.records import HopClosed, Outcome, seal
+
+
+async def close(hop: Hop, ports: Ports, body: ErrorBody | None) -> HopClosed | None:
+    """The durable ``hop.closed``; ``body`` is why it failed, where it did. None where the hop had been closed already.
+
+    INVARIANT: descendants close first, so that nothing is ever appended under a closed hop (test_parent_closes_children).
+    """
+    record = hop.intent
+    async with ports.ledger.turn(record.tenant, record.txn) as turn:
+        while turn.fold.is_open(hop.id):
+            below = turn.fold.descendants_open(hop.id)
+            if below:
+                await turn.append(abandoned(turn.fold, below[0], ports, "an ancestor ended"), None)
+                continue
+            closing = outcome(hop, ports, turn.fold, body)
+            if not isinstance(await turn.append(closing, None), LostRace):
+                return closing
+    return None
+
+
+def outcome(hop: Hop, ports: Ports, fold: Fold, body: ErrorBody | None) -> HopClosed:
+    """How the hop ended and what it is charged."""
+    kind, effect = _ending(hop, body)
+    cost = ZERO if body is not None and body.effect == "none" else _cost(hop)
+    settled = settle(fold, hop.id, cost, kind)
+    seen = hop.result
+    final = hop.final
+    inner = final.error if body is None and isinstance(final, Error) else body
+    return seal(
+        HopClosed(
+            tenant=fold.tenant,
+            txn=fold.txn,
+            seq=fold.seq + 1,
+            at=rfc3339(ports.clock.now()),
+            hop=hop.id,
+            prev=fold.hash,
+            by=ports.bus.replica,
+            outcome=kind,
+            cost=cost,
+            spent=settled.spent,
+            overrun=settled.overrun,
+            effect=effect,
+            ms=max(0, round((ports.clock.monotonic() - hop.ask.mono) * 1000)),
+            code=inner.code if inner else None,
+            rule=inner.rule[:256] if inner else "",
+            reason=inner.message[:1024] if inner else "",
+            result_digest=seen.digest if seen else "",
+            result_size=seen.size if seen else 0,
+            decision=seen.decision if seen else None,
+            findings=seen.findings if seen else (),
+            redacted=seen.redacted if seen else (),
+            labels=seen.labels if seen else (),
+        )
+    )
+
+
+def _ending(hop: Hop, body: ErrorBody | None) -> tuple[Outcome, Effect]:
+    if body is not None:
+        if body.code in (Code.RESULT_DENIED, Code.RESULT_INVALID):
+            return "refused", body.effect
+        return "cancelled" if body.code is Code.CANCELLED else "error", body.effect
+    if isinstance(hop.final, Error):
+        return "error", hop.final.error.effect
+    return ("failed" if isinstance(hop.final, Result) and hop.final.failed else "ok"), "happened"
+
+
+def _cost(hop: Hop) -> Budget:
+    """What the callee reports; where it reports nothing, its price, which is never less than its own call."""
+    reported = hop.final.cost if isinstance(hop.final, Result | Error) else None
+    if reported is not None:
+        return reported
+    price = hop.aim.price
+    return Budget(price.usd_micros, price.tokens, max(price.calls - 1, 0))
+
+
+def abandoned(fold: Fold, hop: str, ports: Ports, reason: str, outcome: Outcome = "cancelled") -> HopClosed:
+    """The closing of a hop nobody waits for any more: charged at all that it held, since nobody knows what it did."""
+    node = fold.nodes[hop]
+    settled = settle(fold, hop, ZERO, outcome)
+    return seal(
+        HopClosed(
+            tenant=fold.tenant,
+            txn=fold.txn,
+            seq=fold.seq + 1,
+            at=rfc3339(ports.clock.now()),
+            hop=hop,
+            prev=fold.hash,
+            by=ports.bus.replica,
+            outcome=outcome,
+            cost=ZERO,
+            spent=settled.spent,
+            overrun=settled.overrun,
+            effect="unknown",
+            ms=max(0, round((ports.clock.now() - seconds_of(node.at)) * 1000)),
+            code=Code.CANCELLED if outcome == "cancelled" else Code.DEADLINE_EXCEEDED,
+            rule="close.abandoned",
+            reason=reason,
+        )
+    )
+
+
+async def sweep(hop: str, ports: Ports, turn: Turn, reason: str, outcome: Outcome = "unknown") -> None:
+    """Close ``hop`` and everything open below it on behalf of whoever cannot any more."""
+    while turn.fold.is_open(hop):
+        below = turn.fold.descendants_open(hop)
+        await turn.append(abandoned(turn.fold, below[0] if below else hop, ports, reason, outcome), None)

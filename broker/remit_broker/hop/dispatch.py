@@ -1,0 +1,109 @@
+"""Stage 10. Is it still right, and still in time? Then hand it over, once, and relay frames until it ends."""
+
+from __future__ import annotations
+
+from remit_broker.hop.authorize import authorize
+from remit_broker.hop.hop import Hop
+from remit_broker.hop.inspect_result import release
+from remit_broker.hop.resolve import resolve
+from remit_broker.ports import Channel, Ports
+from remit_schemas.envelope import (
+    Accepted,
+    Dispatch,
+    Error,
+    Event,
+    InputRequired,
+    Progress,
+    Result,
+    Started,
+    parse_frame,
+)
+from remit_schemas.errors import Code, Effect, Refusal, refusal
+
+MAX_FRAMES = 10_000
+
+
+async def dispatch(hop: Hop, ports: Ports) -> Hop:
+    """The hop with its callee's final frame, not yet inspected.
+
+    Refuses TARGET_UNAVAILABLE (nobody heard it: effect none) or DEADLINE_EXCEEDED (effect unknown once it was sent).
+    """
+    await _same_world(hop, ports)
+    if ports.clock.monotonic() >= hop.mono_deadline:
+        raise _late("none")
+    aim, record = hop.aim, hop.intent
+    async with ports.bus.channel(aim.callee, record.txn, hop.id) as channel:
+        await ports.bus.answer(hop.ask.reply, Accepted(txn=record.txn, hop=hop.id, replica=ports.bus.replica))
+        call = Dispatch(
+            txn=record.txn,
+            hop=hop.id,
+            replica=ports.bus.replica,
+            resource=record.resource,
+            grant=hop.token,
+            args=hop.args,
+            deadline=hop.deadline,
+        )
+        await ports.bus.dispatch(hop.resource, aim.callee, call)
+        ports.failpoints.hit("sent")
+        return await _relay(hop, ports, channel)
+
+
+async def _same_world(hop: Hop, ports: Ports) -> None:
+    """Policy or registry changed since the decision: decide again; what would now be otherwise is not sent."""
+    decided = hop.intent.epochs
+    if (decided.policy, decided.registry) == (ports.policy.revision, ports.registry.revision):
+        return
+    again = await authorize(await resolve(hop, ports), ports)
+    if (again.aim.definition, again.judged.approve, again.judged.redact) != (
+        hop.aim.definition,
+        hop.judged.approve,
+        hop.judged.redact,
+    ):
+        raise refusal(
+            Code.POLICY_DENIED, "policy or the target's definition changed while this call was opening",
+            rule="dispatch.epoch", ask="repeat the call",
+        )  # fmt: skip
+
+
+async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:
+    started = False
+    for _ in range(MAX_FRAMES):
+        try:
+            data = await channel.next(hop.mono_deadline - ports.clock.monotonic())
+        except TimeoutError:
+            raise _late("unknown") from None
+        if data is None:
+            if started:
+                continue
+            raise refusal(
+                Code.TARGET_UNAVAILABLE, f"{hop.aim.callee} is not connected", rule="dispatch.no-responders",
+                ask=f"start {hop.aim.callee}, then call again", retry_after=1.0,
+            )  # fmt: skip
+        try:
+            frame = parse_frame(data)
+        except Refusal as bad:
+            raise refusal(
+                Code.RESULT_INVALID, f"{hop.aim.callee} answered with something that is no frame", rule="dispatch.frame",
+                ask="tell whoever runs it", effect="unknown", cause=str(bad),
+            ) from None  # fmt: skip
+        if isinstance(frame, Result | Error):
+            return hop.with_(final=frame, started=started)
+        if isinstance(frame, InputRequired):
+            raise refusal(
+                Code.RESULT_INVALID, f"{hop.aim.callee} asks for an input, which cannot be carried yet",
+                rule="dispatch.input", ask="send all it needs with the call", effect="unknown",
+            )  # fmt: skip
+        if isinstance(frame, Progress | Event):
+            await ports.bus.answer(hop.ask.reply, release(hop, ports, frame))
+        started = started or isinstance(frame, Started)
+    raise refusal(
+        Code.RESULT_INVALID, f"{hop.aim.callee} sent more than {MAX_FRAMES} frames", rule="dispatch.frames",
+        ask="send fewer, larger frames", effect="unknown",
+    )  # fmt: skip
+
+
+def _late(effect: Effect) -> Exception:
+    return refusal(
+        Code.DEADLINE_EXCEEDED, "the deadline passed before the answer came", rule="dispatch.deadline",
+        ask="allow more time, or ask for less work in one call", effect=effect,
+    )  # fmt: skip

@@ -1,0 +1,161 @@
+"""The value that travels through the stages and gains fields as it goes."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from remit_broker.core.fold import Fold, Node
+from remit_broker.core.policy import Verdict
+from remit_broker.core.registry import Target
+from remit_schemas.budget import Budget
+from remit_schemas.envelope import Error, Request, Result
+from remit_schemas.errors import ErrorBody
+from remit_schemas.grant import Grant
+from remit_schemas.names import Resource
+from remit_schemas.records import Decision, Epochs, Finding, HopClosed, HopOpened, HopRefused
+from remit_schemas.scope import Scope
+
+T = TypeVar("T")
+
+
+def _set(value: T | None) -> T:
+    """A field that an earlier stage sets. Missing, it is a bug in the order of the stages, so it fails closed."""
+    if value is None:
+        raise RuntimeError("a stage ran before the one that feeds it")
+    return value
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """A request as it came off the bus. ``caller`` was established by the NATS server; nothing in ``data`` is believed yet."""
+
+    tenant: str
+    caller: str
+    txn: str
+    resource: Resource
+    reply: str
+    data: bytes
+    at: float
+    mono: float
+
+
+class Child(msgspec.Struct, frozen=True, kw_only=True):
+    """What the callee is to be given: never more than the caller holds. ``exp`` is Unix seconds."""
+
+    scope: Scope
+    budget: Budget
+    exp: int
+    depth: int
+    max_depth: int
+    labels: tuple[str, ...]
+
+
+class Hop(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything known about a hop so far. A field that a later stage sets is None (or empty) before it."""
+
+    ask: Ask
+    id: str
+    # admit
+    request: Request = Request()
+    deadline: int = 0
+    mono_deadline: float = 0.0
+    # verify
+    grant: Grant | None = None
+    fold: Fold | None = None
+    parent: Node | None = None
+    # resolve
+    target: Target | None = None
+    # narrow
+    child: Child | None = None
+    # inspect
+    findings: tuple[Finding, ...] = ()
+    labels: tuple[str, ...] = ()
+    # authorize
+    verdict: Verdict | None = None
+    epochs: Epochs | None = None
+    # transform
+    args: dict[str, Any] = {}
+    args_digest: str = ""
+    args_size: int = 0
+    redacted: tuple[str, ...] = ()
+    # open
+    opened: HopOpened | None = None
+    token: str = ""
+    # dispatch
+    final: Result | Error | None = None
+    started: bool = False
+    # inspect result
+    result: Inspected | None = None
+
+    @property
+    def resource(self) -> Resource:
+        """What is called."""
+        return self.ask.resource
+
+    def with_(self, **fields: Any) -> Hop:
+        """This hop with some fields set."""
+        return msgspec.structs.replace(self, **fields)
+
+    # What a stage may rely on, because the stages before it set it. Reading one too early is a bug, not a None.
+    @property
+    def held(self) -> Grant:
+        """The caller's grant, verified."""
+        return _set(self.grant)
+
+    @property
+    def past(self) -> Fold:
+        """The fold this hop was decided on."""
+        return _set(self.fold)
+
+    @property
+    def above(self) -> Node:
+        """The caller's own hop in the fold."""
+        return _set(self.parent)
+
+    @property
+    def aim(self) -> Target:
+        """The target."""
+        return _set(self.target)
+
+    @property
+    def given(self) -> Child:
+        """What the callee is to be given."""
+        return _set(self.child)
+
+    @property
+    def judged(self) -> Verdict:
+        """The policy's verdict."""
+        return _set(self.verdict)
+
+    @property
+    def intent(self) -> HopOpened:
+        """The record that opened this hop."""
+        return _set(self.opened)
+
+
+class Inspected(msgspec.Struct, frozen=True, kw_only=True):
+    """A final frame after inspection: what may be released, and what the close record says of it."""
+
+    frame: Result | Error
+    digest: str = ""
+    size: int = 0
+    decision: Decision | None = None
+    findings: tuple[Finding, ...] = ()
+    redacted: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+class Closed(msgspec.Struct, frozen=True, kw_only=True):
+    """A hop that ended; ``record`` is None where somebody else (the scan, an ancestor) had closed it before."""
+
+    hop: Hop
+    record: HopClosed | None
+    frame: Result | Error
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that never became a hop."""
+
+    record: HopRefused
+    body: ErrorBody

@@ -1,0 +1,106 @@
+"""Stage 11. Schema, content and labels of every frame, before any of it is released to the caller."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from remit_broker.hop.authorize import question
+from remit_broker.hop.hop import Hop, Inspected
+from remit_broker.ports import Ports
+from remit_schemas.canonical import canonical
+from remit_schemas.envelope import Error, Event, Progress, Result
+from remit_schemas.errors import Code, Refusal, refusal
+from remit_schemas.records import Decision, Finding
+
+Part = TypeVar("Part", Progress, Event)
+
+
+async def inspect_result(hop: Hop, ports: Ports) -> Hop:
+    """The final frame as it may be released. Refuses RESULT_INVALID or RESULT_DENIED; the effect has then happened."""
+    final = hop.final
+    if isinstance(final, Result):
+        _fits(hop, ports, final)
+    value = _content(final)
+    data = canonical_result(value, hop.aim.callee)
+    findings, decision, shown, redacted = _judge(hop, ports, value)
+    return hop.with_(
+        result=Inspected(
+            frame=_with_content(final, shown),
+            digest=ports.digester.digest(hop.ask.txn, data),
+            size=len(data),
+            decision=decision,
+            findings=findings,
+            redacted=redacted,
+            labels=tuple(sorted(set(hop.aim.labels))),
+        )
+    )
+
+
+def release(hop: Hop, ports: Ports, frame: Part) -> Part:
+    """An intermediate frame as it may be released. Refuses RESULT_DENIED."""
+    raw = msgspec.to_builtins(frame)
+    *_, shown, _ = _judge(hop, ports, raw)
+    kind: type[Part] = type(frame)
+    return msgspec.convert(shown, kind)
+
+
+def _judge(hop: Hop, ports: Ports, value: Any) -> tuple[tuple[Finding, ...], Decision, Any, tuple[str, ...]]:
+    findings = ports.detectors.scan(value)
+    verdict = ports.policy.decide(question(hop, ports, "release", findings))
+    if not verdict.allowed:
+        raise refusal(
+            Code.RESULT_DENIED, f"the answer of {hop.resource} is not released: {verdict.reason or 'no policy permits it'}",
+            rule=", ".join(verdict.decision.rules) or "policy.default-deny", ask=verdict.ask or "ask an operator",
+            effect="happened",
+        )  # fmt: skip
+    redacted: tuple[str, ...] = ()
+    if verdict.redact and findings:
+        value, redacted = ports.detectors.redact(value, verdict.redact)
+    return findings, verdict.decision, value, redacted
+
+
+def _fits(hop: Hop, ports: Ports, result: Result) -> None:
+    schema = hop.aim.output_schema
+    if schema is None or result.failed:
+        return
+    value = result.value
+    if hop.aim.kind == "mcp":
+        value = value.get("structuredContent") if isinstance(value, dict) else None
+    try:
+        ports.schemas.result(hop.aim.definition, schema, value)
+    except Refusal as bad:
+        raise refusal(
+            Code.RESULT_INVALID, f"the answer of {hop.resource} does not fit its own schema: {bad.body.message}",
+            rule=bad.body.rule, ask="tell whoever runs it", effect="happened",
+        ) from None  # fmt: skip
+
+
+def canonical_result(value: Any, callee: str) -> bytes:
+    """The bytes a result's digest is taken over. Refuses RESULT_INVALID."""
+    try:
+        return canonical(value)
+    except ValueError as error:
+        raise refusal(
+            Code.RESULT_INVALID, f"the answer of {callee} has no canonical form", rule="result.canonical",
+            ask="tell whoever runs it", effect="happened", cause=str(error),
+        ) from None  # fmt: skip
+
+
+def _content(final: Result | Error | None) -> Any:
+    if isinstance(final, Result):
+        return final.value
+    if isinstance(final, Error):
+        return {"message": final.error.message, "ask": final.error.ask}
+    raise RuntimeError("no final frame")
+
+
+def _with_content(final: Result | Error | None, value: Any) -> Result | Error:
+    if isinstance(final, Result):
+        return msgspec.structs.replace(final, value=value)
+    if isinstance(final, Error):
+        # Ids and links in an error are the broker's to give: what a callee wrote there is dropped.
+        body = msgspec.structs.replace(final.error, **value, txn=None, hop=None, approval_url=None)
+        return msgspec.structs.replace(final, error=body)
+    raise RuntimeError("no final frame")

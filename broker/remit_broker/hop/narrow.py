@@ -1,0 +1,78 @@
+"""Stage 4. The child's grant: the meet of what the caller holds, what it asks for and what the callee accepts."""
+
+from __future__ import annotations
+
+from remit_broker.core.fold import Node
+from remit_broker.hop.hop import Child, Hop
+from remit_broker.ports import Ports
+from remit_schemas.budget import Budget
+from remit_schemas.errors import Code, refusal
+from remit_schemas.names import Resource
+from remit_schemas.scope import Detail, Scope
+
+
+async def narrow(hop: Hop, ports: Ports) -> Hop:
+    """What the callee is to be given (RFC 9396 details, budget, lifetime, depth): in nothing more than the caller holds."""
+    held, claims, node = hop.held.scope, hop.held.claims, hop.above
+    if not held.covers(str(hop.resource), hop.request.args):
+        raise refusal(
+            Code.OUT_OF_SCOPE, f"the grant does not cover {hop.resource}: {held.explain(str(hop.resource), hop.request.args)}",
+            rule="narrow.scope", ask=f"ask your caller for the scope {hop.resource}",
+        )  # fmt: skip
+    wish = hop.request.want.max_depth
+    depth, max_depth = node.depth + 1, claims.max_depth if wish is None else min(claims.max_depth, wish)
+    if depth > max_depth:
+        raise refusal(
+            Code.DEPTH_EXCEEDED, f"this call would be at depth {depth}, at most {max_depth} is granted",
+            rule="narrow.depth", ask="do the work at this level, or ask the user for a deeper grant",
+        )  # fmt: skip
+    _no_cycle(hop, ports)
+    return hop.with_(
+        child=Child(
+            scope=_scope(hop, held),
+            budget=_budget(hop, node),
+            exp=min(claims.exp, -(-hop.deadline // 1000)),
+            depth=depth,
+            max_depth=max_depth,
+            labels=claims.labels,
+        )
+    )
+
+
+def _no_cycle(hop: Hop, ports: Ports) -> None:
+    callee = hop.aim.callee
+    if callee in hop.held.chain and (hop.ask.caller, callee) not in ports.limits.allowed_cycles:
+        raise refusal(
+            Code.CYCLE, f"{callee} is already in the chain {' → '.join(reversed(hop.held.chain))}", rule="narrow.cycle",
+            ask="return to it with your result instead of calling it, or have the pair allowed in limits.allow_cycles",
+        )  # fmt: skip
+
+
+def _scope(hop: Hop, held: Scope) -> Scope:
+    """A tool gets exactly the resource it serves; an agent the meet of all three sides."""
+    if hop.aim.kind == "mcp":
+        return held & exactly(hop.resource)
+    wish = hop.request.want.scopes
+    scope = held if wish is None else held & Scope.of(wish)
+    if wish and not scope:
+        raise refusal(
+            Code.OUT_OF_SCOPE, "nothing of what is asked for the callee is in the grant", rule="narrow.wish",
+            ask="ask for a part of: " + " ".join(detail.resource for detail in held.details[:8]),
+        )  # fmt: skip
+    ceiling = hop.aim.ceiling
+    return scope if ceiling is None else scope & ceiling
+
+
+def exactly(resource: Resource) -> Scope:
+    """The scope of one resource and nothing else."""
+    return Scope.of((Detail(resource=str(resource)),))
+
+
+def _budget(hop: Hop, node: Node) -> Budget:
+    """The caller's wish; without one a tool gets its price and an agent half of what is left, but always one call."""
+    wish = hop.request.want.budget
+    if wish is None:
+        wish = hop.aim.price if hop.aim.kind == "mcp" else node.left.half()
+    if wish.calls < 1:
+        wish = Budget(wish.usd_micros, wish.tokens, 1)
+    return wish

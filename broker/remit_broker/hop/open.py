@@ -1,0 +1,132 @@
+"""Stage 9. Hold the budget and write down the intent: one append. What it refuses has not happened and will not."""
+
+from __future__ import annotations
+
+import msgspec
+
+from remit_broker.core.fold import Fold
+from remit_broker.core.times import rfc3339
+from remit_broker.hop.hop import Hop
+from remit_broker.ports import LostRace, Ports, Turn
+from remit_schemas.canonical import canonical
+from remit_schemas.errors import Code, refusal
+from remit_schemas.grant import Actor, Claims
+from remit_schemas.names import Jti
+from remit_schemas.records import MAX_RECORD, HopOpened, plain, seal
+
+
+async def open_(hop: Hop, ports: Ports, turn: Turn) -> Hop | LostRace:
+    """The hop with its ``hop.opened`` durable and its child grant signed, or what the fold became meanwhile.
+
+    The grant names the record's hash and is signed before the append, but nobody gets it before the ack.
+    """
+    fold = turn.fold
+    _not_repeated(hop, ports, fold)
+    # INVARIANT: held + spent never exceeds the limit at any node (test_budget_is_conserved_for_every_interleaving).
+    left = fold.nodes[hop.held.jti.hop].left
+    if not hop.given.budget.within(left):
+        raise refusal(
+            Code.BUDGET_EXCEEDED, f"this call needs {hop.given.budget}, left are {left}", rule="open.budget",
+            ask="ask for less, wait until a running call returns its rest, or ask the user for a larger budget",
+        )  # fmt: skip
+    record = intent(hop, ports, fold)
+    token = ports.mint.mint(child_claims(hop, ports, record))
+    appended = await turn.append(record, token)
+    if isinstance(appended, LostRace):
+        return appended
+    return hop.with_(opened=record, token=token, fold=appended)
+
+
+def idempotency(hop: Hop, ports: Ports) -> str | None:
+    """The keyed digest of (parent hop, caller, resource, key): the arguments are compared apart, so that a reuse is seen."""
+    key = hop.request.key
+    if key is None:
+        return None
+    named = canonical(["idem", hop.held.jti.hop, hop.ask.caller, str(hop.resource), key])
+    return ports.digester.digest(hop.ask.txn, named)
+
+
+def _not_repeated(hop: Hop, ports: Ports, fold: Fold) -> None:
+    idem = idempotency(hop, ports)
+    earlier = fold.idem.get(idem) if idem else None
+    if earlier is None:
+        return
+    node = fold.nodes[earlier]
+    if node.args_digest != hop.args_digest:
+        raise refusal(
+            Code.CONFLICT, f"the key was used for other arguments, in hop {earlier}", rule="open.idempotency",
+            ask="use a new key for a new call",
+        )  # fmt: skip
+    state = f"ended {node.outcome}" if node.outcome else "is still running"
+    raise refusal(
+        Code.DUPLICATE, f"this call was made before: hop {earlier} {state}", rule="open.idempotency",
+        ask=f"look at it with remit chain {hop.ask.txn}; use a new key to call again",
+        effect="unknown" if node.outcome != "ok" else "happened",
+    )  # fmt: skip
+
+
+def intent(hop: Hop, ports: Ports, fold: Fold) -> HopOpened:
+    """The sealed record that follows ``fold``."""
+    trace, child, verdict = hop.request.trace, hop.given, hop.judged
+    if hop.epochs is None:
+        raise RuntimeError("a stage ran before the one that feeds it")
+    record = seal(
+        HopOpened(
+            tenant=hop.ask.tenant,
+            txn=hop.ask.txn,
+            seq=fold.seq + 1,
+            at=rfc3339(ports.clock.now()),
+            hop=hop.id,
+            prev=fold.hash,
+            by=ports.bus.replica,
+            parent=hop.held.jti.hop,
+            caller=hop.ask.caller,
+            resource=str(hop.resource),
+            depth=child.depth,
+            jti=str(Jti(hop.ask.txn, hop.id, 1)),
+            scope=child.scope.details,
+            budget=child.budget,
+            exp=child.exp,
+            deadline=hop.deadline,
+            max_depth=child.max_depth,
+            args_digest=hop.args_digest,
+            args_size=hop.args_size,
+            definition=hop.aim.definition,
+            decision=verdict.decision,
+            epochs=hop.epochs,
+            findings=hop.findings,
+            redacted=hop.redacted,
+            labels=hop.labels,
+            idem=idempotency(hop, ports),
+            link=trace.traceparent if trace else None,
+        )
+    )
+    if len(msgspec.json.encode(plain(record))) > MAX_RECORD:
+        raise refusal(
+            Code.TOO_LARGE, "the record of this call would be too large", rule="open.record",
+            ask="ask for fewer scopes or shorter constraints",
+        )  # fmt: skip
+    return record
+
+
+def child_claims(hop: Hop, ports: Ports, record: HopOpened) -> Claims:
+    """The claims of the grant for exactly this callee and this hop."""
+    held, child = hop.held.claims, hop.given
+    return Claims(
+        iss=ports.mint.issuer,
+        sub=held.sub,
+        tenant=held.tenant,
+        aud=hop.aim.callee,
+        iat=int(ports.clock.now()),
+        exp=child.exp,
+        jti=record.jti,
+        txn=held.txn,
+        act=Actor(sub=held.aud, act=held.act),
+        depth=child.depth,
+        max_depth=child.max_depth,
+        par=hop.held.digest,
+        rec=record.hash,
+        authorization_details=child.scope.details,
+        budget=child.budget,
+        labels=child.labels,
+    )

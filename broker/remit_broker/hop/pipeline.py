@@ -1,0 +1,147 @@
+"""One hop, in the order that is the security argument: everything is decided and durable before anything happens.
+
+Read the tuples, then :func:`govern`. Each stage is ``async def stage(hop, ports) -> hop`` in a file of its own, raises a
+:class:`~remit_schemas.errors.Refusal` to stop, and neither logs nor traces: records, spans and logs are made here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import msgspec
+
+from remit_broker.hop.admit import admit
+from remit_broker.hop.approve import approve
+from remit_broker.hop.authorize import authorize
+from remit_broker.hop.close import close
+from remit_broker.hop.dispatch import dispatch
+from remit_broker.hop.hop import Ask, Closed, Hop, Refused
+from remit_broker.hop.inspect import inspect
+from remit_broker.hop.inspect_result import inspect_result
+from remit_broker.hop.narrow import narrow
+from remit_broker.hop.open import open_
+from remit_broker.hop.refuse import answer_of, refuse
+from remit_broker.hop.resolve import resolve
+from remit_broker.hop.transform import transform
+from remit_broker.hop.verify import verify
+from remit_broker.ports import LostRace, Ports
+from remit_schemas.envelope import Error, Result
+from remit_schemas.errors import Code, ErrorBody, refusal
+from remit_schemas.records import HopClosed
+
+T = TypeVar("T")
+Stage = Callable[[Hop, Ports], Awaitable[Hop]]
+
+DECIDE: Final[tuple[Stage, ...]] = (admit, verify, resolve, narrow, inspect, authorize, transform, approve)
+"""Nothing has happened yet; a refusal here is a ``hop.refused``."""
+
+AGAIN: Final[tuple[Stage, ...]] = (verify, narrow, inspect, authorize, transform, approve)
+"""After the txn grew under a decision: the same questions on the new fold."""
+
+EFFECT: Final[tuple[Stage, ...]] = (dispatch, inspect_result)
+"""The hop exists and will be closed."""
+
+
+STAGES: Final = (*DECIDE, open_, *EFFECT, close)
+"""All twelve, in order."""
+
+
+async def govern(ask: Ask, ports: Ports) -> Closed | Refused:
+    """One hop, from the request on the bus to its close record. The only place that turns an exception into an answer."""
+    trail = Trail(Hop(ask=ask, id=ports.ids.hop()))
+    try:
+        await trail.through(DECIDE, ports)
+        await _open(trail, ports)
+    except (Exception, asyncio.CancelledError) as error:
+        return await refuse(trail.hop, trail.stage, error, ports)
+    # INVARIANT: from here a hop.opened record is durable, so exactly one hop.closed follows (tests/crash).
+    body: ErrorBody | None = None
+    try:
+        await trail.through(EFFECT, ports)
+    except (Exception, asyncio.CancelledError) as error:
+        body = answer_of(error, ports, "unknown")
+    return await _close(trail.hop, ports, body)
+
+
+class Trail:
+    """Where a hop is: the value as the last completed stage left it, and the stage it is in, for the record of a refusal."""
+
+    def __init__(self, hop: Hop) -> None:
+        self.hop = hop
+        self.stage = "admit"
+
+    async def through(self, stages: tuple[Stage, ...], ports: Ports) -> None:
+        """Run ``stages`` in order."""
+        for stage in stages:
+            self.stage = stage.__name__
+            self.hop = await stage(self.hop, ports)
+            ports.failpoints.hit(self.stage)
+
+
+async def _open(trail: Trail, ports: Ports) -> None:
+    """Append the intent; whenever the txn has grown since the decision, decide again first, in this replica's turn."""
+    async with ports.ledger.turn(trail.hop.ask.tenant, trail.hop.ask.txn) as turn:
+        while True:
+            if turn.fold.hash != trail.hop.past.hash:
+                trail.hop = trail.hop.with_(fold=turn.fold)
+                await trail.through(AGAIN, ports)
+            trail.stage = "open"
+            opened = await open_(trail.hop, ports, turn)
+            if not isinstance(opened, LostRace):
+                trail.hop = opened
+                break
+    ports.failpoints.hit("open")
+
+
+async def _close(hop: Hop, ports: Ports, body: ErrorBody | None) -> Closed:
+    """Close, then release: the caller hears the end of its hop only after that end is durable."""
+    try:
+        record = await _shielded(close(hop, ports, body))
+    except (Exception, asyncio.CancelledError) as error:
+        # The record is missing, so the result is not released; the scan closes the hop later and charges what it held.
+        ports.observer.fault("close", error)
+        record, body = None, answer_of(error, ports, "unknown")
+    else:
+        if record is None:
+            body = _closed_by_another()
+    ports.failpoints.hit("close")
+    frame = _final(hop, body, record)
+    if record is not None:
+        ports.observer.closed(hop.intent, record, hop.past.user)
+    await ports.bus.answer(hop.ask.reply, frame)
+    return Closed(hop=hop, record=record, frame=frame)
+
+
+async def _shielded(work: Awaitable[T]) -> T:
+    """Finish ``work`` even when the task that waits for it is cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise
+    return task.result()
+
+
+def _final(hop: Hop, body: ErrorBody | None, record: HopClosed | None) -> Result | Error:
+    spent = record.spent if record else None
+    if body is not None:
+        return Error(error=msgspec.structs.replace(body, txn=hop.ask.txn, hop=hop.id), cost=spent)
+    if hop.result is None:
+        raise RuntimeError("a hop without a result and without a reason")
+    frame = hop.result.frame
+    if isinstance(frame, Error):
+        return msgspec.structs.replace(
+            frame, cost=spent, error=msgspec.structs.replace(frame.error, txn=hop.ask.txn, hop=hop.id)
+        )
+    return msgspec.structs.replace(frame, cost=spent)
+
+
+def _closed_by_another() -> ErrorBody:
+    return refusal(
+        Code.CANCELLED, "the hop was closed while it ran: it, or one above it, had ended or run out of time",
+        rule="close.by-another", ask="look at the chain; ask for more time if it was the deadline", effect="unknown",
+    ).body  # fmt: skip

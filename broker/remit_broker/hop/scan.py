@@ -1,0 +1,36 @@
+"""What time does to a ledger: hops past their deadline are closed as unknown, txns past their root grant as expired."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from remit_broker.hop.close import sweep
+from remit_broker.hop.txn import close_txn
+from remit_broker.ports import Ports
+from remit_schemas.errors import Refusal
+
+
+async def close_orphans(overdue: Iterable[tuple[str, str, str]], ports: Ports) -> int:
+    """Close each ``(tenant, txn, hop)`` that nobody closed, charged at what it held. How many were found open still.
+
+    The index that found them may be behind, so the ledger is asked again within the turn.
+    """
+    closed = 0
+    for tenant, txn, hop in overdue:
+        try:
+            async with ports.ledger.turn(tenant, txn) as turn:
+                if turn.fold.is_open(hop):
+                    await sweep(hop, ports, turn, "nobody closed it before its deadline")
+                    closed += 1
+        except Refusal as error:
+            ports.observer.fault("scan", error)
+    return closed
+
+
+async def close_expired(expired: Iterable[tuple[str, str]], ports: Ports) -> None:
+    """Close each ``(tenant, txn)`` whose root grant has expired."""
+    for tenant, txn in expired:
+        try:
+            await close_txn(tenant, txn, "broker", "expired", ports)
+        except Refusal as error:
+            ports.observer.fault("scan", error)

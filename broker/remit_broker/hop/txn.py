@@ -1,0 +1,194 @@
+"""The life of a txn around its hops: opened for a user, revoked in part or whole, closed for good."""
+
+from __future__ import annotations
+
+import msgspec
+
+from remit_broker.core.fold import Fold
+from remit_broker.core.times import rfc3339
+from remit_broker.hop.close import sweep
+from remit_broker.ports import LostRace, Ports
+from remit_schemas.budget import Budget
+from remit_schemas.errors import Code, refusal
+from remit_schemas.grant import Claims
+from remit_schemas.names import Jti, is_principal, parse_jti
+from remit_schemas.records import GENESIS, GrantRevoked, TxnClosed, TxnOpened, seal
+from remit_schemas.scope import Scope
+
+MAX_TTL = 8 * 3600
+"""Longest life of a txn in seconds."""
+
+
+class Delegation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a user hands to a first agent. ``ttl`` is in seconds, ``auth`` says how the user was known."""
+
+    tenant: str
+    user: str
+    agent: str
+    scope: Scope
+    budget: Budget
+    ttl: int
+    auth: str
+    max_depth: int = 8
+    labels: tuple[str, ...] = ("*",)
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """A new txn and its root grant. ``exp`` is Unix seconds."""
+
+    txn: str
+    grant: str
+    exp: int
+
+
+async def open_txn(wish: Delegation, ports: Ports) -> Opened:
+    """Open a txn: one record and one root grant, durable before anybody gets the grant.
+
+    Refuses MALFORMED for what no txn can have, UNKNOWN_TARGET for an agent nobody registered.
+    """
+    _sensible(wish, ports)
+    now = ports.clock.now()
+    txn, hop = ports.ids.txn(), ports.ids.hop()
+    jti, exp = str(Jti(txn, hop, 1)), int(now) + wish.ttl
+    record = seal(
+        TxnOpened(
+            tenant=wish.tenant,
+            txn=txn,
+            seq=0,
+            at=rfc3339(now),
+            hop=hop,
+            prev=GENESIS,
+            by=ports.bus.replica,
+            user=wish.user,
+            agent=wish.agent,
+            auth=wish.auth,
+            jti=jti,
+            scope=wish.scope.details,
+            budget=wish.budget,
+            exp=exp,
+            max_depth=wish.max_depth,
+            labels=(),
+        )
+    )
+    grant = ports.mint.mint(
+        Claims(
+            iss=ports.mint.issuer,
+            sub=wish.user,
+            tenant=wish.tenant,
+            aud=wish.agent,
+            iat=int(now),
+            exp=exp,
+            jti=jti,
+            txn=txn,
+            depth=0,
+            max_depth=wish.max_depth,
+            rec=record.hash,
+            authorization_details=wish.scope.details,
+            budget=wish.budget,
+            labels=wish.labels,
+        )
+    )
+    await ports.ledger.create(record, grant)
+    ports.observer.delegated(record)
+    return Opened(txn, grant, exp)
+
+
+def _sensible(wish: Delegation, ports: Ports) -> None:
+    if not wish.user or len(wish.user) > 256 or not wish.user.isprintable():
+        raise refusal(Code.MALFORMED, "a grant needs a user", rule="txn.user", ask="name the user with --user")
+    if not is_principal(wish.agent) or ports.registry.principal(wish.agent) is None:
+        raise refusal(
+            Code.UNKNOWN_TARGET, f"no agent is called {wish.agent!r}", rule="txn.agent",
+            ask=f"register it first: remit agents add {wish.agent}",
+        )  # fmt: skip
+    if not wish.scope:
+        raise refusal(Code.MALFORMED, "a grant needs a scope", rule="txn.scope", ask="name what it covers with --scope")
+    if not 1 <= wish.ttl <= MAX_TTL:
+        raise refusal(
+            Code.MALFORMED, f"a grant lives between 1 s and {MAX_TTL} s", rule="txn.ttl", ask="choose another --ttl"
+        )
+    if not 0 <= wish.max_depth <= 16:
+        raise refusal(Code.MALFORMED, "a depth is between 0 and 16", rule="txn.depth", ask="choose another depth")
+
+
+async def revoke(tenant: str, jti: str, who: str, why: str, ports: Ports) -> Fold:
+    """Revoke a grant with everything below it (the root's: the whole txn). Binds the very next open of any descendant.
+
+    Refuses MALFORMED for what is no jti, GRANT_INVALID for one that no record knows, GRANT_CLOSED where the txn has ended.
+    """
+    parsed = parse_jti(jti)
+    if parsed is None:
+        raise refusal(Code.MALFORMED, f"{jti!r} is not the id of a grant", rule="revoke.jti", ask="<txn>.<hop>.<n>")
+    async with ports.ledger.turn(tenant, parsed.txn) as turn:
+        while True:
+            fold = turn.fold
+            node = fold.nodes.get(parsed.hop)
+            if node is None or parsed.n > node.n:
+                raise refusal(
+                    Code.GRANT_INVALID,
+                    "no such grant was minted",
+                    rule="revoke.unknown",
+                    ask="remit chain shows the ids",
+                )
+            _still_open(fold)
+            if fold.is_revoked(parsed.hop):
+                return fold
+            if not fold.is_open(parsed.hop):
+                raise refusal(
+                    Code.GRANT_CLOSED, f"hop {parsed.hop} has ended, its grant is dead already", rule="revoke.closed",
+                    ask="nothing is left to do; to stop the whole task: remit revoke --txn",
+                )  # fmt: skip
+            record = seal(
+                GrantRevoked(
+                    tenant=tenant,
+                    txn=fold.txn,
+                    seq=fold.seq + 1,
+                    at=rfc3339(ports.clock.now()),
+                    hop=parsed.hop,
+                    prev=fold.hash,
+                    by=ports.bus.replica,
+                    jti=jti,
+                    who=who,
+                    why=why[:512],
+                )
+            )
+            done = await turn.append(record, None)
+            if not isinstance(done, LostRace):
+                return done
+
+
+async def close_txn(tenant: str, txn: str, who: str, reason: str, ports: Ports) -> Fold:
+    """Close a txn: what is still open below it first, charged at what it held. Closing a closed one changes nothing."""
+    async with ports.ledger.turn(tenant, txn) as turn:
+        while turn.fold.state == "open":
+            for hop in turn.fold.descendants_open(turn.fold.root):
+                await sweep(hop, ports, turn, "its task was closed", "cancelled")
+            fold = turn.fold
+            root = fold.nodes[fold.root]
+            if fold.descendants_open(fold.root):
+                continue
+            record = seal(
+                TxnClosed(
+                    tenant=tenant,
+                    txn=txn,
+                    seq=fold.seq + 1,
+                    at=rfc3339(ports.clock.now()),
+                    hop=fold.root,
+                    prev=fold.hash,
+                    by=ports.bus.replica,
+                    reason="expired" if reason == "expired" else "closed",
+                    who=who,
+                    spent=root.spent,
+                    overrun=root.overrun,
+                )
+            )
+            await turn.append(record, None)
+        return turn.fold
+
+
+def _still_open(fold: Fold) -> None:
+    if fold.state != "open":
+        raise refusal(
+            Code.GRANT_CLOSED, f"txn {fold.txn} has ended, its grants are dead already", rule="txn.closed",
+            ask="nothing is left to do",
+        )  # fmt: skip

@@ -1,0 +1,51 @@
+"""Stage 2. Is this grant genuine, for this caller and txn, still open and not revoked?"""
+
+from __future__ import annotations
+
+from remit_broker.hop.hop import Hop
+from remit_broker.ports import Ports
+from remit_schemas.errors import Code, refusal
+
+
+async def verify(hop: Hop, ports: Ports) -> Hop:
+    """The caller's grant, the fold it stands in, and the hop it was minted for.
+
+    After a lost race the newer fold is already there and only what depends on it is asked again.
+    """
+    ask = hop.ask
+    if not hop.request.grant:
+        raise refusal(
+            Code.GRANT_INVALID, "the request carries no grant", rule="grant.missing",
+            ask="send the grant you were given; a task is opened with remit grant or open_task",
+        )  # fmt: skip
+    grant = ports.mint.verify(hop.request.grant, ask.caller)
+    claims, jti = grant.claims, grant.jti
+    if claims.tenant != ask.tenant:
+        raise refusal(
+            Code.GRANT_INVALID, "the grant is another tenant's", rule="grant.tenant", ask="use your own grant"
+        )
+    if jti.txn != ask.txn:
+        raise refusal(
+            Code.GRANT_INVALID, "the txn in the subject is not the grant's", rule="grant.txn",
+            ask="publish on req.<caller>.<txn of the grant>.…",
+        )  # fmt: skip
+    fold = hop.fold if hop.fold is not None else await ports.ledger.fold(ask.tenant, jti.txn)
+    node = fold.nodes.get(jti.hop)
+    # INVARIANT: a grant counts only if the ledger's record names it back (test_grant_unknown_to_the_ledger_is_refused).
+    if node is None or node.callee != ask.caller or jti.n != node.n or claims.rec != node.rec:
+        raise refusal(
+            Code.GRANT_INVALID, "the ledger does not know this grant", rule="grant.unknown",
+            ask="use the newest grant of this hop", cause=f"jti {jti}",
+        )  # fmt: skip
+    if fold.is_revoked(jti.hop):
+        raise refusal(
+            Code.GRANT_REVOKED, "the grant or one above it was revoked", rule="grant.revoked",
+            ask="stop this work; a new task needs a new grant from its user",
+        )  # fmt: skip
+    # INVARIANT: a grant lives only while the hop it was minted for is open (test_grant_dies_with_its_hop).
+    if not fold.is_open(jti.hop):
+        raise refusal(
+            Code.GRANT_CLOSED, "the hop this grant was minted for has ended", rule="grant.closed",
+            ask="make calls before the skill returns; work that must go on needs a task of its own",
+        )  # fmt: skip
+    return hop.with_(grant=grant, fold=fold, parent=node)

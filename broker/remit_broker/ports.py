@@ -1,0 +1,305 @@
+"""What the pipeline needs of the world, as narrow protocols. Adapters implement them; tests and simulations replace them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from remit_broker.core.fold import Fold
+from remit_broker.core.listing import ChainFilter, ChainPage, HopHit
+from remit_broker.core.policy import PolicyRequest, Verdict
+from remit_broker.core.registry import Attachment, Principal, Target
+from remit_schemas.envelope import Dispatch, Frame
+from remit_schemas.grant import Claims, Grant
+from remit_schemas.names import Resource
+from remit_schemas.records import (
+    Finding,
+    GrantRevoked,
+    HopClosed,
+    HopOpened,
+    HopRefused,
+    TxnClosed,
+    TxnOpened,
+)
+
+
+class Clock(Protocol):
+    """Time, injected so that a simulation can own it."""
+
+    def now(self) -> float:
+        """Unix seconds."""
+
+    def monotonic(self) -> float:
+        """Seconds that only grow, for deadlines that a clock jump must not move."""
+
+
+class Ids(Protocol):
+    """Randomness, injected so that a simulation can seed it."""
+
+    def txn(self) -> str:
+        """A new txn id: 32 lower-case hex digits, never all zero."""
+
+    def hop(self) -> str:
+        """A new hop id: 16 lower-case hex digits, never all zero."""
+
+
+class LostRace(NamedTuple):
+    """Another append came first: the decision was made on a past that is no longer the newest. ``fold`` is the newest."""
+
+    fold: Fold
+
+
+class Turn(Protocol):
+    """The right to append to one txn in this replica; other replicas still race through the compare-and-set."""
+
+    @property
+    def fold(self) -> Fold:
+        """The newest fold known."""
+
+    async def append(
+        self, record: HopOpened | HopClosed | GrantRevoked | TxnClosed, grant: str | None
+    ) -> Fold | LostRace:
+        """Append a sealed record that follows :attr:`fold`. Durable when it returns a Fold. Refuses LEDGER_UNAVAILABLE."""
+
+
+class Ledger(Protocol):
+    """The one truth: an append-only sequence of records per txn."""
+
+    async def create(self, record: TxnOpened, grant: str) -> Fold:
+        """Start a txn that this broker drew. Refuses LEDGER_UNAVAILABLE."""
+
+    async def fold(self, tenant: str, txn: str) -> Fold:
+        """What the records of ``txn`` amount to. Refuses an unknown txn, a gap, or an unreachable ledger."""
+
+    def turn(self, tenant: str, txn: str) -> AbstractAsyncContextManager[Turn]:
+        """Wait for this replica's turn to append to ``txn``."""
+
+
+class Refusals(Protocol):
+    """Where calls that never became hops are recorded."""
+
+    async def write(self, record: HopRefused) -> None:
+        """Record a refusal (floods are aggregated). Never raises."""
+
+
+class Channel(Protocol):
+    """The frames of one callee for one hop."""
+
+    async def next(self, seconds: float) -> bytes | None:
+        """The next frame as it came, or None when no callee is there to hear the dispatch. Raises TimeoutError."""
+
+
+class Bus(Protocol):
+    """The agents' side of the bus."""
+
+    replica: str
+
+    async def answer(self, reply: str, frame: Frame) -> None:
+        """Publish one frame to a caller's inbox."""
+
+    def channel(self, callee: str, txn: str, hop: str) -> AbstractAsyncContextManager[Channel]:
+        """Listen to ``callee``'s frames for a hop."""
+
+    async def dispatch(self, resource: Resource, callee: str, dispatch: Dispatch) -> None:
+        """Hand a governed call to its callee, once."""
+
+
+class Registry(Protocol):
+    """Who exists and what they serve."""
+
+    @property
+    def revision(self) -> int:
+        """Grows with every change."""
+
+    def principal(self, name: str) -> Principal | None:
+        """An agent or server by name."""
+
+    def target(self, resource: Resource) -> Target | None:
+        """What a resource is: its schemas, annotations, ceiling and price."""
+
+    def nearest(self, resource: Resource) -> Sequence[str]:
+        """Resources with similar names, for the message of a refusal."""
+
+
+class PolicyEngine(Protocol):
+    """Decides by policy; any doubt is a denial."""
+
+    @property
+    def revision(self) -> str:
+        """Digest of the policy set in force."""
+
+    def decide(self, request: PolicyRequest) -> Verdict:
+        """Never raises: an error in deciding is a denial."""
+
+
+class Detectors(Protocol):
+    """Looks for what should not travel. Reports; never decides."""
+
+    def scan(self, value: Any) -> tuple[Finding, ...]:
+        """Findings in every string and key of nested JSON."""
+
+    def redact(self, value: Any, classes: Sequence[str]) -> tuple[Any, tuple[str, ...]]:
+        """``value`` with what was found replaced by typed placeholders, and the pointers (RFC 6901) of what was replaced."""
+
+
+class Schemas(Protocol):
+    """JSON Schema, compiled and cached by the definition's digest."""
+
+    def check(self, schema: Mapping[str, Any]) -> None:
+        """Refuses MALFORMED or TOO_LARGE for a schema that cannot be used."""
+
+    def arguments(self, definition: str, schema: Mapping[str, Any], value: Any) -> None:
+        """Refuses ARGUMENTS_INVALID."""
+
+    def result(self, definition: str, schema: Mapping[str, Any], value: Any) -> None:
+        """Refuses RESULT_INVALID."""
+
+
+class Mint(Protocol):
+    """Signs and verifies grants with the broker's own keys."""
+
+    issuer: str
+
+    def mint(self, claims: Claims) -> str:
+        """The compact JWS of ``claims``."""
+
+    def verify(self, token: str, audience: str) -> Grant:
+        """Refuses GRANT_INVALID or GRANT_EXPIRED. Verified signatures are remembered, times are checked every time."""
+
+
+class Digester(Protocol):
+    """Keyed digests: equal content gives equal digests within a txn, and nobody without the key can guess content from them."""
+
+    def digest(self, txn: str, data: bytes) -> str:
+        """Lower-case hex HMAC-SHA-256 under a key of its own for each txn."""
+
+
+class RateLimit(Protocol):
+    """How often one caller may ask."""
+
+    def admit(self, caller: str) -> float:
+        """0 when the call may go on, else the seconds to wait."""
+
+
+class Observer(Protocol):
+    """Spans, logs and metrics, all made from records after the fact."""
+
+    def closed(self, opened: HopOpened, closed: HopClosed, user: str) -> None:
+        """A hop ended."""
+
+    def refused(self, record: HopRefused) -> None:
+        """A call was refused."""
+
+    def delegated(self, record: TxnOpened) -> None:
+        """A txn was opened."""
+
+    def fault(self, where: str, error: BaseException) -> None:
+        """Something failed that should not; for the operator's log only."""
+
+
+class Failpoints(Protocol):
+    """Named places at which a crash test kills the process."""
+
+    def hit(self, name: str) -> None:
+        """Does nothing, unless this process was started to die here."""
+
+
+class Index(Protocol):
+    """Questions about many txns, answered from a projection of the ledger that can always be rebuilt."""
+
+    async def chains(self, tenant: str, wanted: ChainFilter) -> ChainPage:
+        """A page of txns, newest first. Refuses MALFORMED for a bad cursor."""
+
+    async def chain(self, tenant: str, txn: str) -> list[dict[str, Any]]:
+        """The entries of a txn in order, each ``{"record": …, "grant": token or None}``."""
+
+    async def refusals(self, tenant: str, txn: str) -> list[dict[str, Any]]:
+        """Refused calls of one txn, in the order in which they were written."""
+
+    async def refusal(self, tenant: str, hop: str) -> dict[str, Any] | None:
+        """The record of a refused call by its id."""
+
+    async def hops_like(self, tenant: str, prefix: str, limit: int = 10) -> list[HopHit]:
+        """Hops and refusals whose id begins with ``prefix``; ``<txn>.<hop>`` (each or its beginning) narrows."""
+
+    async def find(self, tenant: str, prefix: str, limit: int = 10) -> list[str]:
+        """The ids of txns that begin with ``prefix``."""
+
+
+class Directory(Registry, Protocol):
+    """The registry as operators see it."""
+
+    def principals(self) -> list[Principal]:
+        """Everybody, by name."""
+
+    def attachment(self, name: str) -> Attachment | None:
+        """What a principal serves."""
+
+    def quarantined(self, name: str) -> list[Resource]:
+        """Tools whose definition waits to be accepted."""
+
+    async def add(self, principal: Principal) -> None:
+        """Register. Refuses CONFLICT."""
+
+    async def remove(self, name: str) -> None:
+        """Forget. Refuses UNKNOWN_TARGET."""
+
+    async def accept(self, name: str) -> list[str]:
+        """Accept changed definitions; the names that were waiting."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Caps and defaults of a hop. Times are in seconds."""
+
+    hop_ttl: float = 60.0
+    max_depth: int = 8
+    concurrency: int = 2048
+    allowed_cycles: frozenset[tuple[str, str]] = frozenset()
+
+
+class Ports(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the stages may touch."""
+
+    clock: Clock
+    ids: Ids
+    ledger: Ledger
+    refusals: Refusals
+    bus: Bus
+    registry: Registry
+    policy: PolicyEngine
+    detectors: Detectors
+    schemas: Schemas
+    mint: Mint
+    digester: Digester
+    rates: RateLimit
+    observer: Observer
+    failpoints: Failpoints
+    limits: Limits
+
+
+__all__ = [
+    "Bus",
+    "Channel",
+    "Clock",
+    "Detectors",
+    "Digester",
+    "Directory",
+    "Failpoints",
+    "Ids",
+    "Index",
+    "Ledger",
+    "Limits",
+    "LostRace",
+    "Mint",
+    "Observer",
+    "PolicyEngine",
+    "Ports",
+    "RateLimit",
+    "Refusals",
+    "Registry",
+    "Schemas",
+    "Turn",
+]

@@ -1,0 +1,69 @@
+"""What ``remit init`` writes: a configuration in which every key stands with its default and a word on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from remit_broker.adapters.errors import ConfigError
+from remit_broker.config import FILE
+
+TEMPLATE = """\
+# Remit. Every key that exists stands here; what is commented out is the default.
+# Paths are relative to this file. Check it with: remit check
+
+issuer = "{issuer}"          # `iss` of every grant; changing it invalidates grants that are out
+# data = "data"              # keys, ledger, index: mode 0700, back it up, let nobody read it
+# policies = "policies"      # *.cedar, see docs/policy.md
+
+[bus]
+# url = ""                   # an external NATS server; empty runs an embedded one
+# port = 0                   # of the embedded one; 0 takes a free port
+# sync = "always"            # "always": an acknowledged record survives a power cut; "default": up to two minutes may not
+# replicas = 1               # of the ledger's streams; 3 or 5 need an external cluster
+
+[http]
+# host = "127.0.0.1"         # loopback only
+port = {port}                # 0 takes a free port at each start
+auth = "{auth}"              # "local": the OS user, by the token in data/keys/local.token
+
+[limits]
+# hop_ttl = 60.0             # longest life of one hop in seconds
+# orphan_grace = 30.0        # seconds after its deadline until an abandoned hop is closed
+# calls_per_second = 200.0   # per caller, on average
+# burst = 400                # per caller, at once
+# concurrency = 2048         # hops in hand per broker process
+# drain = 5.0                # seconds a stopping broker gives to running hops
+# allow_cycles = []          # ["planner>critic"]: pairs that may close a loop
+
+[traces]
+# endpoint = ""              # OTLP/HTTP, such as "http://127.0.0.1:4318"; OTEL_EXPORTER_OTLP_ENDPOINT wins
+
+[prices]                     # what a call holds and, where nothing is reported, costs; the longest pattern wins
+# "mcp/*" = "usd=0.0005,calls=1"
+
+[labels]                     # labels that results of a target carry from then on
+# "mcp/web/*" = ["untrusted"]
+"""
+
+
+def write_starter(folder: Path, auth: str, port: int) -> Path:
+    """Write remit.toml and policies/default.cedar. Raises :class:`ConfigError` where there is a configuration already."""
+    file = (folder / FILE).absolute()
+    if file.exists():
+        raise ConfigError(f"{file} exists", "edit it, or choose another folder")
+    write_policies(file.parent / "policies")
+    issuer = f"http://127.0.0.1:{port}" if port else "http://127.0.0.1"
+    file.write_text(TEMPLATE.format(issuer=issuer, port=port, auth=auth), encoding="utf-8")
+    return file
+
+
+def write_policies(folder: Path, policies: Sequence[tuple[str, str]] = ()) -> None:
+    """Write ``(file name, text)`` pairs, or the starter policy where none are given; what exists is kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    starter = resources.files("remit_broker").joinpath("policies", "default.cedar")
+    for name, text in policies or [("default.cedar", starter.read_text(encoding="utf-8"))]:
+        file = folder / name
+        if not file.exists():
+            file.write_text(text, encoding="utf-8")

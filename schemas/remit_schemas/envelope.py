@@ -1,0 +1,156 @@
+"""What travels on the bus: one request, one dispatch, and a sequence of frames.
+
+A reply is any number of ``accepted``/``progress``/``event`` frames and exactly one of ``result``, ``error`` or
+``input_required``. A callee's first frame is ``started``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from remit_schemas.budget import Budget
+from remit_schemas.canonical import loads
+from remit_schemas.errors import Code, ErrorBody, refusal
+from remit_schemas.scope import Detail
+
+VERSION: Final = 1
+MAX_ENVELOPE: Final = 900 * 1024
+"""Largest envelope in bytes: the server's 1 MiB ``max_payload`` counts headers too."""
+
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)]
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
+
+
+class Want(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """What a caller asks for the child. Everything left out is taken from what the caller holds and the defaults.
+
+    ``scopes`` are resource patterns (RFC 9396 details), ``ttl_ms`` the lifetime in milliseconds, ``max_depth`` absolute.
+    """
+
+    scopes: tuple[Detail, ...] | None = None
+    budget: Budget | None = None
+    ttl_ms: Positive | None = None
+    max_depth: Annotated[int, msgspec.Meta(ge=0, le=16)] | None = None
+
+
+class Trace(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The caller's own trace context (W3C). Kept as a span link; never adopted, never obeyed for sampling."""
+
+    traceparent: Annotated[str, msgspec.Meta(max_length=55)]
+    tracestate: Annotated[str, msgspec.Meta(max_length=512)] = ""
+
+
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """A call, from a caller to the broker. ``deadline`` is Unix milliseconds, ``key`` an idempotency key."""
+
+    v: int = VERSION
+    grant: str = ""
+    args: dict[str, Any] = {}
+    want: Want = Want()
+    key: Annotated[str, msgspec.Meta(max_length=128)] | None = None
+    deadline: Positive | None = None
+    approval: Annotated[str, msgspec.Meta(max_length=128)] | None = None
+    trace: Trace | None = None
+
+
+class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A governed call, from the broker to a callee. Who asks, for whom and within what is in ``grant``."""
+
+    v: int = VERSION
+    txn: str
+    hop: str
+    replica: str
+    resource: str
+    grant: str
+    args: dict[str, Any]
+    deadline: int
+
+
+class Accepted(msgspec.Struct, frozen=True, tag="accepted", tag_field="frame", kw_only=True):
+    """The hop is open. Cancellation and input go to ``ctl.<caller>.<replica>.<txn>.<hop>``."""
+
+    txn: str
+    hop: str
+    replica: str
+
+
+class Started(msgspec.Struct, frozen=True, tag="started", tag_field="frame", kw_only=True):
+    """A callee's first frame: the connection whose inbox gets cancellation and input for this hop."""
+
+    connection: str
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress", tag_field="frame", omit_defaults=True, kw_only=True):
+    """How far the work is, for people."""
+
+    message: Text = ""
+    progress: float | None = None
+    total: float | None = None
+
+
+class Event(msgspec.Struct, frozen=True, tag="event", tag_field="frame", kw_only=True):
+    """A piece of output that comes before the result."""
+
+    data: Any
+
+
+class Result(msgspec.Struct, frozen=True, tag="result", tag_field="frame", omit_defaults=True, kw_only=True):
+    """The end of a hop that worked. From a callee, ``cost`` is what it used itself; to a caller, what the hop cost in all.
+
+    ``failed`` says that the tool ran and reports a failure of its own (MCP's ``isError``).
+    """
+
+    value: Any
+    cost: Budget | None = None
+    failed: bool = False
+
+
+class Error(msgspec.Struct, frozen=True, tag="error", tag_field="frame", omit_defaults=True, kw_only=True):
+    """The end of a hop that was refused or failed."""
+
+    error: ErrorBody
+    cost: Budget | None = None
+
+
+class InputRequired(msgspec.Struct, frozen=True, tag="input_required", tag_field="frame", kw_only=True):
+    """The callee needs an input before it can go on."""
+
+    request: Any
+
+
+Frame = Accepted | Started | Progress | Event | Result | Error | InputRequired
+FINAL: Final = (Result, Error, InputRequired)
+
+encode = msgspec.json.Encoder().encode
+
+
+def _convert(data: bytes, kind: Any, what: str) -> Any:
+    raw = loads(data, max_bytes=MAX_ENVELOPE)
+    try:
+        return msgspec.convert(raw, kind, strict=True)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise refusal(
+            Code.MALFORMED, f"not a {what}: {error}", rule=f"envelope.{what}", ask="follow schemas/json"
+        ) from None
+
+
+def parse_request(data: bytes) -> Request:
+    """An untrusted request. Raises a MALFORMED or TOO_LARGE refusal."""
+    request: Request = _convert(data, Request, "request")
+    if request.v != VERSION:
+        raise refusal(Code.MALFORMED, f"envelope version {request.v}", rule="envelope.version", ask=f"send v {VERSION}")
+    return request
+
+
+def parse_dispatch(data: bytes) -> Dispatch:
+    """A dispatch, as a callee receives it. Raises a MALFORMED or TOO_LARGE refusal."""
+    dispatch: Dispatch = _convert(data, Dispatch, "dispatch")
+    return dispatch
+
+
+def parse_frame(data: bytes) -> Frame:
+    """One untrusted frame. Raises a MALFORMED or TOO_LARGE refusal."""
+    frame: Frame = _convert(data, Frame, "frame")
+    return frame

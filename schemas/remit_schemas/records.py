@@ -1,0 +1,222 @@
+"""The records of a txn: the one truth from which budgets, open grants, audit, traces and evidence are all derived.
+
+A record is sealed by its hash: lower-case hex SHA-256 over the canonical JSON (RFC 8785) of the record without
+``hash``; ``prev`` is the hash of the record before it, 64 zeros at ``seq`` 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, TypeVar
+
+import msgspec
+
+from remit_schemas.budget import Budget
+from remit_schemas.canonical import canonical, digest, loads
+from remit_schemas.errors import Code, Effect
+from remit_schemas.scope import Detail
+
+VERSION: Final = 1
+GENESIS: Final = "0" * 64
+MAX_RECORD: Final = 16 * 1024
+MAX_ENTRY: Final = 48 * 1024
+
+Outcome = Literal["ok", "failed", "error", "refused", "cancelled", "unknown"]
+"""How a hop ended: ``failed`` is a tool's own error, ``refused`` a result that was not released, ``unknown`` an orphan."""
+
+
+class Finding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a detector saw, never the text it saw: a type such as ``secret.aws_access_key``, where (RFC 6901), how often."""
+
+    kind: str
+    where: str
+    count: int = 1
+
+
+class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A policy decision: the ids of the policies that made it and the digest of the policy set it was made under."""
+
+    effect: Literal["allow", "deny"]
+    rules: tuple[str, ...]
+    revision: str
+
+
+class Epochs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The state of the world a hop was decided under: policy set digest, registry revision, revocation revision."""
+
+    policy: str
+    registry: int
+    revocations: int = 0
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind"):
+    """``at`` is RFC 3339 UTC with milliseconds; ``by`` the broker replica that wrote it; ``hash`` seals the rest."""
+
+    v: int = VERSION
+    tenant: str
+    txn: str
+    seq: int
+    at: str
+    hop: str
+    prev: str
+    by: str
+    hash: str = ""
+
+
+class TxnOpened(_Record, frozen=True, tag="txn.opened"):
+    """A user delegated a task. ``hop`` is the opening, ``agent`` holds the root grant, ``auth`` is how the user was known."""
+
+    user: str
+    agent: str
+    auth: str
+    jti: str
+    scope: tuple[Detail, ...]
+    budget: Budget
+    exp: int
+    max_depth: int
+    labels: tuple[str, ...] = ()
+    continues: str | None = None
+
+
+class HopOpened(_Record, frozen=True, tag="hop.opened"):
+    """The intent and the hold, durable before the callee hears anything.
+
+    ``budget`` is held from the parent. ``exp`` is Unix seconds, ``deadline`` Unix milliseconds. ``args_digest`` is
+    keyed (HMAC-SHA-256) over exactly the bytes that are sent. ``definition`` is the digest of the target's definition.
+    ``link`` is the trace context the caller sent. ``idem`` is the keyed digest of its idempotency key.
+    """
+
+    parent: str
+    caller: str
+    resource: str
+    depth: int
+    jti: str
+    scope: tuple[Detail, ...]
+    budget: Budget
+    exp: int
+    deadline: int
+    max_depth: int
+    args_digest: str
+    args_size: int
+    definition: str
+    decision: Decision
+    epochs: Epochs
+    findings: tuple[Finding, ...] = ()
+    redacted: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    idem: str | None = None
+    approval: str | None = None
+    link: str | None = None
+
+
+class HopClosed(_Record, frozen=True, tag="hop.closed"):
+    """The outcome and the settlement.
+
+    ``cost`` is what the callee used itself beside its one call; ``spent`` what the parent is charged out of its hold
+    (the callee's own and its descendants'), ``overrun`` what was reported beyond the hold. ``ms`` is how long it took.
+    """
+
+    outcome: Outcome
+    cost: Budget
+    spent: Budget
+    overrun: Budget
+    effect: Effect
+    ms: int
+    code: Code | None = None
+    rule: str = ""
+    reason: str = ""
+    result_digest: str = ""
+    result_size: int = 0
+    decision: Decision | None = None
+    findings: tuple[Finding, ...] = ()
+    redacted: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+class GrantRevoked(_Record, frozen=True, tag="grant.revoked"):
+    """A grant (``jti``; it and all its descendants) was revoked, or the whole txn (``jti`` of the root). ``hop`` is its hop."""
+
+    jti: str
+    who: str
+    why: str = ""
+
+
+class TxnClosed(_Record, frozen=True, tag="txn.closed"):
+    """Nothing follows. ``spent`` is what the whole tree was charged."""
+
+    reason: Literal["closed", "expired", "idle", "revoked"]
+    who: str
+    spent: Budget
+    overrun: Budget
+
+
+Record = TxnOpened | HopOpened | HopClosed | GrantRevoked | TxnClosed
+
+
+class HopRefused(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="hop.refused", tag_field="kind"
+):
+    """A call that never became a hop. It has a stream of its own: a caller cannot grow a txn with calls that were refused.
+
+    ``txn``, ``parent`` and ``user`` are those of a *verified* grant, else None. ``count`` aggregates a flood. ``cause``
+    is for operators and never leaves the broker's own records.
+    """
+
+    v: int = VERSION
+    tenant: str
+    txn: str | None
+    hop: str
+    parent: str | None
+    user: str | None
+    at: str
+    by: str
+    caller: str
+    resource: str
+    stage: str
+    code: Code
+    message: str
+    rule: str
+    ask: str = ""
+    cause: str = ""
+    jti: str | None = None
+    args_digest: str = ""
+    decision: Decision | None = None
+    findings: tuple[Finding, ...] = ()
+    count: int = 1
+    link: str | None = None
+    hash: str = ""
+
+
+AnyRecord = TypeVar("AnyRecord", TxnOpened, HopOpened, HopClosed, GrantRevoked, TxnClosed, HopRefused)
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A message of the ledger's stream: the record, and the grant that names the record's hash in ``rec``."""
+
+    record: dict[str, Any]
+    grant: str | None = None
+
+
+def plain(record: Record | HopRefused) -> dict[str, Any]:
+    """The record as JSON values, as it is stored, shown and hashed."""
+    value: dict[str, Any] = msgspec.to_builtins(record)
+    return value
+
+
+def hash_of(raw: dict[str, Any]) -> str:
+    """The hash that seals ``raw`` (whatever its own ``hash`` says). Raises ValueError for what is not canonical JSON."""
+    return digest(canonical({key: value for key, value in raw.items() if key != "hash"}))
+
+
+def seal(record: AnyRecord) -> AnyRecord:
+    """The record with its ``hash`` set."""
+    return msgspec.structs.replace(record, hash=hash_of(plain(record)))
+
+
+def parse_record(raw: Any) -> Record:
+    """A stored record, with its type checked. Raises ``msgspec.ValidationError``."""
+    return msgspec.convert(raw, Record, strict=True)
+
+
+def parse_entry(data: bytes) -> Entry:
+    """A message of the ledger's stream. Raises a MALFORMED refusal or ``msgspec.ValidationError``."""
+    return msgspec.convert(loads(data, max_bytes=MAX_ENTRY), Entry, strict=True)

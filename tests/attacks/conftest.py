@@ -1,0 +1,18 @@
+"""One broker per module of attacks: what a test does to its own txns and agents must not reach another test's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from remit_broker.testing import running_broker
+from tests.support.raw import Arena, arena_on
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def arena(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Arena]:
+    """A broker with the starter's policy and raw agents. Tests that use it are marked ``asyncio(loop_scope="module")``."""
+    async with running_broker(tmp_path_factory.mktemp("arena")) as lab, arena_on(lab) as running:
+        yield running

@@ -1,0 +1,352 @@
+"""The index: a projection that can be made again, and the witness of what the ledger once held."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import sqlite3
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from nats.aio.client import Client
+
+from remit_broker.adapters.errors import ConfigError
+from remit_broker.adapters.jetstream import Message
+from remit_broker.adapters.jetstream_ledger import JetStreamLedger
+from remit_broker.adapters.refusal_stream import RefusalStream
+from remit_broker.adapters.sqlite_index import SqliteIndex
+from remit_broker.adapters.stream_tail import Regressed
+from remit_broker.core.fold import fold_all
+from remit_broker.core.listing import ChainFilter
+from remit_schemas.budget import ONE_CALL, Budget
+from remit_schemas.errors import Refusal
+from remit_schemas.records import Record, plain
+from tests.support.local_nats import LocalNats, local_nats
+from tests.support.story import TXN, Story, closing, hop_id, opened, opening, refused
+
+A, B, C = map(hop_id, range(3))
+OTHER = "b" * 32
+
+
+@pytest.fixture
+async def index(tmp_path: Path) -> AsyncIterator[SqliteIndex]:
+    index = await SqliteIndex.open(tmp_path / "index" / "index.db")
+    yield index
+    await index.close()
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[LocalNats]:
+    (tmp_path / "nats").mkdir()
+    async with local_nats(tmp_path / "nats") as server:
+        yield server
+
+
+def messages(story: Story, first: int = 1, grant: str | None = None) -> list[Message]:
+    subject = f"ledger.{story.fold.tenant}.{story.fold.txn}"
+    return [
+        Message(number, subject, msgspec.json.encode({"record": raw, "grant": grant}))
+        for number, raw in enumerate(story.records, start=first)
+    ]
+
+
+def refusals(*records: Any, first: int = 1) -> list[Message]:
+    return [
+        Message(number, f"refusals.{record.tenant}", msgspec.json.encode({"record": plain(record)}))
+        for number, record in enumerate(records, start=first)
+    ]
+
+
+def chain() -> Story:
+    """The root; A called by it; B called by A and failed; A closed."""
+    story = Story()
+    story.open(A, budget=Budget(5000, 100, 10))
+    story.open(B, A, Budget(100, 10, 2), resource="mcp/files/read_file", deadline=1_000_000)
+    story.close(B, Budget(50, 0, 0), "error", code="TARGET_UNAVAILABLE")
+    story.close(A)
+    return story
+
+
+@contextlib.asynccontextmanager
+async def running(index: SqliteIndex, nc: Client, halted: list[str] | None = None) -> AsyncIterator[None]:
+    task = asyncio.create_task(index.run(nc, (halted if halted is not None else []).append))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_chain_comes_back_as_it_was_written(index: SqliteIndex) -> None:
+    story = chain()
+    await index.add(messages(story, grant="token"))
+    entries = await index.chain("default", TXN)
+    assert [entry["record"] for entry in entries] == story.records
+    assert fold_all(entry["record"] for entry in entries) == story.fold
+    assert {entry["grant"] for entry in entries} == {"token"}
+    assert await index.chain("acme", TXN) == [] == await index.chain("default", OTHER)
+
+
+async def test_a_txn_is_summed_up(index: SqliteIndex) -> None:
+    story = chain()
+    await index.add(messages(story))
+    await index.add_refusals(refusals(refused(txn=TXN, count=3), refused()))
+    row = await index.summary("default", TXN)
+    assert row is not None
+    assert (row.user, row.agent, row.hops, row.open_hops, row.refused, row.records) == ("ann", "planner", 2, 0, 3, 5)
+    assert row.spent == story.fold.totals.spent and row.limit == story.fold.totals.limit
+    assert row.closed_at is None
+    ended = Story()
+    ended.fold, ended.records = story.fold, []
+    ended.end()
+    await index.add(messages(ended, first=6))
+    row = await index.summary("default", TXN)
+    assert row is not None and row.reason == "closed"
+
+
+async def test_projecting_again_changes_nothing(index: SqliteIndex) -> None:
+    all_ = messages(chain())
+    await index.add(all_[:3])
+    await index.add(all_)
+    await index.add(all_)
+    before = await index.counts()
+    assert before["records"] == 5 and index.position == 5
+    await index.rebuild()
+    assert (await index.counts())["records"] == 0 and index.position == 0
+    await index.add(all_)
+    assert await index.counts() == before
+
+
+async def test_chains_are_found_by_user_agent_tool_code_and_time(index: SqliteIndex) -> None:
+    story = chain()
+    other = Story(opened(OTHER, user="bob", at="2026-11-04T00:00:00.000Z", agent="writer"))
+    foreign = Story(opened("c" * 32, tenant="acme"))
+    await index.add([*messages(story), *messages(other, 6), *messages(foreign, 7)])
+    await index.add_refusals(refusals(refused(txn=OTHER, code="POLICY_DENIED")))
+
+    async def found(**wanted: Any) -> str:
+        return "".join(row.txn[0] for row in (await index.chains("default", ChainFilter(**wanted))).rows)
+
+    assert await found() == "ba"
+    assert await found(user="ann") == "a" and await found(user="nobody") == ""
+    assert await found(agent="planner") == await found(agent="researcher") == await found(agent="files") == "a"
+    assert await found(agent="writer") == "b"
+    assert await found(tool="mcp/files/read_file") == await found(tool="mcp/files/*") == await found(tool="mcp/") == "a"
+    assert await found(tool="mcp/files/read") == "a" and await found(tool="mcp/mail/") == ""
+    assert await found(code="TARGET_UNAVAILABLE") == "a" and await found(code="POLICY_DENIED") == "b"
+    assert await found(since="2026-11-04T00:00:00.000Z") == "b" and await found(until="2026-11-04T00:00:00.000Z") == "a"
+    assert await found(user="ann", code="POLICY_DENIED") == ""
+    assert await found(user="' OR 1=1 --") == ""
+
+
+async def test_pages_meet_without_gap_or_overlap(index: SqliteIndex) -> None:
+    stories = [Story(opened(f"{number:032x}")) for number in range(1, 12)]
+    await index.add([message for n, story in enumerate(stories, 1) for message in messages(story, n)])
+    seen: list[str] = []
+    cursor = None
+    while True:
+        page = await index.chains("default", ChainFilter(limit=4, cursor=cursor))
+        seen += [row.txn for row in page.rows]
+        if (cursor := page.cursor) is None:
+            break
+    assert seen == sorted((story.fold.txn for story in stories), reverse=True)
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "!!!!", "YWJj"])
+async def test_a_cursor_that_is_none_is_refused(index: SqliteIndex, cursor: str) -> None:
+    with pytest.raises(Refusal) as no:
+        await index.chains("default", ChainFilter(cursor=cursor))
+    assert no.value.body.rule == "index.cursor"
+
+
+async def test_ids_are_found_by_their_beginning(index: SqliteIndex) -> None:
+    await index.add(messages(chain()))
+    await index.add_refusals(refusals(refused("f" * 16, txn=TXN), refused("fe" * 8)))
+    assert await index.find("default", "aaaa") == [TXN] and await index.find("acme", "aaaa") == []
+    hits = await index.hops_like("default", B)
+    assert [(hit.kind, hit.txn, hit.resource) for hit in hits] == [("hop", TXN, "mcp/files/read_file")]
+    assert {hit.hop for hit in await index.hops_like("default", "f")} == {"f" * 16, "fe" * 8}
+    assert [hit.hop for hit in await index.hops_like("default", f"{TXN}.f")] == ["f" * 16]
+    assert [hit.hop for hit in await index.hops_like("default", f"aaaa.{B}")] == [B]
+    assert await index.hops_like("acme", B) == []
+    found = await index.refusal("default", "f" * 16)
+    assert found is not None and found["message"] == "not held"
+    assert [record["hop"] for record in await index.refusals("default", TXN)] == ["f" * 16]
+    assert len(await index.recent_refusals("default", "2026")) == 2
+
+
+async def test_the_scans_find_what_is_overdue_idle_or_expired(index: SqliteIndex) -> None:
+    story = Story(opened(exp=2000))
+    story.open(A, exp=2000, deadline=1_000_000)
+    await index.add(messages(story))
+    assert await index.overdue(1_030_000, 30_000) == []
+    assert [(hop.txn, hop.hop) for hop in await index.overdue(1_030_001, 30_000)] == [(TXN, A)]
+    assert await index.idle_txns("2027") == [], "a txn with an open hop is not idle"
+    assert await index.expired_txns(2000) == [] and await index.expired_txns(2001) == [("default", TXN)]
+    closed = closing(story.fold, A)
+    await index.add(_one(closed, 3))
+    assert await index.overdue(9_000_000, 0) == []
+    assert await index.idle_txns("2027") == [("default", TXN)] and await index.idle_txns("2026-01") == []
+
+
+def _one(record: Record, seq: int) -> list[Message]:
+    return [Message(seq, f"ledger.{record.tenant}.{record.txn}", msgspec.json.encode({"record": plain(record)}))]
+
+
+async def test_a_txn_that_does_not_hold_together_is_marked_and_the_others_go_on(index: SqliteIndex) -> None:
+    story, other = chain(), Story(opened(OTHER))
+    broken = messages(story)
+    del broken[2]
+    renumbered = [message._replace(seq=number) for number, message in enumerate([*broken, *messages(other)], start=1)]
+    await index.add(renumbered)
+    row = await index.summary("default", TXN)
+    assert row is not None and row.broken is not None and "does not follow" in row.broken and row.records == 2
+    assert (await index.chain("default", OTHER)) and (await index.counts())["broken"] == 1
+    await index.add(_one(opening(story.fold, C, budget=ONE_CALL), 6))
+    assert len(await index.chain("default", TXN)) == 2
+
+
+async def test_what_is_no_entry_is_marked_not_a_traceback(index: SqliteIndex) -> None:
+    await index.add([Message(1, f"ledger.default.{TXN}", b"\xff"), Message(2, "ledger.x", b"{}")])
+    await index.add_refusals([Message(1, "refusals.default", b"{}"), *refusals(refused(), first=2)])
+    counts = await index.counts()
+    assert (counts["broken"], counts["txns"], counts["refusals"]) == (2, 0, 1)
+
+
+async def test_the_files_are_private(tmp_path: Path) -> None:
+    index = await SqliteIndex.open(tmp_path / "new" / "index.db")
+    await index.add(messages(Story()))
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "new").iterdir()}
+    await index.close()
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+    assert len(modes) == 3 and set(modes.values()) == {0o600}
+
+
+async def test_a_damaged_or_newer_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.db"
+    damaged.write_bytes(b"not a database, but long enough to be taken for one " * 100)
+    damaged.chmod(0o600)
+    with pytest.raises(ConfigError, match=r"damaged\.db is damaged"):
+        await SqliteIndex.open(damaged)
+    newer = tmp_path / "newer.db"
+    with sqlite3.connect(newer) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(ConfigError, match="newer version"):
+        await SqliteIndex.open(newer)
+
+
+async def test_what_was_written_durably_is_set_so(index: SqliteIndex) -> None:
+    async with index._writer.execute("PRAGMA synchronous") as rows:
+        assert [row[0] async for row in rows] == [2]
+    async with index._writer.execute("PRAGMA journal_mode") as rows:
+        assert [row[0] async for row in rows] == ["wal"]
+
+
+async def test_the_reader_cannot_write(index: SqliteIndex) -> None:
+    with pytest.raises(sqlite3.OperationalError):
+        await index._reader.execute("DELETE FROM record")
+
+
+async def test_it_follows_the_ledger_and_the_refusals(server: LocalNats, index: SqliteIndex) -> None:
+    nc = await server.connect()
+    ledger, refused_ = await JetStreamLedger.start(nc), await RefusalStream.start(nc)
+    await ledger.create(opened(), "root-grant")
+    async with running(index, nc):
+        await index.wait_for(ledger.high)
+        assert [entry["grant"] for entry in await index.chain("default", TXN)] == ["root-grant"]
+        async with ledger.turn("default", TXN) as turn:
+            await turn.append(opening(turn.fold, A), "child-grant")
+        await refused_.write(refused(txn=TXN))
+        await index.wait_for(ledger.high)
+        assert len(await index.chain("default", TXN)) == 2
+        await index.wait_for_refusals(refused_.high)
+        assert len(await index.refusals("default", TXN)) == 1
+
+
+async def test_it_goes_on_after_a_restart_of_itself_and_of_the_server(
+    server: LocalNats, index: SqliteIndex, tmp_path: Path
+) -> None:
+    nc = await server.connect()
+    ledger, _ = await JetStreamLedger.start(nc), await RefusalStream.start(nc)
+    await ledger.create(opened(), "g")
+    halted: list[str] = []
+    async with running(index, nc, halted):
+        await index.wait_for(1)
+        await server.kill()
+        await server.start()
+        await opened_eventually(ledger, OTHER)
+        await index.wait_for(ledger.high, 20)
+    again = await SqliteIndex.open(tmp_path / "index" / "index.db")
+    async with running(again, nc, halted):
+        await opened_eventually(ledger, "c" * 32)
+        await again.wait_for(ledger.high)
+        assert len((await again.chains("default", ChainFilter())).rows) == 3
+    await again.close()
+    assert not halted
+
+
+async def opened_eventually(ledger: JetStreamLedger, txn: str) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await ledger.create(opened(txn), "g")
+                return
+            except Refusal:
+                await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("written_on", [False, True])
+async def test_a_ledger_behind_its_witness_is_refused(server: LocalNats, index: SqliteIndex, written_on: bool) -> None:
+    """All was lost and started anew: sequence numbers say nothing, the witness does."""
+    nc = await server.connect()
+    ledger, _ = await JetStreamLedger.start(nc), await RefusalStream.start(nc)
+    await ledger.create(opened(), "g")
+    async with running(index, nc):
+        await index.wait_for(1)
+    await index.rebuild()
+    await server.kill()
+    shutil.rmtree(server.folder / "store")
+    await server.start()
+    fresh = await server.connect()
+    ledger, _ = await JetStreamLedger.start(fresh), await RefusalStream.start(fresh)
+    if written_on:
+        await ledger.create(opened(OTHER), "g")
+    with pytest.raises(Regressed):
+        await index.check(fresh)
+    async with asyncio.timeout(10):
+        await index.run(fresh, ledger.halt)
+    assert index.halted and ledger.halted == index.halted
+    assert await index.chain("default", OTHER) == []
+    with pytest.raises(TimeoutError, match="the ledger"):
+        await index.wait_for(99)
+
+
+async def test_a_disk_that_is_full_is_waited_for(server: LocalNats, index: SqliteIndex) -> None:
+    nc = await server.connect()
+    ledger, _ = await JetStreamLedger.start(nc), await RefusalStream.start(nc)
+    # As many pages as there are now.
+    await index._writer.execute("PRAGMA max_page_count = 1")
+    await ledger.create(opened(user="u" * 10_000), "g")
+    async with running(index, nc):
+        with pytest.raises(TimeoutError):
+            await index.wait_for(ledger.high, 0.5)
+        assert index.trouble is not None and "full" in index.trouble and index.halted is None
+        await index._writer.execute("PRAGMA max_page_count = 100000")
+        await index.wait_for(ledger.high)
+        assert index.trouble is None
+
+
+async def test_a_reader_waits_for_what_is_not_projected_yet(index: SqliteIndex) -> None:
+    with pytest.raises(TimeoutError):
+        await index.wait_for(1, 0.01)
+    waiting = asyncio.create_task(index.wait_for(1))
+    await asyncio.sleep(0)
+    await index.add(messages(Story()))
+    await waiting
+    assert await index.summary("default", TXN) is not None

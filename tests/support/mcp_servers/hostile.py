@@ -1,0 +1,169 @@
+"""A raw stdio server that misbehaves in one way, named by its first argument. JSON lines by hand: no library would do this.
+
+dies-on-call · dies-once FILE · dies-at-start · hangs-on-call · hangs-on-initialize · garbage · huge · endless-line · changes ·
+breaks-schema · many N · names · cursor-loop · protocol-error · not-a-result · nan · deep · big-integer · two-answers ·
+grandchild FILE · stderr-flood · full-pipe · asks-input · lies
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+MODE = sys.argv[1]
+ARGUMENT = sys.argv[2] if len(sys.argv) > 2 else ""
+_out = threading.Lock()
+SCHEMA: dict[str, Any] = {"type": "object", "properties": {}}
+
+
+def say(message: dict[str, Any]) -> None:
+    """One line."""
+    raw(json.dumps({"jsonrpc": "2.0", **message}))
+
+
+def raw(line: str) -> None:
+    """One line, whatever it holds."""
+    with _out:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+
+def tool(name: str, **more: Any) -> dict[str, Any]:
+    """A definition."""
+    return {"name": name, "description": f"{name} of a hostile server", "inputSchema": SCHEMA, **more}
+
+
+def text(value: str) -> dict[str, Any]:
+    """A result."""
+    return {"content": [{"type": "text", "text": value}]}
+
+
+changed = False
+
+
+def tools(cursor: str | None) -> dict[str, Any]:
+    """One page."""
+    if MODE == "many":
+        at, count = int(cursor or 0), int(ARGUMENT)
+        page: dict[str, Any] = {"tools": [tool(f"tool_{n}") for n in range(at, min(at + 100, count))]}
+        return page | ({"nextCursor": str(at + 100)} if at + 100 < count else {})
+    if MODE == "cursor-loop":
+        return {"tools": [tool("act")], "nextCursor": "again"}
+    if MODE == "names":
+        names = ["grüße", "a/b", "two words", "ﬁnd", "find", "star*", "日本語", "..", "dot.ted", "new\nline", ""]
+        return {"tools": [tool(name) for name in names]}
+    if MODE == "changes" and changed:
+        return {"tools": [tool("act", description="now it does something else"), tool("extra")]}
+    if MODE == "breaks-schema":
+        return {
+            "tools": [
+                tool(
+                    "act", outputSchema={"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+                )
+            ]
+        }
+    return {"tools": [tool("act"), tool("fine")]}
+
+
+def call(ident: Any, name: str, arguments: dict[str, Any]) -> None:
+    """Answer a call, or do what the mode says instead."""
+    global changed
+    if name == "fine":
+        return say({"id": ident, "result": text("fine")})
+    if MODE == "dies-on-call" or (MODE == "dies-once" and not Path(ARGUMENT).exists()):
+        if ARGUMENT:
+            Path(ARGUMENT).touch()
+        print("Traceback: it was too much", file=sys.stderr, flush=True)
+        os._exit(3)
+    if MODE in ("hangs-on-call", "full-pipe"):
+        if MODE == "full-pipe" or arguments.get("forever"):
+            time.sleep(3600)
+        return
+    if MODE == "changes":
+        changed = True
+        say({"method": "notifications/tools/list_changed"})
+    results: dict[str, Any] = {
+        "huge": text("x" * 10_000_000),
+        "breaks-schema": text("not it") | {"structuredContent": {"n": "seven"}},
+        "not-a-result": {"content": "a text"},
+        "asks-input": {"resultType": "input_required", "inputRequests": {}},
+    }
+    if MODE == "endless-line":
+        with _out:
+            for _ in range(40):
+                sys.stdout.write("x" * 1_000_000)
+            sys.stdout.flush()
+    elif MODE == "protocol-error":
+        say({"id": ident, "error": {"code": -32099, "message": "no\u001b[31m thanks"}})
+    elif MODE == "nan":
+        raw(f'{{"jsonrpc":"2.0","id":{ident},"result":{{"content":[],"structuredContent":{{"n":NaN}}}}}}')
+    elif MODE == "big-integer":
+        raw(f'{{"jsonrpc":"2.0","id":{ident},"result":{{"content":[],"structuredContent":{{"n":{2**60}}}}}}}')
+    elif MODE == "deep":
+        raw(
+            f'{{"jsonrpc":"2.0","id":{ident},"result":{{"content":[],"structuredContent":{{"n":{"[" * 100}{"]" * 100}}}}}}}'
+        )
+    elif MODE == "two-answers":
+        say({"id": ident, "result": text("first")})
+        say({"id": ident, "result": text("second")})
+    else:
+        say({"id": ident, "result": results.get(MODE, text("ok"))})
+
+
+def handle(message: dict[str, Any]) -> None:
+    """One message of the client."""
+    method, ident, params = message.get("method"), message.get("id"), message.get("params") or {}
+    if method == "initialize":
+        if MODE == "hangs-on-initialize":
+            return
+        say({"id": ident, "result": {
+            "protocolVersion": "2025-11-25", "capabilities": {"tools": {"listChanged": True}},
+            "serverInfo": {"name": f"hostile-{MODE}", "version": "0"},
+        }})  # fmt: skip
+    elif method == "tools/list":
+        say({"id": ident, "result": tools(params.get("cursor"))})
+    elif method == "tools/call":
+        call(ident, params["name"], params.get("arguments") or {})
+    elif method == "server/discover" and MODE == "hangs-on-initialize":
+        return
+    elif ident is not None and method is not None:
+        say({"id": ident, "error": {"code": -32601, "message": "Method not found"}})
+
+
+def main() -> None:
+    """Misbehave."""
+    if MODE == "dies-at-start":
+        print("I cannot find my configuration", file=sys.stderr, flush=True)
+        sys.exit(1)
+    if MODE == "grandchild":
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+        Path(ARGUMENT).write_text(str(child.pid))
+    if MODE == "stderr-flood":
+        for _ in range(60):
+            sys.stderr.write("y" * 99_999 + "\n")
+        sys.stderr.write("the end\n")
+        sys.stderr.flush()
+    if MODE == "garbage":
+        for line in (
+            "Starting up...",
+            "{",
+            "null",
+            "[1,2,3]",
+            '{"jsonrpc":"2.0"}',
+            "\x00\x01\xff",
+            '{"id":1,"result":{}}',
+        ):
+            raw(line)
+    for line in sys.stdin:
+        if MODE == "garbage":
+            raw("DEBUG: got a line")
+        handle(json.loads(line))
+
+
+main()

@@ -1,0 +1,132 @@
+"""Txns for tests: each call writes the record that the broker would write next, sealed, and applies it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from remit_broker.core.fold import Fold, apply, settle
+from remit_schemas.budget import ZERO, Budget
+from remit_schemas.records import (
+    GENESIS,
+    Decision,
+    Epochs,
+    GrantRevoked,
+    HopClosed,
+    HopOpened,
+    HopRefused,
+    Outcome,
+    Record,
+    TxnClosed,
+    TxnOpened,
+    plain,
+    seal,
+)
+
+TXN = "a" * 32
+ROOT = "1" * 16
+AT = "2026-11-03T14:02:11.000Z"
+LARGE = Budget(1_000_000, 100_000, 100)
+
+
+def opened(txn: str = TXN, tenant: str = "default", budget: Budget = LARGE, **changes: Any) -> TxnOpened:
+    """The first record of a txn."""
+    record = TxnOpened(
+        tenant=tenant, txn=txn, seq=0, at=AT, hop=ROOT, prev=GENESIS, by="r1", user="ann", agent="planner", auth="test",
+        jti=f"{txn}.{ROOT}.1", scope=(), budget=budget, exp=2_000_000_000, max_depth=8,
+    )  # fmt: skip
+    return seal(msgspec.structs.replace(record, **changes))
+
+
+def opening(fold: Fold, hop: str, parent: str | None = None, budget: Budget | None = None, **changes: Any) -> HopOpened:
+    """``hop.opened`` under ``parent`` (the root by default), by whoever holds the parent's grant."""
+    above = fold.nodes[parent or fold.root]
+    record = HopOpened(
+        tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=hop, prev=fold.hash, by="r1", parent=above.hop,
+        caller=above.callee, resource="agent/researcher/brief", depth=above.depth + 1, jti=f"{fold.txn}.{hop}.1",
+        scope=(), budget=budget or Budget(1000, 100, 5), exp=above.exp, deadline=1_900_000_000_000,
+        max_depth=above.max_depth, args_digest="d" * 64, args_size=2, definition="e" * 64,
+        decision=Decision("allow", ("default",), "rev"), epochs=Epochs("rev", 1),
+    )  # fmt: skip
+    return seal(msgspec.structs.replace(record, **changes))
+
+
+def closing(
+    fold: Fold, hop: str, cost: Budget = ZERO, outcome: Outcome = "ok", labels: tuple[str, ...] = (), **changes: Any
+) -> HopClosed:
+    """``hop.closed``, settled."""
+    spent, overrun = settle(fold, hop, cost, outcome)
+    record = HopClosed(
+        tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=hop, prev=fold.hash, by="r1", outcome=outcome,
+        cost=cost, spent=spent, overrun=overrun, effect="happened", ms=3, labels=labels,
+    )  # fmt: skip
+    return seal(msgspec.structs.replace(record, **changes))
+
+
+def revoking(fold: Fold, hop: str, **changes: Any) -> GrantRevoked:
+    """``grant.revoked`` of the first grant of ``hop``."""
+    record = GrantRevoked(
+        tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=hop, prev=fold.hash, by="r1",
+        jti=f"{fold.txn}.{hop}.1", who="ann",
+    )  # fmt: skip
+    return seal(msgspec.structs.replace(record, **changes))
+
+
+def ending(fold: Fold, **changes: Any) -> TxnClosed:
+    """``txn.closed``."""
+    record = TxnClosed(
+        tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=fold.root, prev=fold.hash, by="r1",
+        reason="closed", who="ann", spent=fold.totals.spent, overrun=fold.totals.overrun,
+    )  # fmt: skip
+    return seal(msgspec.structs.replace(record, **changes))
+
+
+def refused(hop: str = "f" * 16, **changes: Any) -> HopRefused:
+    """``hop.refused`` of a call without a verified grant."""
+    values: dict[str, Any] = {
+        "tenant": "default", "txn": None, "hop": hop, "parent": None, "user": None, "at": AT, "by": "r1",
+        "caller": "planner", "resource": "mcp/files/read_file", "stage": "narrow", "code": "OUT_OF_SCOPE",
+        "message": "not held", "rule": "narrow.scope",
+    }  # fmt: skip
+    return seal(msgspec.convert(values | {"kind": "hop.refused"} | changes, HopRefused))
+
+
+class Story:
+    """A txn in the making. ``records`` are its records as JSON values, ``fold`` what they amount to."""
+
+    def __init__(self, first: TxnOpened | None = None) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.fold: Fold = self._add(None, first or opened())
+
+    def open(self, hop: str, parent: str | None = None, budget: Budget | None = None, **changes: Any) -> Fold:
+        return self.add(opening(self.fold, hop, parent, budget, **changes))
+
+    def close(self, hop: str, cost: Budget = ZERO, outcome: Outcome = "ok", **changes: Any) -> Fold:
+        return self.add(closing(self.fold, hop, cost, outcome, **changes))
+
+    def revoke(self, hop: str) -> Fold:
+        return self.add(revoking(self.fold, hop))
+
+    def end(self) -> Fold:
+        return self.add(ending(self.fold))
+
+    def add(self, record: Record) -> Fold:
+        return self._add(self.fold, record)
+
+    def _add(self, fold: Fold | None, record: Record) -> Fold:
+        raw = as_stored(record)
+        self.fold = apply(fold, raw)
+        self.records.append(raw)
+        return self.fold
+
+
+def as_stored(record: Record) -> dict[str, Any]:
+    """The record as it comes back from JSON."""
+    raw: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(plain(record)))
+    return raw
+
+
+def hop_id(number: int) -> str:
+    """The ``number``-th hop id of a test."""
+    return f"{number + 2:016x}"
