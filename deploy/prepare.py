@@ -14,8 +14,8 @@ from pathlib import Path
 from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.adapters.nats_config import ServerConfig, render
 from remit_broker.adapters.nats_server import public_keys
-from remit_broker.cli.starter import write_starter
 from remit_broker.config import FILE, load
+from remit_broker.starter import write_starter
 
 STORE = "/var/lib/nats"
 PORT = 4222

@@ -1,1 +1,30 @@
 """The SDK of Remit: attach an agent, serve skills, call within a grant."""
+
+from remit.agent import Agent
+from remit.caller import Call
+from remit.credentials import CredentialsError
+from remit.errors import Refused, ToolFailed, refused, text
+from remit.hop import Hop
+from remit.run import Run
+from remit.task import Task, open_task
+from remit_schemas.budget import Budget
+from remit_schemas.envelope import Event, Progress
+from remit_schemas.errors import Code
+
+__all__ = [
+    "Agent",
+    "Budget",
+    "Call",
+    "Code",
+    "CredentialsError",
+    "Event",
+    "Hop",
+    "Progress",
+    "Refused",
+    "Run",
+    "Task",
+    "ToolFailed",
+    "open_task",
+    "refused",
+    "text",
+]

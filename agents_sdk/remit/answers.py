@@ -7,9 +7,9 @@ import secrets
 from collections import deque
 from typing import Final
 
-from remit.errors import Refused, as_refused, refused
+from remit.errors import Refused, refused
 from remit_schemas.envelope import Frame, parse_frame
-from remit_schemas.errors import Code
+from remit_schemas.errors import Code, Refusal
 
 GRACE: Final = 0.5
 """Seconds after its deadline in which the broker's own word on a request is still awaited."""
@@ -64,8 +64,13 @@ class Answer:
         if not self._frames:
             assert self._failure is not None  # noqa: S101 - the loop above ends in no other way
             raise self._failure
-        with as_refused():
+        try:
             return parse_frame(self._frames.popleft())
+        except Refusal as bad:
+            raise refused(
+                Code.INTERNAL, f"the broker answered with something that is no frame: {bad.body.message}",
+                rule="client.frame", ask="check that broker and SDK fit together", effect="unknown",
+            ) from None  # fmt: skip
 
     def close(self) -> None:
         """Listen no longer."""
@@ -102,9 +107,12 @@ class Answers:
             return
         answer.fail(
             refused(
-                Code.TARGET_UNAVAILABLE, "no broker is on the bus", rule="client.broker", ask="start it with remit up",
+                Code.TARGET_UNAVAILABLE,
+                "no broker is on the bus",
+                rule="client.broker",
+                ask="start it with remit up",
                 retry_after=1.0,
-            )  # fmt: skip
+            )
         )
 
     def forbid(self, subject: str) -> bool:

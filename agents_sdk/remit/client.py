@@ -14,7 +14,7 @@ import re
 import secrets
 import string
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import nats.errors
@@ -37,7 +37,9 @@ _REDIAL: Final = (0.05, 5.0)
 """First and last pause, in seconds, between attempts to connect again."""
 
 _ALPHABET: Final = string.ascii_letters + string.digits
-_VIOLATION: Final = re.compile(r'permissions violation for (publish|subscription)(?: with reply of)? (?:to )?"([^"]+)"', re.I)
+_VIOLATION: Final = re.compile(
+    r'permissions violation for (publish|subscription)(?: with reply of)? (?:to )?"([^"]+)"', re.I
+)
 
 
 def connection_name() -> str:
@@ -84,9 +86,12 @@ class BusClient:
             self._redialling.cancel()
             await asyncio.gather(self._redialling, return_exceptions=True)
         client, self._nc = self._nc, None
-        self._up.clear()
+        # Whoever waits for the connection need not wait any longer.
+        self._up.set()
         self._answers.fail_all(
-            refused(Code.CANCELLED, "this client was closed", rule="client.closed", ask="connect again", effect="unknown")
+            refused(
+                Code.CANCELLED, "this client was closed", rule="client.closed", ask="connect again", effect="unknown"
+            )
         )
         if client is not None and not client.is_closed:
             with contextlib.suppress(Exception):
@@ -155,13 +160,11 @@ class BusClient:
             return
 
     async def _ready(self, seconds: float) -> Client | None:
-        if self._leaving:
-            return None
         if not self._up.is_set() and seconds > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._up.wait()
-        return self._nc if self._up.is_set() else None
+        return self._nc
 
     # Asking and telling
 
@@ -169,13 +172,12 @@ class BusClient:
         """See :class:`~remit.link.Link`."""
         if request.deadline is None:
             raise ValueError("a request without a deadline could hang")
-        seconds = request.deadline / 1000 - time.time()
         data = encode(request)
         self._fits(len(data))
-        client = await self._ready(seconds)
+        client = await self._ready(request.deadline / 1000 - time.time())
         if client is None:
             raise _unreachable(self._bus, None)
-        answer = self._answers.open(subject, seconds)
+        answer = self._answers.open(subject, request.deadline / 1000 - time.time())
         try:
             await client.publish(subject, data, reply=answer.reply)
         except nats.errors.Error as error:
@@ -232,7 +234,7 @@ class BusClient:
         self._serving.clear()
         for subscription in self._subscriptions:
             with contextlib.suppress(nats.errors.Error):
-                await subscription.drain()
+                await subscription.drain()  # type: ignore[no-untyped-call]
         self._subscriptions.clear()
 
     async def _on_inbox(self, message: Msg) -> None:
@@ -259,7 +261,7 @@ class BusClient:
             log.error("the bus does not let %s publish on %s", self.name, subject)
 
 
-def _handing(on_message: OnMessage):  # type: ignore[no-untyped-def]
+def _handing(on_message: OnMessage) -> Callable[[Msg], Awaitable[None]]:
     async def hand(message: Msg) -> None:
         on_message(message.subject, message.data)
 

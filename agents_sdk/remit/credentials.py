@@ -105,7 +105,9 @@ def _private(path: Path) -> bytes:
     except FileNotFoundError:
         raise CredentialsError(f"{path} does not exist: register the agent first, with remit agents add") from None
     except OSError as error:
-        raise CredentialsError(f"{path} cannot be opened ({error.strerror}): it must be a plain file, not a link") from None
+        raise CredentialsError(
+            f"{path} cannot be opened ({error.strerror}): it must be a plain file, not a link"
+        ) from None
     with os.fdopen(descriptor, "rb") as file:
         # On the open file: what was checked is what is read.
         found = os.fstat(file.fileno())

@@ -76,7 +76,13 @@ class ToolFailed(Exception):  # noqa: N818 - the tool ran and says that it faile
 
 
 def refused(
-    code: Code | str, message: str, *, rule: str, ask: str = "", effect: Effect = "none", retry_after: float | None = None
+    code: Code | str,
+    message: str,
+    *,
+    rule: str,
+    ask: str = "",
+    effect: Effect = "none",
+    retry_after: float | None = None,
 ) -> Refused:
     """A refusal of one's own, to raise from a skill. ``message`` and ``ask`` go to the caller: put no secrets there."""
     return Refused(refusal(Code(code), message, rule=rule, ask=ask, effect=effect, retry_after=retry_after).body)

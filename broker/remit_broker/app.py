@@ -125,8 +125,8 @@ class Broker:
         self._stack.push_async_callback(server.stop)
         return server.url
 
-    def _server_died(self, why: Any) -> None:
-        self.observer.fault("nats-server", RuntimeError(str(why)))
+    async def _server_died(self, status: int) -> None:
+        self.observer.fault("nats-server", RuntimeError(f"the NATS server ended with {status}"))
         self.ended.set()
 
     def _bus_error(self, name: str, error: Exception) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from remit_broker.core.fold import Fold
+from remit_broker.core.fold import Fold, Node
 from remit_broker.core.listing import ChainFilter, ChainPage, HopHit
 from remit_broker.core.policy import PolicyRequest, Verdict
 from remit_broker.core.registry import Attachment, Principal, Target
@@ -189,6 +189,9 @@ class Observer(Protocol):
 
     def closed(self, opened: HopOpened, closed: HopClosed, user: str) -> None:
         """A hop ended."""
+
+    def swept(self, node: Node, closed: HopClosed, user: str) -> None:
+        """A hop was closed on behalf of whoever could not any more."""
 
     def refused(self, record: HopRefused) -> None:
         """A call was refused."""

@@ -214,7 +214,8 @@ def seal(record: AnyRecord) -> AnyRecord:
 
 def parse_record(raw: Any) -> Record:
     """A stored record, with its type checked. Raises ``msgspec.ValidationError``."""
-    return msgspec.convert(raw, Record, strict=True)
+    record: Record = msgspec.convert(raw, Record, strict=True)
+    return record
 
 
 def parse_entry(data: bytes) -> Entry:

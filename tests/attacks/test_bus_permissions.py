@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from pathlib import Path
 
+import nats
 import pytest
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
+from remit_broker.adapters import nats_config
+from remit_broker.adapters.nats_config import MAX_CONNECTIONS, MAX_SUBSCRIPTIONS
+from remit_broker.adapters.nats_connect import connect
 from remit_broker.core.bus_permissions import NEVER
 from remit_schemas import subjects
 from tests.support.bus_fixture import bus  # noqa: F401
-from tests.support.nats import AgentClient, Bus, barrier, connection_name
+from tests.support.nats import Bus, barrier, connection_name, running_bus
 
 TXN, HOP = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 MARK = b"from-the-attacker"
@@ -259,19 +265,28 @@ async def test_jetstream_answers_no_agent(bus: Bus) -> None:  # noqa: F811
     assert any("$js.api.info" in text for text in await alice.settled())
 
 
-async def test_too_many_subscriptions_of_one_connection_are_refused(bus: Bus) -> None:  # noqa: F811
-    files = await bus.client("files")
-    for index in range(300):
+async def test_too_many_subscriptions_end_the_connection(bus: Bus) -> None:  # noqa: F811
+    closed = asyncio.Event()
+
+    async def on_closed() -> None:
+        closed.set()
+
+    files = await bus.client("files", closed_cb=on_closed)
+    for index in range(MAX_SUBSCRIPTIONS + 1):
         await files.nc.subscribe(f"{files.inbox}.{index}")
-    assert any("maximum subscriptions exceeded" in text.lower() for text in await refused_by(files))
+    await asyncio.wait_for(closed.wait(), 10)
+    assert "maximum subscriptions exceeded" in str(files.nc.last_error)
 
 
-async def refused_by(client: AgentClient) -> list[str]:
-    """What the server said, also where it closed the connection."""
-    try:
-        return await client.settled()
-    except Exception as problem:
-        return [*client.errors, str(problem), str(client.nc.last_error)]
+async def test_agents_cannot_use_up_the_brokers_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nats_config, "KEPT_CONNECTIONS", MAX_CONNECTIONS - 3)
+    async with running_bus(tmp_path, {"alice": "agent"}) as bus:  # noqa: F811
+        crowd = [await bus.client("alice"), await bus.client("alice")]  # the broker's own connection is the third
+        with pytest.raises(nats.errors.Error):
+            await bus.client("alice")
+        assert all([await one.settled() == [] for one in crowd])
+        again = await connect(bus.url, bus.keys, "core")
+        await again.close()
 
 
 async def test_the_brokers_own_users_are_confined_too(bus: Bus) -> None:  # noqa: F811

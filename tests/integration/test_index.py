@@ -16,11 +16,11 @@ import pytest
 from nats.aio.client import Client
 
 from remit_broker.adapters.errors import ConfigError
-from remit_broker.adapters.jetstream import Message
+from remit_broker.adapters.jetstream import JetStream, Message
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.refusal_stream import RefusalStream
 from remit_broker.adapters.sqlite_index import SqliteIndex
-from remit_broker.adapters.stream_tail import Regressed
+from remit_broker.adapters.stream_tail import Regressed, StreamTail
 from remit_broker.core.fold import fold_all
 from remit_broker.core.listing import ChainFilter
 from remit_schemas.budget import ONE_CALL, Budget
@@ -325,6 +325,55 @@ async def test_a_ledger_behind_its_witness_is_refused(server: LocalNats, index: 
     assert await index.chain("default", OTHER) == []
     with pytest.raises(TimeoutError, match="the ledger"):
         await index.wait_for(99)
+
+
+@pytest.mark.parametrize("written_on", [False, True])
+async def test_a_loss_under_a_running_index_halts_it_and_the_ledger(
+    server: LocalNats, index: SqliteIndex, written_on: bool
+) -> None:
+    nc = await server.connect()
+    await JetStreamLedger.start(nc)
+    await RefusalStream.start(nc)
+    halted: list[str] = []
+    async with running(index, nc, halted):
+        await server.kill()
+        shutil.copytree(server.folder / "store", server.folder / "old")
+        await server.start()
+        await opened_eventually(await JetStreamLedger.start(await server.connect()), TXN)
+        await index.wait_for(1, 20)
+        await server.kill()
+        shutil.rmtree(server.folder / "store")
+        (server.folder / "old").rename(server.folder / "store")
+        await server.start()
+        if written_on:
+            await opened_eventually(await JetStreamLedger.start(await server.connect()), OTHER)
+        with pytest.raises(TimeoutError, match=r"LEDGER"):
+            await index.wait_for(99, 20)
+    assert halted == [index.halted]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_message_missing_in_the_middle_is_noticed_where_none_may_miss(server: LocalNats, whole: bool) -> None:
+    nc = await server.connect()
+    js = JetStream(nc)
+    await js.api("STREAM.CREATE.HOLED", {"name": "HOLED", "subjects": ["holed"]})
+    for number in range(4):
+        await js.publish("holed", str(number).encode(), {})
+    await js.api("STREAM.MSG.DELETE.HOLED", {"seq": 2})
+    batches = StreamTail(nc, "HOLED", "holed", whole=whole).batches(0)
+    seen: list[int] = []
+    async with asyncio.timeout(5):
+        try:
+            async for batch in batches:
+                seen += [message.seq for message in batch]
+                if seen[-1] == 4:
+                    break
+        except Regressed as lost:
+            assert whole and "message 2 of HOLED is missing" in str(lost)
+            return
+        finally:
+            await batches.aclose()  # type: ignore[attr-defined]
+    assert seen == [1, 3, 4] and not whole
 
 
 async def test_a_disk_that_is_full_is_waited_for(server: LocalNats, index: SqliteIndex) -> None:

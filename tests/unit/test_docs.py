@@ -33,7 +33,7 @@ def tests_of(path: Path) -> frozenset[str]:
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             found.add(node.name)
-        elif isinstance(node, ast.ClassDef):
+        elif isinstance(node, ast.ClassDef) and node.name.startswith("Test"):
             found |= {node.name, *(f"{node.name}::{item.name}" for item in node.body if hasattr(item, "name"))}
         elif isinstance(node, ast.Assign):
             # A state machine's test is a class that is made by assignment.

@@ -60,7 +60,7 @@ class NatsBus:
         # the subject (test_answering_anothers_hop_changes_nothing).
         queue = self._open.get((at.principal, at.txn, at.hop))
         if queue is not None:
-            nobody = bool(message.headers) and message.headers.get("Status") == "503" and not message.data
+            nobody = message.headers is not None and message.headers.get("Status") == "503" and not message.data
             queue.put(None if nobody else message.data)
 
     @asynccontextmanager

@@ -19,6 +19,13 @@ Sync = Literal["always", "default"]
 MAX_PAYLOAD: Final = 1024 * 1024
 """Bytes of a message, its headers included."""
 
+MAX_SUBSCRIPTIONS: Final = 2048
+"""Of one connection: services and an inbox need a handful."""
+
+MAX_CONNECTIONS: Final = 4096
+KEPT_CONNECTIONS: Final = 64
+"""Connections that agents cannot use up: the broker's replicas must always get in."""
+
 CORE_ACCOUNT: Final = "CORE"
 AUTH_ACCOUNT: Final = "AUTH"
 SYS_ACCOUNT: Final = "SYS"
@@ -45,7 +52,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     server_name: str = "remit"
     sync: Sync = "always"
     log_file: str = ""
-    max_connections: int = 4096
+    max_connections: int = MAX_CONNECTIONS
     max_file_store: int = 64 * 1024**3
     max_memory_store: int = 256 * 1024**2
 
@@ -73,13 +80,15 @@ def settings(config: ServerConfig) -> dict[str, Any]:
         "max_payload": MAX_PAYLOAD,
         "max_control_line": 4096,
         "max_connections": config.max_connections,
+        # For each connection. The limit a user claim may carry is not applied to users that a callout made (tried on 2.15).
+        "max_subscriptions": MAX_SUBSCRIPTIONS,
         "max_pending": 16 * 1024**2,
         "write_deadline": "5s",
         "ping_interval": "20s",
         "ping_max": 2,
         "jetstream": jetstream,
         "system_account": SYS_ACCOUNT,
-        "accounts": _accounts(keys),
+        "accounts": _accounts(keys, config.max_connections - KEPT_CONNECTIONS),
         "authorization": {
             # Longer than the callout ever takes, shorter than a client's patience.
             "timeout": 2,
@@ -96,12 +105,12 @@ def settings(config: ServerConfig) -> dict[str, Any]:
     return base
 
 
-def _accounts(keys: PublicKeys) -> dict[str, Any]:
+def _accounts(keys: PublicKeys, bus_connections: int) -> dict[str, Any]:
     return {
         SYS_ACCOUNT: {"users": [{"nkey": keys.sys}]},
         CORE_ACCOUNT: {"jetstream": "enabled", "users": [{"nkey": keys.core}]},
         AUTH_ACCOUNT: {"users": [_user(keys.auth, publish={"allow": _AUTH_PUBLISH}, subscribe={"allow": _AUTH_SUBSCRIBE})]},
-        BUS_ACCOUNT: {"users": [_user(keys.bus, publish={"deny": _BUS_DENY_PUBLISH}, subscribe={"deny": NEVER})]},
+        BUS_ACCOUNT: {"limits": {"max_connections": bus_connections}, "users": [_user(keys.bus, publish={"deny": _BUS_DENY_PUBLISH}, subscribe={"deny": NEVER})]},
     }
 
 

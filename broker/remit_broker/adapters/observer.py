@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from remit_broker import __version__
 from remit_broker.core import spans
 from remit_broker.core.spans import SpanData
+from remit_broker.core.tree import Node
 from remit_schemas.records import HopClosed, HopOpened, HopRefused, TxnOpened
 
 log = logging.getLogger("remit")
@@ -52,7 +53,7 @@ class OtlpSpans:
 
     def stop(self) -> None:
         """Send what is queued."""
-        self._processor.shutdown()
+        self._processor.shutdown()  # type: ignore[no-untyped-call]
 
 
 def readable(data: SpanData, resource: Resource) -> ReadableSpan:
@@ -104,6 +105,11 @@ class RecordObserver:
         self._hops.labels(kind, closed.outcome).inc()
         self._seconds.labels(kind).observe(closed.ms / 1000)
         self._span(lambda: spans.closed(opened, closed, user))
+
+    def swept(self, node: Node, closed: HopClosed, user: str) -> None:
+        """A hop was closed on behalf of whoever could not any more."""
+        self._hops.labels(node.resource.partition("/")[0], closed.outcome).inc()
+        self._span(lambda: spans.swept(node, closed, user))
 
     def refused(self, record: HopRefused) -> None:
         """A call was refused."""

@@ -40,6 +40,7 @@ class StreamTail:
         self._subjects = subjects
         self._whole = whole
         self._arrived: asyncio.Queue[Msg] = asyncio.Queue()
+        self._newest: Message | None = None
 
     async def batches(self, after: int) -> AsyncIterator[list[Message]]:
         """All messages after ``after``, as they come, in groups of what is there. Raises :class:`Regressed`."""
@@ -48,7 +49,8 @@ class StreamTail:
             try:
                 async for batch in self._consume(after):
                     self._check(after, batch)
-                    after = batch[-1].seq
+                    self._newest = batch[-1]
+                    after = self._newest.seq
                     pause = 0.05
                     yield batch
             except (Unreachable, ApiError, NatsError):
@@ -64,9 +66,7 @@ class StreamTail:
 
     async def _consume(self, after: int) -> AsyncIterator[list[Message]]:
         """From one consumer, until it goes away."""
-        last = (await self._js.state(self._stream))["last_seq"]
-        if last < after:
-            raise Regressed(f"{self._stream} ends at {last}, it was read up to {after}")
+        await self._still_there(after)
         inbox = self._nc.new_inbox()
         name = inbox.rsplit(".", 1)[-1]
         self._arrived = asyncio.Queue()
@@ -79,6 +79,14 @@ class StreamTail:
                     yield fresh
         finally:
             await self._leave(subscription, name)
+
+    async def _still_there(self, after: int) -> None:
+        """Before reading on: what was read is where it was. A consumer would wait in silence for a lost end to regrow."""
+        last = (await self._js.state(self._stream))["last_seq"]
+        if last < after:
+            raise Regressed(f"{self._stream} ends at {last}, it was read up to {after}")
+        if self._whole and self._newest is not None and await self._js.at(self._stream, after) != self._newest:
+            raise Regressed(f"message {after} of {self._stream} is not the one that was read")
 
     def _request(self, name: str, after: int) -> dict[str, Any]:
         request = consumer(self._stream, name, self._subjects, after, "")

@@ -89,7 +89,7 @@ def whole(client: BrokerClient, beginning: str) -> str:
             Code.UNKNOWN_TARGET, f"{'no txn begins' if not found else f'{len(found)} txns begin'} with {beginning}",
             rule="chain.id", ask="remit chains lists them; at least 4 digits, enough to be unique",
         )  # fmt: skip
-    return found[0]
+    return str(found[0])
 
 
 def _search(client: BrokerClient, beginning: str) -> list[dict[str, Any]]:

@@ -22,9 +22,6 @@ CALLOUT_QUEUE: Final = "callout"
 NEVER: Final = ("$JS.>", "$SYS.>", "$KV.>", "$O.>", "$MQTT.>", "$NRG.>", "_INBOX.>", "ledger.>")
 """Denied to every agent and server, in both directions."""
 
-MAX_SUBSCRIPTIONS: Final[dict[Kind, int]] = {"agent": 1024, "mcp": 256}
-"""Most subscriptions of one connection: its services and inbox need a handful, frameworks add one per open request."""
-
 
 def _head(*parts: str) -> str:
     """Every subject that begins with these literal tokens and goes on."""
@@ -47,7 +44,7 @@ def subscribes(kind: Kind, name: str, connection: str) -> tuple[str, ...]:
 
 
 def permissions(principal: Principal, connection: str) -> dict[str, Any]:
-    """The ``pub``, ``sub`` and limit fields of a NATS user claim. Raises ``ValueError`` for a name that is not one plain token.
+    """The ``pub``, ``sub`` and limit fields of a NATS user claim (limits are the server's: it applies none of a callout's users). Raises ``ValueError`` for a name that is not one plain token.
 
     No ``resp``: permission to answer by reply subject breaks when a callee reconnects, so callees answer on ``res.…``.
     """
@@ -56,7 +53,7 @@ def permissions(principal: Principal, connection: str) -> dict[str, Any]:
     return {
         "pub": {"allow": list(publishes(principal.kind, principal.name)), "deny": list(NEVER)},
         "sub": {"allow": list(subscribes(principal.kind, principal.name, connection)), "deny": list(NEVER)},
-        "subs": MAX_SUBSCRIPTIONS[principal.kind],
+        "subs": -1,
         "data": -1,
         "payload": -1,
     }

@@ -127,7 +127,7 @@ def _definition(kind: Kind, raw: Any) -> Definition:
         isinstance(schema, dict) and isinstance(output, dict | None) and isinstance(annotations, dict)
         and (needs is None or (isinstance(needs, list) and all(isinstance(need, str) for need in needs)))
     )  # fmt: skip
-    if not good:
+    if not good or schema is None:
         raise refusal(Code.MALFORMED, f"the definition of {name!r} is not well formed", rule="attach.definition",
                       ask="send inputSchema (an object), and outputSchema, annotations, needs where there are any")  # fmt: skip
     for need in needs or ():

@@ -13,6 +13,7 @@ from typing import Final, Literal
 import msgspec
 
 from remit_broker.core.times import seconds_of
+from remit_broker.core.tree import Node
 from remit_schemas.budget import Budget
 from remit_schemas.names import parse_resource
 from remit_schemas.records import HopClosed, HopOpened, HopRefused, TxnOpened
@@ -58,7 +59,7 @@ def delegated(record: TxnOpened) -> SpanData:
         "remit.record.hash": record.hash,
         **_budget("remit.budget", record.budget),
     }
-    links = ()
+    links: tuple[Link, ...] = ()
     if record.continues:
         txn, _, hop = record.continues.partition(".")
         links = (Link(txn, hop),)
@@ -69,37 +70,72 @@ def delegated(record: TxnOpened) -> SpanData:
 
 
 def closed(opened: HopOpened, closed: HopClosed, user: str) -> SpanData:
-    """A hop that happened."""
-    failed = closed.outcome not in ("ok",)
+    """A hop that ended, as the replica that ran it knows it."""
     attributes: dict[str, Value] = {
-        **_target(opened.resource),
-        "enduser.pseudo.id": user,
-        "remit.tenant": opened.tenant,
-        "remit.caller": opened.caller,
-        "remit.resource": opened.resource,
-        "remit.depth": opened.depth,
-        "remit.grant.jti": opened.jti,
-        "remit.record.hash": opened.hash,
-        "remit.outcome": closed.outcome,
-        "remit.effect": closed.effect,
         "remit.decision": opened.decision.effect,
         "remit.policy.rules": opened.decision.rules,
         "remit.policy.revision": opened.decision.revision,
-        **_budget("remit.budget", opened.budget),
-        **_budget("remit.spent", closed.spent),
     }
     if opened.findings:
         attributes["remit.findings"] = tuple(sorted({finding.kind for finding in opened.findings}))
-    if opened.labels:
-        attributes["remit.labels"] = opened.labels
+    begun = _Begun(
+        at=opened.at, parent=opened.parent, caller=opened.caller, resource=opened.resource, depth=opened.depth,
+        jti=opened.jti, sealed=opened.hash, budget=opened.budget, labels=opened.labels, links=_links(opened.link),
+    )  # fmt: skip
+    return _hop(begun, closed, user, attributes)
+
+
+def swept(node: Node, closed: HopClosed, user: str) -> SpanData:
+    """A hop that was closed on behalf of whoever could not any more: what the fold knows of its opening is enough."""
+    begun = _Begun(
+        at=node.at, parent=node.parent or "", caller=node.caller, resource=node.resource, depth=node.depth,
+        jti=f"{closed.txn}.{node.hop}.{node.n}", sealed=node.rec, budget=node.limit, labels=tuple(sorted(node.labels)),
+    )  # fmt: skip
+    return _hop(begun, closed, user, {})
+
+
+class _Begun(msgspec.Struct, frozen=True, kw_only=True):
+    """What a span says of the opening of its hop."""
+
+    at: str
+    parent: str
+    caller: str
+    resource: str
+    depth: int
+    jti: str
+    sealed: str
+    budget: Budget
+    labels: tuple[str, ...]
+    links: tuple[Link, ...] = ()
+
+
+def _hop(begun: _Begun, closed: HopClosed, user: str, more: dict[str, Value]) -> SpanData:
+    failed = closed.outcome != "ok"
+    attributes: dict[str, Value] = {
+        **_target(begun.resource),
+        "enduser.pseudo.id": user,
+        "remit.tenant": closed.tenant,
+        "remit.caller": begun.caller,
+        "remit.resource": begun.resource,
+        "remit.depth": begun.depth,
+        "remit.grant.jti": begun.jti,
+        "remit.record.hash": begun.sealed,
+        "remit.outcome": closed.outcome,
+        "remit.effect": closed.effect,
+        **_budget("remit.budget", begun.budget),
+        **_budget("remit.spent", closed.spent),
+        **more,
+    }
+    if begun.labels:
+        attributes["remit.labels"] = begun.labels
     if failed:
         attributes["error.type"] = closed.code or ("tool_error" if closed.outcome == "failed" else closed.outcome)
     if closed.rule:
         attributes["remit.rule"] = closed.rule
     return SpanData(
-        trace=opened.txn, span=opened.hop, parent=opened.parent, name=_name(opened.resource), kind="client",
-        start=_nanos(opened.at), end=max(_nanos(closed.at), _nanos(opened.at)), attributes=attributes,
-        links=_links(opened.link), error=(closed.rule or closed.outcome) if failed else None,
+        trace=closed.txn, span=closed.hop, parent=begun.parent, name=_name(begun.resource), kind="client",
+        start=_nanos(begun.at), end=max(_nanos(closed.at), _nanos(begun.at)), attributes=attributes,
+        links=begun.links, error=(closed.rule or closed.outcome) if failed else None,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from remit_broker.core.policy import PolicyRequest
+from remit_broker.core.policy import Action, PolicyRequest
 from remit_broker.hop.hop import Hop
 from remit_broker.ports import Ports
 from remit_schemas.errors import Code, refusal
@@ -19,7 +19,7 @@ async def authorize(hop: Hop, ports: Ports) -> Hop:
     return hop
 
 
-def question(hop: Hop, ports: Ports, action: str, findings: tuple[Finding, ...]) -> PolicyRequest:
+def question(hop: Hop, ports: Ports, action: Action, findings: tuple[Finding, ...]) -> PolicyRequest:
     """What policy is asked about this hop."""
     target, claims = hop.aim, hop.held.claims
     caller = ports.registry.principal(hop.ask.caller)

@@ -22,7 +22,7 @@ async def close(hop: Hop, ports: Ports, body: ErrorBody | None) -> HopClosed | N
         while turn.fold.is_open(hop.id):
             below = turn.fold.descendants_open(hop.id)
             if below:
-                await turn.append(abandoned(turn.fold, below[0], ports, "an ancestor ended"), None)
+                await _abandon(below[0], ports, turn, ("an ancestor ended", "cancelled"))
                 continue
             closing = outcome(hop, ports, turn.fold, body)
             if not isinstance(await turn.append(closing, None), LostRace):
@@ -115,4 +115,12 @@ async def sweep(hop: str, ports: Ports, turn: Turn, reason: str, outcome: Outcom
     """Close ``hop`` and everything open below it on behalf of whoever cannot any more."""
     while turn.fold.is_open(hop):
         below = turn.fold.descendants_open(hop)
-        await turn.append(abandoned(turn.fold, below[0] if below else hop, ports, reason, outcome), None)
+        await _abandon(below[0] if below else hop, ports, turn, (reason, outcome))
+
+
+async def _abandon(hop: str, ports: Ports, turn: Turn, why: tuple[str, Outcome]) -> None:
+    """One closing; where another append came first, the caller looks again."""
+    fold = turn.fold
+    record = abandoned(fold, hop, ports, *why)
+    if not isinstance(await turn.append(record, None), LostRace):
+        ports.observer.swept(fold.nodes[hop], record, fold.user)

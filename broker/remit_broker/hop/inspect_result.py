@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -13,8 +13,6 @@ from remit_schemas.canonical import canonical
 from remit_schemas.envelope import Error, Event, Progress, Result
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.records import Decision, Finding
-
-Part = TypeVar("Part", Progress, Event)
 
 
 async def inspect_result(hop: Hop, ports: Ports) -> Hop:
@@ -38,12 +36,11 @@ async def inspect_result(hop: Hop, ports: Ports) -> Hop:
     )
 
 
-def release(hop: Hop, ports: Ports, frame: Part) -> Part:
+def release(hop: Hop, ports: Ports, frame: Progress | Event) -> Progress | Event:
     """An intermediate frame as it may be released. Refuses RESULT_DENIED."""
     raw = msgspec.to_builtins(frame)
     *_, shown, _ = _judge(hop, ports, raw)
-    kind: type[Part] = type(frame)
-    return msgspec.convert(shown, kind)
+    return msgspec.convert(shown, type(frame))
 
 
 def _judge(hop: Hop, ports: Ports, value: Any) -> tuple[tuple[Finding, ...], Decision, Any, tuple[str, ...]]:

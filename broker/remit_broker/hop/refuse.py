@@ -11,14 +11,16 @@ from remit_broker.hop.hop import Hop, Refused
 from remit_broker.ports import Ports
 from remit_schemas.envelope import Error
 from remit_schemas.errors import Code, Effect, ErrorBody, Refusal, refusal
+from remit_schemas.grant import Grant
 from remit_schemas.records import HopRefused, seal
 from remit_schemas.subjects import is_own_inbox
 
 
 async def refuse(hop: Hop, stage: str, error: BaseException, ports: Ports, resource: str = "") -> Refused:
     """Record the refusal, then answer it, unless there is no inbox of the caller's own to answer to."""
-    ask, grant, verdict = hop.ask, hop.grant, hop.verdict
+    ask, verdict = hop.ask, hop.verdict
     body = answer_of(error, ports, "none")
+    grant = hop.grant or _worn_out(hop, body, ports)
     cause = error.cause if isinstance(error, Refusal) else repr(error)
     record = seal(
         HopRefused(
@@ -50,6 +52,16 @@ async def refuse(hop: Hop, stage: str, error: BaseException, ports: Ports, resou
     if is_own_inbox(ask.reply, ask.caller):
         await ports.bus.answer(ask.reply, Error(error=body))
     return Refused(record=record, body=body)
+
+
+def _worn_out(hop: Hop, body: ErrorBody, ports: Ports) -> Grant | None:
+    """The grant of a call that came too late for it: genuine and the caller's own, so the record says whose it was."""
+    if body.code not in (Code.GRANT_REVOKED, Code.GRANT_CLOSED):
+        return None
+    try:
+        return ports.mint.verify(hop.request.grant, hop.ask.caller)
+    except Refusal:
+        return None
 
 
 def answer_of(error: BaseException, ports: Ports, effect: Effect) -> ErrorBody:

@@ -10,7 +10,8 @@ from remit_schemas.errors import Code, refusal
 
 async def transform(hop: Hop, ports: Ports) -> Hop:
     """The arguments as they will be sent, with their keyed digest."""
-    args, redacted = hop.request.args, ()
+    args = hop.request.args
+    redacted: tuple[str, ...] = ()
     if hop.judged.redact and hop.findings:
         args, redacted = ports.detectors.redact(args, hop.judged.redact)
         ports.schemas.arguments(hop.aim.definition, hop.aim.input_schema, args)

@@ -10,7 +10,6 @@ from typing import Any, Final, Protocol
 from remit_broker.edges.attach.session import OnProgress, finite, invalid, unavailable
 from remit_schemas.callee import Seen, answer_subject, check_dispatch
 from remit_schemas.envelope import (
-    MAX_ENVELOPE,
     Dispatch,
     Error,
     Frame,
@@ -35,8 +34,6 @@ PROGRESS_EVERY: Final = 0.1
 """Seconds between two progress frames of one call: what comes faster is dropped, the latest state follows anyway."""
 
 _MESSAGE: Final = 1000
-_ENVELOPE: Final = 256
-"""Bytes that a Result frame has around its value, and to spare."""
 
 Publish = Callable[[str, Frame], Awaitable[None]]
 
@@ -94,6 +91,7 @@ class Calls:
         self.absence = "it is starting"
         self.back_in: float | None = None
         self.on_timeout: Callable[[], None] = lambda: None
+        self.on_fault: Callable[[Exception], None] = lambda _: None
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -160,7 +158,8 @@ class Calls:
         except asyncio.CancelledError:
             final = Error(error=self._given_up(dispatch, "unknown" if begun else "none").body)
         except Exception as error:  # the one place where a fault of ours becomes an answer
-            final = Error(error=_fault(error).body)
+            self.on_fault(error)
+            final = Error(error=_fault().body)
         await self._publish(where, final)
 
     def _ready(self, dispatch: Dispatch) -> tuple[Server, str]:
@@ -228,12 +227,9 @@ def meta_of(dispatch: Dispatch, grant: Grant) -> dict[str, Any]:
 def result_frame(value: dict[str, Any]) -> Result:
     """The Result frame of a CallToolResult. Raises RESULT_INVALID for what the broker could not accept."""
     frame = Result(value=value, failed=value["isError"])
-    data = encode(frame)
-    if len(data) > MAX_ENVELOPE - _ENVELOPE:
-        raise invalid(f"the result has {len(data)} bytes, at most {MAX_ENVELOPE} can be passed on")
     try:
-        # By the very rules it will be read with: large integers, depth and duplicate names are caught here, by name.
-        parse_frame(data)
+        # By the very rules it will be read with: size, depth, large integers.
+        parse_frame(encode(frame))
     except Refusal as refused:
         raise invalid(f"the result cannot be passed on: {refused.body.message}") from None
     return frame
@@ -247,8 +243,7 @@ def _same_target(subject: str, dispatch: Dispatch) -> None:
         )
 
 
-def _fault(error: BaseException) -> Refusal:
+def _fault() -> Refusal:
     return refusal(
-        Code.INTERNAL, "the attached server's worker failed", rule="attach.fault", ask="see its log", effect="unknown",
-        cause=repr(error),
-    )  # fmt: skip
+        Code.INTERNAL, "the attached server's worker failed", rule="attach.fault", ask="see its log", effect="unknown"
+    )

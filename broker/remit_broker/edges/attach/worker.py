@@ -22,8 +22,8 @@ from remit_schemas.keys import KeySet
 
 State = Literal["starting", "running", "failed", "stopped"]
 
-_SETTLE: Final = 0.2
-"""Seconds in which several changes of a list become one registration."""
+_SETTLE: Final = 1.0
+"""Seconds between two registrations: several changes of a list in between become one."""
 _TRY_AGAIN: Final = (0.5, 15.0)
 """First and last pause, in seconds, between registrations that the broker did not answer."""
 
@@ -77,11 +77,12 @@ class AttachWorker:
         self._ran = False
         self._link = Link(
             credentials, bus or credentials.bus, on_dispatch=self._on_dispatch, on_control=self._on_control,
-            on_back=self._changed.set, on_error=self._on_bus_error,
+            on_back=self._changed.set, on_error=lambda error: self._note("bus", error),
         )  # fmt: skip
         trust = Trust(name, credentials.issuer, credentials.keys, self._fresh_keys)
         self._calls = Calls(trust, self._link.connection, self._link.publish)
         self._calls.on_timeout = self._probe.set
+        self._calls.on_fault = lambda error: self._note("fault", error)
 
     @property
     def connection(self) -> str:
@@ -235,8 +236,8 @@ class AttachWorker:
             if isinstance(said, dict) and said.get("cancel") is True:
                 self._calls.cancel(txn, hop)
 
-    def _on_bus_error(self, error: Exception) -> None:
-        self._log.write(f"bus: {_line(error)}\n".encode())
+    def _note(self, what: str, error: Exception) -> None:
+        self._log.write(f"{what}: {type(error).__name__}: {_line(error)}\n".encode())
 
     async def _leave(self) -> None:
         await self._calls.finish(0)

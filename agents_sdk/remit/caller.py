@@ -1,0 +1,231 @@
+"""Whoever holds a grant can call with it: an agent inside a hop, and the holder of a task's root grant alike."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import warnings
+from collections.abc import Awaitable, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from remit.errors import Refused, as_refused, refused
+from remit.link import Link
+from remit.plain import budget_of, details, plain, seconds
+from remit.run import Run
+from remit_schemas import subjects
+from remit_schemas.budget import ONE_CALL, ZERO, Budget
+from remit_schemas.envelope import Request, Want
+from remit_schemas.errors import Code, Effect
+from remit_schemas.names import parse_resource
+from remit_schemas.scope import Detail
+
+CALL_SECONDS: Final = 60.0
+"""How long a call may take where nothing is said (and the hop or task has that long)."""
+
+_PAUSE: Final = 0.1
+"""First pause in seconds before a retry that names none; doubled each time."""
+
+_WEIGHT: Final[dict[Effect, int]] = {"none": 0, "unknown": 1, "happened": 2}
+
+Scopes = Sequence[str | Detail]
+
+
+def worst(a: Effect, b: Effect) -> Effect:
+    """What may have happened after both: anything that happened counts."""
+    return max(a, b, key=_WEIGHT.__getitem__)
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A call that begins when it is awaited, so that :meth:`Caller.gather` can still share a budget among several."""
+
+    caller: Caller
+    resource: str
+    args: dict[str, Any]
+    budget: Budget | str | None = None
+    scopes: Scopes | None = None
+    ttl: str | float | None = None
+    max_depth: int | None = None
+    key: str | None = None
+    approval: str | None = None
+    retry: int = 0
+    _begun: list[bool] = field(default_factory=list, repr=False)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        self._begun.append(True)
+        return self._result().__await__()
+
+    def __del__(self) -> None:
+        if not self._begun:
+            warnings.warn(f"the call of {self.resource} was never awaited", RuntimeWarning, stacklevel=2)
+
+    def within(self, budget: Budget) -> Call:
+        """This call with a budget, where it has none of its own."""
+        self._begun.append(True)
+        return replace(self, budget=self.budget if self.budget is not None else budget, _begun=[])
+
+    async def start(self) -> Run:
+        """Start it, once, and return when it is open. Raises :class:`~remit.errors.Refused`."""
+        self._begun.append(True)
+        run = await self.caller._begin(self)
+        await run.accepted()
+        return run
+
+    async def _result(self) -> Any:
+        first: Refused | None = None
+        for attempt in range(self.retry + 1):
+            try:
+                return await (await self.caller._begin(self)).result()
+            except Refused as no:
+                # The broker takes a key once, even for a call that came to nothing: then the first answer stands.
+                if first is not None and no.code is Code.DUPLICATE:
+                    raise first from None
+                first = first or no
+                pause = no.retry_after if no.retry_after is not None else _PAUSE * 2**attempt
+                # INVARIANT: only what had no effect is repeated (test_a_call_with_an_unknown_effect_is_not_repeated).
+                if not no.retryable or attempt == self.retry or self.caller.remaining <= pause:
+                    raise
+            await asyncio.sleep(pause)
+        raise AssertionError("a loop without a turn")
+
+
+class Caller:
+    """Calls under one grant. ``txn`` is the task's id; ``left`` is a local estimate, the ledger decides."""
+
+    def __init__(self, link: Link, grant: str, txn: str, limit: Budget, until: float) -> None:
+        """``until`` is the Unix second at which every call under this grant must have ended."""
+        self.txn: Final = txn
+        self.until: Final = until
+        self.effect: Effect = "none"
+        self._link, self._grant = link, grant
+        self._limit, self._spent, self._held = limit, ZERO, ZERO
+        self._runs: set[Run] = set()
+        self._ended = False
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the deadline."""
+        return max(self.until - time.time(), 0.0)
+
+    @property
+    def left(self) -> Budget:
+        """What is left of the budget, as far as it can be known here: what others spend under the same grant is not seen."""
+        return self._limit.minus(self._spent).minus(self._held)
+
+    def call(
+        self, resource: str, /, *, args: dict[str, Any] | None = None, budget: Budget | str | None = None,
+        scopes: Scopes | None = None, ttl: str | float | None = None, max_depth: int | None = None, key: str | None = None,
+        approval: str | None = None, retry: int = 0, **arguments: Any,
+    ) -> Call:  # fmt: skip
+        """Call ``agent/<agent>/<skill>`` or ``mcp/<server>/<tool>``; await it for the value.
+
+        Arguments are given by keyword, or in ``args`` where a name is one of the wishes: ``budget`` (``"0.05usd 3calls"``, a share
+        such as ``"1/4"``, or a Budget), ``scopes`` for the callee, ``ttl`` (``"30s"``), ``max_depth``, an idempotency ``key``, the id
+        of an ``approval``, and how often to ``retry`` what was refused without effect and may succeed later.
+        Awaited, it raises :class:`~remit.errors.Refused` and :class:`~remit.errors.ToolFailed`.
+        """
+        return Call(self, resource, {**(args or {}), **arguments}, budget, scopes, ttl, max_depth, key, approval, retry)
+
+    async def start(self, resource: str, /, **wishes_and_arguments: Any) -> Run:
+        """Like :meth:`call`, but return as soon as the call is open, for its progress. It is not retried."""
+        return await self.call(resource, **wishes_and_arguments).start()
+
+    async def gather(self, *calls: Awaitable[Any], each: Budget | str | None = None) -> list[Any]:
+        """Await calls side by side and return their values in order. ``each`` is the budget of those that name none.
+
+        Should one fail, the others are cancelled and its exception is raised: nothing outlives this.
+        """
+        if each is not None:
+            share = budget_of(each, self.left)
+            calls = tuple(call.within(share) if isinstance(call, Call) else call for call in calls)
+        for call in calls:
+            if isinstance(call, Call):
+                call._begun.append(True)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(_awaited(call)) for call in calls]
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _begin(self, call: Call) -> Run:
+        if self._ended:
+            raise refused(
+                Code.GRANT_CLOSED,
+                "the hop of this grant has ended",
+                rule="client.ended",
+                ask="call before the skill returns",
+            )
+        with as_refused():
+            resource = parse_resource(call.resource)
+        request = self._request(call)
+        hold = request.want.budget or ONE_CALL
+        frames = await self._link.ask(
+            subjects.request(self._link.name, self.txn, resource.kind, resource.name, resource.op), request
+        )
+        self._held = self._held + hold
+
+        def ended(cost: Budget | None, effect: Effect) -> None:
+            self._runs.discard(run)
+            self._held = self._held.minus(hold)
+            if effect != "none" or cost is not None:
+                self._spent = self._spent + (cost if cost is not None else hold)
+            self.effect = worst(self.effect, effect)
+
+        run = Run(self._link, call.resource, frames, ended)
+        self._runs.add(run)
+        return run
+
+    def _request(self, call: Call) -> Request:
+        wished = CALL_SECONDS if call.ttl is None else seconds(call.ttl)
+        now = time.time()
+        deadline = min(self.until, now + wished)
+        if deadline <= now:
+            raise refused(
+                Code.DEADLINE_EXCEEDED, "the deadline has passed, so nothing was called", rule="client.late",
+                ask="ask for more time when this is called",
+            )  # fmt: skip
+        if call.max_depth is not None and not 0 <= call.max_depth <= 16:
+            raise refused(
+                Code.MALFORMED, "a depth is between 0 and 16", rule="call.depth", ask="choose another max_depth"
+            )
+        return Request(
+            grant=self._grant,
+            args=plain(call.args, f"an argument of {call.resource}", Code.ARGUMENTS_INVALID),
+            want=Want(
+                scopes=None if call.scopes is None else details(tuple(call.scopes)),
+                budget=None if call.budget is None else budget_of(call.budget, self.left),
+                ttl_ms=None if call.ttl is None else max(1, int(wished * 1000)),
+                max_depth=call.max_depth,
+            ),
+            key=call.key,
+            deadline=int(deadline * 1000),
+            approval=call.approval,
+        )
+
+    async def _end(self) -> None:
+        """No more calls; those in flight are cancelled."""
+        self._ended = True
+        for run in tuple(self._runs):
+            await run.cancel()
+            run.abandon()
+
+
+async def _awaited(call: Awaitable[Any]) -> Any:
+    return await call
+
+
+async def ask_service(
+    link: Link,
+    name: tuple[str, str],
+    args: dict[str, Any],
+    *,
+    txn: str = subjects.NEW,
+    grant: str = "",
+    wait: float = 10.0,
+) -> Any:
+    """Ask a service of the broker itself, such as ``("attach", "put")``. Raises :class:`~remit.errors.Refused`."""
+    request = Request(grant=grant, args=args, deadline=int((time.time() + wait) * 1000))
+    frames = await link.ask(subjects.request(link.name, txn, "remit", *name), request)
+    return await Run(link, f"remit/{name[0]}/{name[1]}", frames, lambda _, __: None).result()

@@ -1,0 +1,132 @@
+"""A call in flight: its frames, its end, and what it cost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final, NoReturn
+
+from remit.errors import Refused, ToolFailed, refused
+from remit.link import Frames, Link
+from remit_schemas import subjects
+from remit_schemas.budget import Budget
+from remit_schemas.envelope import Accepted, Error, Event, Frame, InputRequired, Progress, Result
+from remit_schemas.errors import Code, Effect
+
+CANCEL: Final = b'{"cancel":true}'
+
+OnEnd = Callable[[Budget | None, Effect], None]
+"""Told once, how much the call cost in all (None where nobody knows) and what may have happened."""
+
+
+class Run:
+    """A call that was started. Iterate it for what comes before the result, then await :meth:`result`.
+
+    ``id`` is the hop (empty where the call was refused before there was one), ``resource`` what was called. One reader: what
+    :meth:`result` passes over is not seen by an iteration that goes on beside it.
+    """
+
+    def __init__(self, link: Link, resource: str, frames: Frames, on_end: OnEnd) -> None:
+        self.resource: Final = resource
+        self.id = ""
+        self._link, self._frames, self._on_end = link, frames, on_end
+        self._accepted: Accepted | None = None
+        self._final: Result | Error | None = None
+        self._reading = asyncio.Lock()
+        self._waiting: list[Progress | Event] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether the end has come and was read."""
+        return self._final is not None
+
+    async def accepted(self) -> None:
+        """Wait until the call is open. Raises :class:`~remit.errors.Refused` where it never is."""
+        frame = await self._next()
+        if isinstance(frame, Error):
+            raise Refused(frame.error)
+        if isinstance(frame, Progress | Event):
+            self._waiting.append(frame)
+
+    def __aiter__(self) -> AsyncIterator[Progress | Event]:
+        return self
+
+    async def __anext__(self) -> Progress | Event:
+        if self._waiting:
+            return self._waiting.pop(0)
+        while self._final is None:
+            frame = await self._next()
+            if isinstance(frame, Progress | Event):
+                return frame
+        raise StopAsyncIteration
+
+    async def result(self) -> Any:
+        """The value. Raises :class:`~remit.errors.Refused` or :class:`~remit.errors.ToolFailed`.
+
+        Cancelled while it waits, it tells the callee that nobody waits any more.
+        """
+        try:
+            while self._final is None:
+                await self._next()
+        except asyncio.CancelledError:
+            await self.cancel()
+            raise
+        if isinstance(self._final, Error):
+            raise Refused(self._final.error)
+        if self._final.failed:
+            raise ToolFailed(self.resource, self._final.value)
+        return self._final.value
+
+    async def cancel(self) -> None:
+        """Ask the callee to stop. Best effort: what it has done stays done; the call still ends with a frame of its own."""
+        at = self._accepted
+        if at is None or self._final is not None:
+            return
+        with contextlib.suppress(Refused):
+            await self._link.tell(subjects.control(self._link.name, at.replica, at.txn, at.hop), CANCEL)
+
+    def abandon(self) -> None:
+        """Listen no longer; what it costs is not known."""
+        self._end(None, "unknown")
+
+    async def _next(self) -> Frame | None:
+        async with self._reading:
+            if self._final is not None:
+                return None
+            try:
+                frame = await self._frames.next()
+            except Refused as no:
+                self._fail(no)
+            if isinstance(frame, Accepted):
+                self._accepted, self.id = frame, frame.hop
+            elif isinstance(frame, InputRequired):
+                self._fail(_no_input(self.resource))
+            elif isinstance(frame, Result):
+                self._final = frame
+                self._end(frame.cost, "happened")
+            elif isinstance(frame, Error):
+                self._final = frame
+                self._end(frame.cost, frame.error.effect)
+            return frame
+
+    def _fail(self, no: Refused) -> NoReturn:
+        self._final = Error(error=no.body)
+        self._end(None, no.effect)
+        raise no
+
+    def _end(self, cost: Budget | None, effect: Effect) -> None:
+        self._frames.close()
+        on_end, self._on_end = self._on_end, _told
+        on_end(cost, effect)
+
+
+def _told(_: Budget | None, __: Effect) -> None:
+    return None
+
+
+def _no_input(resource: str) -> Refused:
+    return refused(
+        Code.RESULT_INVALID, f"{resource} asks for an input, which cannot be given here", rule="client.input",
+        ask="send all it needs with the call", effect="unknown",
+    )  # fmt: skip

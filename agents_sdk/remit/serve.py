@@ -1,0 +1,247 @@
+"""An agent's side of a dispatch: from the message on the bus to exactly one final frame."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from remit.caller import worst
+from remit.errors import Refused, ToolFailed, refused
+from remit.hop import Hop
+from remit.link import Link
+from remit.plain import plain
+from remit.schema import Skill
+from remit_schemas.callee import Seen, answer_subject, check_dispatch
+from remit_schemas.envelope import (
+    MAX_ENVELOPE,
+    Dispatch,
+    Error,
+    Result,
+    Started,
+    encode,
+    parse_dispatch,
+)
+from remit_schemas.errors import Code, Effect, ErrorBody, Refusal, refusal
+from remit_schemas.grant import Grant
+from remit_schemas.keys import KeySet
+from remit_schemas.names import parse_resource
+from remit_schemas.subjects import parse_service
+
+log: Final = logging.getLogger("remit")
+
+_SPARE: Final = 256
+"""Bytes of an envelope that the broker may add to a result."""
+
+_LAST_WORD: Final = 5.0
+"""Seconds that a final frame waits, past the deadline too, for a lost connection: the broker may still want it for the record."""
+
+
+class Trust:
+    """Whose grants count: the keys may be read again when a grant names one that is not known yet."""
+
+    def __init__(self, me: str, issuer: str, keys: KeySet, reload: Callable[[], KeySet]) -> None:
+        self.me: Final = me
+        self.issuer: Final = issuer
+        self.keys = keys
+        self._reload = reload
+        self._reloaded = float("-inf")
+        self._seen = Seen()
+
+    def take(self, dispatch: Dispatch, now: float) -> Grant:
+        """The grant of a dispatch that may be served at ``now`` (Unix seconds), once. Raises a refusal."""
+        try:
+            grant = self._check(dispatch, now)
+        except Refusal as no:
+            # Keys are rotated; at most one reading a second, or unknown kids would be a way to keep us busy.
+            if no.body.rule != "grant.kid" or now - self._reloaded < 1.0:
+                raise
+            self._reloaded, self.keys = now, self._reload()
+            grant = self._check(dispatch, now)
+        self._seen.take(dispatch, now * 1000)
+        return grant
+
+    def _check(self, dispatch: Dispatch, now: float) -> Grant:
+        return check_dispatch(
+            dispatch, me=self.me, kind="agent", keys=self.keys, issuer=self.issuer, now=now, seen=self._seen
+        )
+
+
+class Worker:
+    """The hops that an agent has in hand. They run side by side."""
+
+    def __init__(self, link: Link, trust: Trust, skills: Mapping[str, Skill], concurrency: int) -> None:
+        self._link, self._trust, self._skills, self._concurrency = link, trust, skills, concurrency
+        self._hops: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._answering: set[asyncio.Task[None]] = set()
+        self._cancelled: set[tuple[str, str]] = set()
+
+    def __len__(self) -> int:
+        return len(self._hops)
+
+    def take(self, subject: str, data: bytes) -> None:
+        """Begin what a message asks for, or refuse it. Never waits, never raises."""
+        try:
+            dispatch = parse_dispatch(data)
+            where = answer_subject(self._trust.me, dispatch)
+        except Refusal as no:
+            log.warning("%s dropped a message on %s that is no dispatch: %s", self._trust.me, subject, no.body.message)
+            return
+        if where is None:
+            return
+        try:
+            _same_target(subject, dispatch)
+            grant = self._trust.take(dispatch, time.time())
+            self._room()
+            skill = self._skill(dispatch)
+            arguments = skill.bind(dispatch.args)
+        except (Refusal, Refused) as no:
+            log.warning("%s refused a dispatch on %s: %s", self._trust.me, subject, no.body.message)
+            if no.body.code not in (Code.DUPLICATE, Code.DEADLINE_EXCEEDED):
+                self._answer(where, Error(error=no.body))
+            return
+        hop = Hop(self._link, grant, dispatch, where)
+        key = (dispatch.txn, dispatch.hop)
+        task = asyncio.get_running_loop().create_task(self._serve(hop, skill, arguments, where), name=f"hop {hop.id}")
+        self._hops[key] = task
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._hops.pop(key, None)
+            if task.cancelled():
+                # Cancelled before its first step, it could not answer for itself.
+                self._answer(where, Error(error=_cancelled(key in self._cancelled, "none")), _LAST_WORD)
+                self._cancelled.discard(key)
+
+        task.add_done_callback(done)
+
+    def control(self, subject: str, data: bytes) -> None:
+        """What the broker says of a hop in hand: cancellation. The subject is our own inbox, where only the broker writes."""
+        *_, txn, hop = subject.split(".")
+        task = self._hops.get((txn, hop))
+        if task is None:
+            return
+        with contextlib.suppress(msgspec.DecodeError):
+            said = msgspec.json.decode(data or b"{}")
+            if isinstance(said, dict) and said.get("cancel") is True:
+                self._cancelled.add((txn, hop))
+                task.cancel()
+
+    async def finish(self, seconds: float) -> None:
+        """Wait for the hops in hand, then cancel those that remain; each sends its final frame all the same."""
+        if self._hops:
+            await asyncio.wait(set(self._hops.values()), timeout=seconds)
+        for task in tuple(self._hops.values()):
+            task.cancel()
+        while self._hops or self._answering:
+            await asyncio.gather(*self._hops.values(), *self._answering, return_exceptions=True)
+
+    def _room(self) -> None:
+        if len(self._hops) >= self._concurrency:
+            raise refusal(
+                Code.TARGET_UNAVAILABLE, f"{self._trust.me} works on {self._concurrency} calls already",
+                rule="agent.concurrency", ask="call again shortly", retry_after=1.0,
+            )  # fmt: skip
+
+    def _skill(self, dispatch: Dispatch) -> Skill:
+        op = parse_resource(dispatch.resource).op
+        skill = self._skills.get(op)
+        if skill is None:
+            has = ", ".join(sorted(self._skills)[:16])
+            raise refusal(
+                Code.UNKNOWN_TARGET, f"{self._trust.me} has no skill {op!r}", rule="agent.skill", ask=f"it has {has}"
+            )
+        return skill
+
+    def _answer(self, where: str, frame: Result | Error, seconds: float = 0) -> None:
+        async def tell() -> None:
+            with contextlib.suppress(Refused):
+                await self._link.tell(where, encode(frame), seconds)
+
+        task = asyncio.get_running_loop().create_task(tell())
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _serve(self, hop: Hop, skill: Skill, arguments: dict[str, Any], where: str) -> None:
+        key = (hop.txn, hop.id)
+        final: Result | Error = Error(error=_failed("it ended without an answer", "unknown"))
+        try:
+            await self._link.tell(where, encode(Started(connection=self._link.connection)))
+            async with asyncio.timeout(hop.remaining):
+                value = await skill.function(hop, **arguments)
+            final = result_of(value, hop)
+        except asyncio.CancelledError:
+            final = Error(error=_cancelled(key in self._cancelled))
+        except TimeoutError as error:
+            late = hop.remaining <= 0
+            final = Error(error=_late() if late else _crashed(error, skill, hop))
+        except (Exception, SystemExit) as error:
+            final = Error(error=_body(error, skill, hop))
+        finally:
+            self._cancelled.discard(key)
+            # INVARIANT: one final frame, whatever happened above (test_a_hop_ends_with_exactly_one_final_frame). It is sent by
+            # a task of its own, since this one may be cancelled once more while it waits.
+            self._answer(where, msgspec.structs.replace(final, cost=hop.reported), max(hop.remaining, _LAST_WORD))
+            await hop._end()
+
+
+def result_of(value: Any, hop: Hop) -> Result:
+    """The frame of a skill's result. Raises :class:`~remit.errors.Refused` with RESULT_INVALID for what cannot be sent."""
+    done = worst("happened", hop.effect)
+    frame = Result(value=plain(value, "the result", Code.RESULT_INVALID, done))
+    size = len(encode(frame))
+    if size > MAX_ENVELOPE - _SPARE:
+        raise refused(
+            Code.RESULT_INVALID, f"the result has {size} bytes, at most {MAX_ENVELOPE - _SPARE} can be sent", rule="result.size",
+            ask="ask for less, or for a reference", effect=done,
+        )  # fmt: skip
+    return frame
+
+
+def _body(error: BaseException, skill: Skill, hop: Hop) -> ErrorBody:
+    """What the caller is told. A refusal says what it says; of any other exception only its type, never its text."""
+    if isinstance(error, Refused):
+        # What the skill did before counts as well: with an effect, the whole must not be called again.
+        effect = worst(error.effect, hop.effect)
+        retryable = error.body.retryable and effect == "none"
+        return msgspec.structs.replace(error.body, effect=effect, retryable=retryable)
+    if isinstance(error, ToolFailed):
+        return _failed(f"{error.resource} failed", worst("happened", hop.effect))
+    return _crashed(error, skill, hop)
+
+
+def _crashed(error: BaseException, skill: Skill, hop: Hop) -> ErrorBody:
+    log.error("the skill %s failed in hop %s of txn %s", skill.name, hop.id, hop.txn, exc_info=error)
+    return _failed(type(error).__name__, worst(skill.effect, hop.effect))
+
+
+def _failed(what: str, effect: Effect) -> ErrorBody:
+    return refusal(
+        Code.INTERNAL, f"the skill failed: {what}", rule="skill.failed", ask="see the log of the agent", effect=effect
+    ).body
+
+
+def _late() -> ErrorBody:
+    return refusal(
+        Code.DEADLINE_EXCEEDED, "the skill did not end before the deadline", rule="skill.deadline", effect="unknown",
+        ask="allow more time, or ask for less work in one call",
+    ).body  # fmt: skip
+
+
+def _cancelled(asked: bool, effect: Effect = "unknown") -> ErrorBody:
+    why = "the call was cancelled" if asked else "the agent stopped while it worked"
+    return refusal(
+        Code.CANCELLED, why, rule="skill.cancelled", ask="call again if it is still wanted", effect=effect
+    ).body
+
+
+def _same_target(subject: str, dispatch: Dispatch) -> None:
+    at, resource = parse_service(subject), parse_resource(dispatch.resource)
+    if at != (resource.kind, resource.name, resource.op):
+        raise refusal(
+            Code.MALFORMED, "the subject and the resource differ", rule="dispatch.subject", ask="send to svc.<resource>"
+        )
