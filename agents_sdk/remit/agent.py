@@ -63,7 +63,7 @@ class Agent:
     def skill(self, function: F, /) -> F: ...
     @overload
     def skill(
-        self, *, name: str | None = None, title: str = "", description: str | None = None, needs: Sequence[str] | None = None,
+        self, /, *, name: str | None = None, title: str = "", description: str | None = None, needs: Sequence[str] | None = None,
         effect: Effect = "unknown",
     ) -> Callable[[F], F]: ...  # fmt: skip
     def skill(self, function: Any = None, /, **fields: Any) -> Any:

@@ -37,6 +37,11 @@ class Answer:
         """The reply subject: in the private inbox, guessable by nobody."""
         return f"{self._answers.prefix}.{self.token}"
 
+    @property
+    def failed(self) -> bool:
+        """Whether it is known that no answer will come."""
+        return self._failure is not None
+
     def hear(self, data: bytes) -> None:
         """Take the next frame."""
         self.heard = True

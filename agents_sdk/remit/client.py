@@ -36,6 +36,9 @@ CONNECT_SECONDS: Final = 10.0
 _REDIAL: Final = (0.05, 5.0)
 """First and last pause, in seconds, between attempts to connect again."""
 
+_AGAIN: Final = 0.1
+"""Seconds until what nobody heard is said again."""
+
 _ALPHABET: Final = string.ascii_letters + string.digits
 _VIOLATION: Final = re.compile(
     r'permissions violation for (publish|subscription)(?: with reply of)? (?:to )?"([^"]+)"', re.I
@@ -191,14 +194,33 @@ class BusClient:
     async def tell(self, subject: str, data: bytes, seconds: float = 0) -> bool:
         """See :class:`~remit.link.Link`."""
         self._fits(len(data))
-        client = await self._ready(seconds)
-        if client is None:
-            return False
+        until = asyncio.get_running_loop().time() + seconds
+        while (client := await self._ready(until - asyncio.get_running_loop().time())) is not None:
+            try:
+                if not seconds:
+                    await client.publish(subject, data)
+                    return True
+                if await self._heard(client, subject, data):
+                    return True
+            except nats.errors.Error as error:
+                # Nothing was sent; perhaps the connection comes back.
+                log.debug("%s could not publish: %s", self.name, error)
+            if asyncio.get_running_loop().time() >= until:
+                break
+            await asyncio.sleep(_AGAIN)
+        return False
+
+    async def _heard(self, client: Client, subject: str, data: bytes) -> bool:
+        """Publish, and find out whether anybody listened: the server says so (status 503) before it answers a ping."""
+        answer = self._answers.open(subject, CONNECT_SECONDS)
         try:
-            await client.publish(subject, data)
-        except nats.errors.Error:
-            return False
-        return True
+            await client.publish(subject, data, reply=answer.reply)
+            # Whether it came through when the connection breaks here is not known, and it must not be said twice.
+            with contextlib.suppress(TimeoutError, nats.errors.Error):
+                await client.flush(round(CONNECT_SECONDS))
+            return not answer.failed
+        finally:
+            answer.close()
 
     def _fits(self, size: int) -> None:
         # The server would close the connection of whoever sends more.

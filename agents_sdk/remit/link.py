@@ -36,7 +36,9 @@ class Link(Protocol):
         """Send a request (it must have a deadline) and listen to the answer. Raises :class:`~remit.errors.Refused`."""
 
     async def tell(self, subject: str, data: bytes, seconds: float = 0) -> bool:
-        """Publish, waiting up to ``seconds`` for a lost connection to come back. False if it did not; then nothing was sent.
+        """Publish. With ``seconds`` it waits that long for a lost connection to come back, and for somebody to listen.
+
+        False where that did not happen, so that nobody heard it.
 
         Raises :class:`~remit.errors.Refused` with TOO_LARGE before anything is sent.
         """

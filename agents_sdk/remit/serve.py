@@ -137,8 +137,11 @@ class Worker:
             await asyncio.wait(set(self._hops.values()), timeout=seconds)
         for task in tuple(self._hops.values()):
             task.cancel()
-        while self._hops or self._answering:
-            await asyncio.gather(*self._hops.values(), *self._answering, return_exceptions=True)
+        # Not for ever: a skill may ignore its cancellation, and the bus may stay away.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORD):
+                while self._hops or self._answering:
+                    await asyncio.gather(*self._hops.values(), *self._answering, return_exceptions=True)
 
     def _room(self) -> None:
         if len(self._hops) >= self._concurrency:

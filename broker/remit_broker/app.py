@@ -86,7 +86,9 @@ class Broker:
         self.bus = config.bus.url or await self._embed()
         self.nats = await connect_all(self.bus, self.keys, self._bus_error)
         on_exit.push_async_callback(_close, self.nats)
-        self.ledger = await JetStreamLedger.start(self.nats.core, replicas=config.bus.replicas)
+        self.ledger = await JetStreamLedger.start(
+            self.nats.core, replicas=config.bus.replicas, max_bytes=config.bus.ledger_bytes or -1
+        )
         self.registry = KvRegistry(settings.prices, config.labels)
         await self.registry.start(self.nats.core.jetstream(), config.bus.replicas, self.observer.fault)
         on_exit.push_async_callback(self.registry.stop)
@@ -244,8 +246,13 @@ class Broker:
 
     def _problems(self) -> dict[str, str]:
         wrong = {}
-        if self.ledger.halted:
-            wrong["ledger"] = self.ledger.halted
+        for name, trouble in (
+            ("ledger", self.ledger.halted),
+            ("index", self.index.halted or self.index.trouble),
+            ("refusals", f"{self.refusals.lost} calls could not be recorded" if self.refusals.lost else None),
+        ):
+            if trouble:
+                wrong[name] = trouble
         for name, connection in self.nats._asdict().items():
             if not connection.is_connected:
                 wrong[f"bus.{name}"] = "not connected"

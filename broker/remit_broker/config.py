@@ -20,12 +20,16 @@ Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class BusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``url`` names an external NATS server; empty, an embedded one listens on ``port`` (0: a free one)."""
+    """``url`` names an external NATS server; empty, an embedded one listens on ``port`` (0: a free one).
+
+    ``ledger_bytes`` caps the ledger (0: by the disk alone); from nine tenths of it on nothing new is opened.
+    """
 
     url: str = ""
     port: Port = 0
     sync: Literal["always", "default"] = "always"
     replicas: Literal[1, 3, 5] = 1
+    ledger_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -117,6 +118,17 @@ def _depth_within(value: Any, limit: int) -> bool:
     return False
 
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def _is_unicode(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def loads(data: bytes, *, max_bytes: int, max_depth: int = MAX_DEPTH) -> Any:
     """Parse untrusted JSON.
 
@@ -142,4 +154,10 @@ def loads(data: bytes, *, max_bytes: int, max_depth: int = MAX_DEPTH) -> Any:
         ) from None
     if isinstance(value, dict | list) and not _depth_within(value, max_depth):
         raise refusal(Code.MALFORMED, "nested too deeply", rule="json.depth", ask=f"nest at most {max_depth} levels")
+    # INVARIANT: every text that is accepted has bytes, so that it can be scanned, hashed and recorded
+    # (test_text_that_is_not_unicode_is_refused_beside_a_good_grant; RFC 7493 §2.1, RFC 8259 §8.2).
+    if _SURROGATE.search(data) and not _is_unicode(value):
+        raise refusal(
+            Code.MALFORMED, "half of a surrogate pair", rule="json.encoding", ask="send text without lone surrogates"
+        )
     return value

@@ -132,7 +132,7 @@ def _convert(data: bytes, kind: Any, what: str) -> Any:
         return msgspec.convert(raw, kind, strict=True)
     except (msgspec.ValidationError, ValueError) as error:
         raise refusal(
-            Code.MALFORMED, f"not a {what}: {error}", rule=f"envelope.{what}", ask="follow schemas/json"
+            Code.MALFORMED, f"not a {what}: {str(error)[:500]}", rule=f"envelope.{what}", ask="follow schemas/json"
         ) from None
 
 

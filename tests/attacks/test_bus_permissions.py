@@ -1,4 +1,5 @@
 """What a raw NATS client with valid credentials cannot do. Every attempt is seen refused by the server itself, and nobody hears it."""
+# ruff: noqa: F811 - the fixture `bus` is imported by name
 
 from __future__ import annotations
 
@@ -94,10 +95,12 @@ def lower(*texts: str) -> list[str]:
 
 def refusals(errors: list[str], verb: str) -> list[str]:
     """The subjects whose use the server says it refused, in lower case."""
-    return [match[1] for text in errors if (match := re.search(rf'(?i)permissions violation for {verb} to "([^"]*)"', text))]
+    return [
+        match[1] for text in errors if (match := re.search(rf'(?i)permissions violation for {verb} to "([^"]*)"', text))
+    ]
 
 
-async def test_an_agent_publishes_nowhere_but_as_itself(bus: Bus) -> None:  # noqa: F811
+async def test_an_agent_publishes_nowhere_but_as_itself(bus: Bus) -> None:
     ears = await observe(bus)
     alice = await bus.client("alice", ALICE)
     bob = await bus.client("bob", BOB)
@@ -115,7 +118,7 @@ async def test_an_agent_publishes_nowhere_but_as_itself(bus: Bus) -> None:  # no
     assert (await bus.broker.core.jetstream().stream_info("ledger")).state.messages == 0
 
 
-async def test_what_an_agent_may_publish_does_arrive(bus: Bus) -> None:  # noqa: F811
+async def test_what_an_agent_may_publish_does_arrive(bus: Bus) -> None:
     ears = await observe(bus)
     alice = await bus.client("alice", ALICE)
     own = [
@@ -131,7 +134,7 @@ async def test_what_an_agent_may_publish_does_arrive(bus: Bus) -> None:  # noqa:
     assert await heard(bus, ears) == [f"bus:{subject}" for subject in own]
 
 
-async def test_a_server_of_tools_only_answers_and_attaches(bus: Bus) -> None:  # noqa: F811
+async def test_a_server_of_tools_only_answers_and_attaches(bus: Bus) -> None:
     ears = await observe(bus)
     files = await bus.client("files")
     for subject in TOOLS_PUBLISH:
@@ -146,7 +149,7 @@ async def test_a_server_of_tools_only_answers_and_attaches(bus: Bus) -> None:  #
 
 
 @pytest.mark.parametrize(("subject", "queue"), LISTENING)
-async def test_an_agent_listens_nowhere_but_in_its_queue_and_inbox(bus: Bus, subject: str, queue: str) -> None:  # noqa: F811
+async def test_an_agent_listens_nowhere_but_in_its_queue_and_inbox(bus: Bus, subject: str, queue: str) -> None:
     alice = await bus.client("alice", ALICE)
     ear = await alice.nc.subscribe(subject, queue)
     assert len(refused := [text for text in await alice.settled() if "subscription to" in text]) == 1, refused
@@ -182,7 +185,7 @@ async def say_everything(bus: Bus) -> None:
     await barrier(bus.broker.bus)
 
 
-async def test_a_plain_subscription_beside_the_queue_copies_nothing(bus: Bus) -> None:  # noqa: F811
+async def test_a_plain_subscription_beside_the_queue_copies_nothing(bus: Bus) -> None:
     alice = await bus.client("alice", ALICE)
     queued = await alice.nc.subscribe("svc.agent.alice.>", "alice")
     plain = await alice.nc.subscribe("svc.agent.alice.>")
@@ -194,7 +197,7 @@ async def test_a_plain_subscription_beside_the_queue_copies_nothing(bus: Bus) ->
     assert (queued.pending_msgs, plain.pending_msgs) == (5, 0)
 
 
-async def test_work_is_delivered_once_among_the_connections_of_one_agent(bus: Bus) -> None:  # noqa: F811
+async def test_work_is_delivered_once_among_the_connections_of_one_agent(bus: Bus) -> None:
     crew = [await bus.client("alice") for _ in range(3)]
     ears = [await one.nc.subscribe("svc.agent.alice.>", "alice") for one in crew]
     for one in crew:
@@ -207,7 +210,7 @@ async def test_work_is_delivered_once_among_the_connections_of_one_agent(bus: Bu
     assert sum(ear.pending_msgs for ear in ears) == 30
 
 
-async def test_two_connections_of_one_agent_cannot_read_each_others_inbox(bus: Bus) -> None:  # noqa: F811
+async def test_two_connections_of_one_agent_cannot_read_each_others_inbox(bus: Bus) -> None:
     first, second = await bus.client("alice", ALICE), await bus.client("alice", BOB)
     own, foreign = await second.nc.subscribe(f"{second.inbox}.>"), await second.nc.subscribe(f"{first.inbox}.>")
     assert len(await second.settled()) == 1
@@ -218,7 +221,7 @@ async def test_two_connections_of_one_agent_cannot_read_each_others_inbox(bus: B
     assert (own.pending_msgs, foreign.pending_msgs) == (1, 0)
 
 
-async def test_equal_names_of_connections_of_two_agents_share_no_inbox(bus: Bus) -> None:  # noqa: F811
+async def test_equal_names_of_connections_of_two_agents_share_no_inbox(bus: Bus) -> None:
     alice, bob = await bus.client("alice", ALICE), await bus.client("bob", ALICE)
     foreign = await bob.nc.subscribe(f"{alice.inbox}.>")
     assert len(await bob.settled()) == 1
@@ -239,7 +242,7 @@ async def test_equal_names_of_connections_of_two_agents_share_no_inbox(bus: Bus)
         "trace.anywhere",
     ],
 )
-async def test_a_trace_destination_reaches_nobody_the_agent_may_not_reach(bus: Bus, target: str) -> None:  # noqa: F811
+async def test_a_trace_destination_reaches_nobody_the_agent_may_not_reach(bus: Bus, target: str) -> None:
     ears = await observe(bus)
     alice = await bus.client("alice", ALICE)
     bob = await bus.client("bob", BOB)
@@ -257,7 +260,7 @@ async def test_a_trace_destination_reaches_nobody_the_agent_may_not_reach(bus: B
     assert (service.pending_msgs, inbox.pending_msgs) == (0, 0)
 
 
-async def test_jetstream_answers_no_agent(bus: Bus) -> None:  # noqa: F811
+async def test_jetstream_answers_no_agent(bus: Bus) -> None:
     await observe(bus)
     alice = await bus.client("alice", ALICE)
     with pytest.raises(Exception):  # noqa: B017 - which error is the client library's choice
@@ -265,7 +268,7 @@ async def test_jetstream_answers_no_agent(bus: Bus) -> None:  # noqa: F811
     assert any("$js.api.info" in text for text in await alice.settled())
 
 
-async def test_too_many_subscriptions_end_the_connection(bus: Bus) -> None:  # noqa: F811
+async def test_too_many_subscriptions_end_the_connection(bus: Bus) -> None:
     closed = asyncio.Event()
 
     async def on_closed() -> None:
@@ -280,7 +283,7 @@ async def test_too_many_subscriptions_end_the_connection(bus: Bus) -> None:  # n
 
 async def test_agents_cannot_use_up_the_brokers_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nats_config, "KEPT_CONNECTIONS", MAX_CONNECTIONS - 3)
-    async with running_bus(tmp_path, {"alice": "agent"}) as bus:  # noqa: F811
+    async with running_bus(tmp_path, {"alice": "agent"}) as bus:
         crowd = [await bus.client("alice"), await bus.client("alice")]  # the broker's own connection is the third
         with pytest.raises(nats.errors.Error):
             await bus.client("alice")
@@ -289,7 +292,7 @@ async def test_agents_cannot_use_up_the_brokers_connections(tmp_path: Path, monk
         await again.close()
 
 
-async def test_the_brokers_own_users_are_confined_too(bus: Bus) -> None:  # noqa: F811
+async def test_the_brokers_own_users_are_confined_too(bus: Bus) -> None:
     """A confused broker cannot be made to speak as an agent, nor into the ledger or an API, from the agents' account."""
     said: list[str] = []
 
@@ -297,7 +300,13 @@ async def test_the_brokers_own_users_are_confined_too(bus: Bus) -> None:  # noqa
         said.append(str(problem))
 
     bus.broker.bus._error_cb = bus.broker.auth._error_cb = keep
-    forbidden = ["req.alice.new.agent.bob.x", f"res.alice.r1.{TXN}.{HOP}", f"ctl.alice.r1.{TXN}.{HOP}", f"ledger.default.{TXN}", "$JS.API.INFO"]
+    forbidden = [
+        "req.alice.new.agent.bob.x",
+        f"res.alice.r1.{TXN}.{HOP}",
+        f"ctl.alice.r1.{TXN}.{HOP}",
+        f"ledger.default.{TXN}",
+        "$JS.API.INFO",
+    ]
     for subject in forbidden:
         await bus.broker.bus.publish(subject, MARK)
     await barrier(bus.broker.bus)
@@ -313,7 +322,7 @@ def test_every_forbidden_prefix_is_denied_in_both_directions() -> None:
     assert {"$JS.>", "$SYS.>", "$KV.>", "$O.>", "_INBOX.>"} <= set(NEVER)
 
 
-async def test_headers_that_name_another_caller_change_no_subject(bus: Bus) -> None:  # noqa: F811
+async def test_headers_that_name_another_caller_change_no_subject(bus: Bus) -> None:
     ears = await observe(bus)
     alice = await bus.client("alice", connection_name())
     subject = subjects.request("alice", "new", "agent", "bob", "brief")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from remit_broker.core.fold import fold_all
-from remit_schemas.envelope import Result
+from remit_schemas.envelope import Result, Started
 from tests.support.process import ProcessLab, process_lab
 from tests.support.raw import RawAgent, Taken, error_of, skill
 
@@ -24,17 +24,22 @@ POINTS = {
     "admit": (False, 0, None),
     "approve": (False, 0, None),
     "open": (True, 0, "unknown"),
-    "sent": (True, 1, "unknown"),
+    "started": (True, 1, "unknown"),
     "dispatch": (True, 1, "unknown"),
     "inspect_result": (True, 1, "unknown"),
     "close": (True, 1, "ok"),
 }
 
 
+async def _work(taken: Taken) -> None:
+    await taken.say(Started(connection=taken.callee.connection))
+    await taken.done()
+
+
 async def _connected(lab: ProcessLab) -> tuple[RawAgent, RawAgent]:
     desk = await RawAgent(lab, "desk", "agent").connect()  # type: ignore[arg-type]
     worker = await RawAgent(lab, "worker", "agent").connect()  # type: ignore[arg-type]
-    worker.handlers["work"] = Taken.done
+    worker.handlers["work"] = _work
     await worker.serve(skill("work"))
     return desk, worker
 

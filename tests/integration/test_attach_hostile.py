@@ -197,6 +197,16 @@ async def test_stopping_ends_grandchildren_too(desk: Desk, tmp_path: Path) -> No
     await eventually(lambda: not alive(grandchild) and not alive(server))
 
 
+async def test_stopping_during_the_handshake_is_prompt_and_leaves_nothing(desk: Desk, tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    attached = desk.begin(hostile("hangs-on-initialize", note), start=60)
+    await eventually(lambda: note.exists() and note.read_text())
+    async with asyncio.timeout(8):
+        await attached.stop()
+    assert attached.worker.report.state == "stopped"
+    assert not alive(int(note.read_text()))
+
+
 async def test_the_log_of_a_flood_is_bounded_and_private(desk: Desk) -> None:
     await desk.attach(hostile("stderr-flood"))
     log = desk.folder / "files.log"

@@ -1,4 +1,5 @@
 """Who gets in: the real NATS server asks the real callout, and clients write the protocol by hand where a library is too polite."""
+# ruff: noqa: F811 - the fixture `bus` is imported by name
 
 from __future__ import annotations
 
@@ -42,12 +43,12 @@ async def attempt(bus: Bus, **changes: Any) -> str:
         return await raw.verdict()
 
 
-async def test_a_registered_nkey_gets_in_as_itself(bus: Bus) -> None:  # noqa: F811
+async def test_a_registered_nkey_gets_in_as_itself(bus: Bus) -> None:
     assert await attempt(bus) == "in"
     assert bus.told[-1] == ("alice", "")
 
 
-async def test_the_user_lives_in_the_agents_account_under_its_own_name(bus: Bus) -> None:  # noqa: F811
+async def test_the_user_lives_in_the_agents_account_under_its_own_name(bus: Bus) -> None:
     await bus.client("alice", NAME)
     found = json.loads((await bus.broker.sys.request("$SYS.REQ.SERVER.PING.CONNZ", b'{"auth":true}', timeout=5)).data)
     who = [(one["account"], one["authorized_user"]) for one in found["data"]["connections"] if one.get("name") == NAME]
@@ -55,7 +56,7 @@ async def test_the_user_lives_in_the_agents_account_under_its_own_name(bus: Bus)
 
 
 @pytest.mark.parametrize("alphabet", ["standard", "url", "padded"])
-async def test_a_signature_may_come_in_either_base64(bus: Bus, alphabet: str) -> None:  # noqa: F811
+async def test_a_signature_may_come_in_either_base64(bus: Bus, alphabet: str) -> None:
     seed = bus.people.seeds["alice"]
     async with RawNats.open(*bus.address) as raw:
         data = nkey.sign("U", seed, raw.nonce.encode())
@@ -85,32 +86,36 @@ REFUSED: dict[str, dict[str, Any]] = {
     "dot in the connection name": {"name": "A" * 10 + "." + "A" * 10},
     "space in the connection name": {"name": "A" * 16 + " alice"},
     "line break in the connection name": {"name": "A" * 16 + "\n"},
-    "look-alike in the connection name": {"name": "А" * 20},
+    "look-alike in the connection name": {"name": "\u0410" * 20},
     "braces of a template in the connection name": {"name": "{{name()}}" + "A" * 10},
     "public key of an account": {"nkey": nkey.public_text("A", bytes(range(32)))},
     "nkey in lower case": {"nkey": "u" * 56},
-    "nkey that is not text": {"nkey": 7},
-    "name that is not text": {"name": ["A" * 20]},
     "jwt of its own making": {"jwt": "e30.e30.AA", "nkey": None},
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
-async def test_what_proves_nothing_is_refused(bus: Bus, what: str) -> None:  # noqa: F811
+async def test_what_proves_nothing_is_refused(bus: Bus, what: str) -> None:
     said = await attempt(bus, **REFUSED[what])
     assert said != "in"
     assert "-ERR" in said
     assert ("alice", "") not in bus.told
 
 
-async def test_an_unknown_nkey_with_a_good_signature_is_refused(bus: Bus) -> None:  # noqa: F811
+@pytest.mark.parametrize("changes", [{"nkey": 7}, {"name": ["A" * 20]}, {"sig": {}}])
+async def test_fields_of_another_type_end_the_connection(bus: Bus, changes: dict[str, Any]) -> None:
+    assert await attempt(bus, **changes) != "in"
+    assert bus.told == []
+
+
+async def test_an_unknown_nkey_with_a_good_signature_is_refused(bus: Bus) -> None:
     async with RawNats.open(*bus.address) as raw:
         await raw.send_connect(connect_options(STRANGER, raw.nonce))
         assert "Authorization Violation" in await raw.verdict()
     assert bus.told[-1] == (nkey.public_of("U", STRANGER), "an unknown nkey")
 
 
-async def test_a_signature_by_another_registered_key_is_refused(bus: Bus) -> None:  # noqa: F811
+async def test_a_signature_by_another_registered_key_is_refused(bus: Bus) -> None:
     async with RawNats.open(*bus.address) as raw:
         options = connect_options(bus.people.seeds["alice"], raw.nonce, sig=signed(bus.people.seeds["bob"], raw.nonce))
         await raw.send_connect(options)
@@ -118,7 +123,7 @@ async def test_a_signature_by_another_registered_key_is_refused(bus: Bus) -> Non
     assert "signature" in bus.told[-1][1]
 
 
-async def test_a_recorded_proof_cannot_be_replayed(bus: Bus) -> None:  # noqa: F811
+async def test_a_recorded_proof_cannot_be_replayed(bus: Bus) -> None:
     seed = bus.people.seeds["alice"]
     async with RawNats.open(*bus.address) as first:
         recorded = connect_options(seed, first.nonce)
@@ -130,30 +135,32 @@ async def test_a_recorded_proof_cannot_be_replayed(bus: Bus) -> None:  # noqa: F
         assert "Authorization Violation" in await second.verdict()
 
 
-async def test_a_removed_agent_gets_in_no_more(bus: Bus) -> None:  # noqa: F811
+async def test_a_removed_agent_gets_in_no_more(bus: Bus) -> None:
     assert await attempt(bus) == "in"
     bus.people.forget("alice")
     assert "Authorization Violation" in await attempt(bus)
 
 
-async def test_an_agent_does_not_become_a_broker_user_by_naming_its_key(bus: Bus) -> None:  # noqa: F811
+async def test_an_agent_does_not_become_a_broker_user_by_naming_its_key(bus: Bus) -> None:
     for user in ("core", "bus", "auth", "sys"):
         async with RawNats.open(*bus.address) as raw:
             proof = signed(bus.people.seeds["alice"], raw.nonce)
-            await raw.send_connect(connect_options(bus.people.seeds["alice"], raw.nonce, nkey=bus.keys.public(user), sig=proof))
+            await raw.send_connect(
+                connect_options(bus.people.seeds["alice"], raw.nonce, nkey=bus.keys.public(user), sig=proof)
+            )
             assert "-ERR" in await raw.verdict()
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("boom"), KeyError("x"), RecursionError(), MemoryError()])
-async def test_a_fault_while_looking_up_refuses_and_the_next_one_is_served(bus: Bus, fault: Exception) -> None:  # noqa: F811
+async def test_a_fault_while_looking_up_refuses_and_the_next_one_is_served(bus: Bus, fault: Exception) -> None:
     whole = bus.people.by_nkey
 
     def broken(_: str) -> Principal | None:
         raise fault
 
-    bus.people.by_nkey = broken  # type: ignore[method-assign]
+    bus.people.by_nkey = broken  # type: ignore[method-assign,assignment]
     assert "Authorization Violation" in await attempt(bus)
-    bus.people.by_nkey = whole  # type: ignore[method-assign]
+    bus.people.by_nkey = whole  # type: ignore[method-assign,assignment]
     assert await attempt(bus) == "in"
 
 
@@ -164,14 +171,14 @@ async def test_a_fault_while_looking_up_refuses_and_the_next_one_is_served(bus: 
         {"name": "Alice"}, {"name": ""}, {"kind": "operator"}, {"nkey": "UABC"},
     ],
 )  # fmt: skip
-async def test_a_registration_that_makes_no_sense_refuses(bus: Bus, changes: dict[str, str]) -> None:  # noqa: F811
+async def test_a_registration_that_makes_no_sense_refuses(bus: Bus, changes: dict[str, str]) -> None:
     public = nkey.public_of("U", bus.people.seeds["alice"])
     odd = Principal(**{"name": "alice", "kind": "agent", "nkey": public, **changes})  # type: ignore[arg-type]
-    bus.people.by_nkey = lambda _: odd  # type: ignore[method-assign]
+    bus.people.by_nkey = lambda _: odd  # type: ignore[method-assign,assignment]
     assert "Authorization Violation" in await attempt(bus)
 
 
-async def test_nobody_gets_in_while_the_callout_is_down(bus: Bus) -> None:  # noqa: F811
+async def test_nobody_gets_in_while_the_callout_is_down(bus: Bus) -> None:
     await bus.callout.stop()
     assert await attempt(bus) != "in"
     with pytest.raises(nats.errors.Error):
@@ -180,7 +187,7 @@ async def test_nobody_gets_in_while_the_callout_is_down(bus: Bus) -> None:  # no
     assert await attempt(bus) == "in"
 
 
-async def test_two_callouts_share_the_work(bus: Bus) -> None:  # noqa: F811
+async def test_two_callouts_share_the_work(bus: Bus) -> None:
     seeds = CalloutKeys(issuer=bus.keys.seed("issuer"), xkey=bus.keys.seed("xkey"))
     second = Callout(bus.broker.auth, seeds, bus.people, SystemClock())
     await second.start()
@@ -189,7 +196,7 @@ async def test_two_callouts_share_the_work(bus: Bus) -> None:  # noqa: F811
     assert [await attempt(bus) for _ in range(4)] == ["in"] * 4
 
 
-async def test_a_crowd_that_connects_at_once_is_all_judged(bus: Bus) -> None:  # noqa: F811
+async def test_a_crowd_that_connects_at_once_is_all_judged(bus: Bus) -> None:
     seen = await asyncio.gather(*(attempt(bus, **({} if index % 2 else {"sig": "AAAA"})) for index in range(60)))
     assert [one == "in" for one in seen] == [bool(index % 2) for index in range(60)]
 
@@ -206,7 +213,8 @@ def sealed_request(bus: Bus, **changes: Any) -> tuple[bytes, str]:
         "nats": {
             "type": "authorization_request", "version": 2, "user_nkey": nkey.public_of("U", STRANGER),
             "server_id": {"id": nkey.public_of("N", server), "name": "n", "host": "h", "xkey": nkey.public_of("X", box)},
-            "client_info": {"nonce": nonce}, "connect_opts": {"nkey": nkey.public_of("U", seed), "sig": signed(seed, nonce), "name": NAME},
+            "client_info": {"nonce": nonce},
+            "connect_opts": {"nkey": nkey.public_of("U", seed), "sig": signed(seed, nonce), "name": NAME},
         },
     }  # fmt: skip
     for path, value in changes.items():
@@ -219,11 +227,11 @@ def sealed_request(bus: Bus, **changes: Any) -> tuple[bytes, str]:
     return data, nkey.public_of("X", box)
 
 
-async def test_a_genuine_request_gets_an_answer_that_only_its_server_opens(bus: Bus) -> None:  # noqa: F811
+async def test_a_genuine_request_gets_an_answer_that_only_its_server_opens(bus: Bus) -> None:
     data, sender = sealed_request(bus)
     answer = bus.callout.answer(data, sender)
     assert answer is not None
-    with pytest.raises(nkey.BadKey):
+    with pytest.raises(nkey.NkeyError):
         nkey.open_sealed(nkey.seed_text("X", secrets.token_bytes(32)), bus.keys.public("xkey"), answer)
 
 
@@ -237,37 +245,50 @@ async def test_a_genuine_request_gets_an_answer_that_only_its_server_opens(bus: 
         {"nats__connect_opts__nkey": {}}, {"nats__client_info__nonce": 3},
     ],
 )  # fmt: skip
-async def test_a_request_that_no_server_would_make_gets_no_answer(bus: Bus, changes: dict[str, Any]) -> None:  # noqa: F811
+async def test_a_request_that_no_server_would_make_gets_no_answer(bus: Bus, changes: dict[str, Any]) -> None:
     assert bus.callout.answer(*sealed_request(bus, **changes)) is None
     assert bus.told[-1][1].startswith("not a request of a NATS server")
 
 
-async def test_a_request_without_a_nonce_is_refused(bus: Bus) -> None:  # noqa: F811
+async def test_a_request_without_a_nonce_is_refused(bus: Bus) -> None:
     signature = signed(bus.people.seeds["alice"], "")
     data, sender = sealed_request(bus, nats__client_info__nonce="", nats__connect_opts__sig=signature)
     assert bus.callout.answer(data, sender) is not None
     assert bus.told[-1][1] == "the server sent no nonce"
 
 
-async def test_a_request_that_is_not_sealed_gets_no_answer(bus: Bus) -> None:  # noqa: F811
+async def test_a_request_that_is_not_sealed_gets_no_answer(bus: Bus) -> None:
     data, sender = sealed_request(bus)
     token = nkey.open_sealed(bus.keys.seed("xkey"), sender, data)
-    for body, who in ((token, ""), (token, sender), (data, ""), (data[:-1], sender), (b"", sender), (b"xkv1", sender), (data, "XNO")):
+    for body, who in (
+        (token, ""),
+        (token, sender),
+        (data, ""),
+        (data[:-1], sender),
+        (b"", sender),
+        (b"xkv1", sender),
+        (data, "XNO"),
+    ):
         assert bus.callout.answer(body, who) is None
 
 
-async def test_a_request_with_another_algorithm_or_signature_gets_no_answer(bus: Bus) -> None:  # noqa: F811
+async def test_a_request_with_another_algorithm_or_signature_gets_no_answer(bus: Bus) -> None:
     data, sender = sealed_request(bus)
     head, body, signature = nkey.open_sealed(bus.keys.seed("xkey"), sender, data).decode().split(".")
     box = nkey.seed_text("X", secrets.token_bytes(32))
     for alg in ("none", "Ed25519", "EdDSA", "ED25519-NKEY"):
         other = base64.urlsafe_b64encode(json.dumps({"typ": "JWT", "alg": alg}).encode()).decode().rstrip("=")
-        for token in (f"{other}.{body}.{signature}", f"{other}.{body}.", f"{head}.{body}.", f"{head}.{body}.{'A' * 86}"):
+        for token in (
+            f"{other}.{body}.{signature}",
+            f"{other}.{body}.",
+            f"{head}.{body}.",
+            f"{head}.{body}.{'A' * 86}",
+        ):
             sealed = nkey.seal(box, bus.keys.public("xkey"), token.encode(), secrets.token_bytes(24))
             assert bus.callout.answer(sealed, nkey.public_of("X", box)) is None
 
 
-async def test_an_agent_with_the_name_of_a_connection_of_its_own_choice_gets_that_inbox_only(bus: Bus) -> None:  # noqa: F811
+async def test_an_agent_with_the_name_of_a_connection_of_its_own_choice_gets_that_inbox_only(bus: Bus) -> None:
     name = connection_name()
     alice = await bus.client("alice", name)
     await alice.nc.subscribe(f"_INBOX_alice.{name}.>")

@@ -68,7 +68,9 @@ def read_policies(folder: Path, texts: dict[str, str], schema: cedarpy.Schema) -
                     "give every policy an @id of its own",
                 )
     if not sources:
-        raise ConfigError(f"the files in {folder} hold no policies, so every call would be denied", "write at least one")
+        raise ConfigError(
+            f"the files in {folder} hold no policies, so every call would be denied", "write at least one"
+        )
     return list(sources.values())
 
 
@@ -107,7 +109,9 @@ def _parsed(where: str, text: str) -> dict[str, Any]:
         raise ConfigError(f"{where}: this is not a Cedar policy: {what}", "a policy ends with a semicolon") from None
     policies = list(parsed["staticPolicies"].values())
     if parsed["templates"] or len(policies) != 1:
-        raise ConfigError(f"{where}: templates (?principal, ?resource) are not used here", "write a policy without slots")
+        raise ConfigError(
+            f"{where}: templates (?principal, ?resource) are not used here", "write a policy without slots"
+        )
     policy: dict[str, Any] = policies[0]
     return policy
 
@@ -156,7 +160,9 @@ def _code(at: str, said: str | None) -> Code:
 def _classes(at: str, said: str | None) -> tuple[str, ...]:
     names = tuple(sorted({name.strip() for name in said.split(",")})) if said is not None else ()
     if wrong := [name for name in names if name not in REDACTABLE]:
-        raise ConfigError(f"{at} redacts {wrong[0]!r}, which nothing detects", f"allowed: {', '.join(sorted(REDACTABLE))}")
+        raise ConfigError(
+            f"{at} redacts {wrong[0]!r}, which nothing detects", f"allowed: {', '.join(sorted(REDACTABLE))}"
+        )
     return names
 
 

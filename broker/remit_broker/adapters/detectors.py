@@ -55,7 +55,9 @@ class SecretDetectors:
         for kind in KINDS:
             self._gate.Add(kind.pattern.encode())
         self._gate.Compile()
-        self._kinds = [(f"secret.{kind.name}", re2.compile(kind.pattern.encode(), options), kind.check) for kind in KINDS]
+        self._kinds = [
+            (f"secret.{kind.name}", re2.compile(kind.pattern.encode(), options), kind.check) for kind in KINDS
+        ]
         keyed = re2.compile(KEYED.encode(), options)
         self._names_secret = functools.lru_cache(4096)(
             lambda name: len(name) <= _LONGEST_NAME and keyed.search(_bytes(name)) is not None
@@ -112,8 +114,8 @@ class SecretDetectors:
             return []
         # INVARIANT: the set misses nothing that a pattern of its own finds; it would answer with nothing if it ran out
         # of memory, so it has far more than it needs (test_every_kind_is_found_in_a_long_text_of_all_kinds).
-        found: list[int] = self._gate.Match(text)
-        return found
+        found: list[int] | None = self._gate.Match(text)
+        return found or []
 
     def _pointer(self, path: tuple[str, ...]) -> str:
         # INVARIANT: a place never shows a secret, so a name that holds one is replaced in the pointer

@@ -146,9 +146,7 @@ def _mismatch(code: Code, compiled: _Compiled, error: jsonschema_rs.ValidationEr
         return refusal(code, "it does not fit the schema", rule="schema", ask="look at the schema of the target")
     # INVARIANT: only names that the schema itself declares appear, never a value or a name from the content
     # (test_a_refusal_never_shows_the_value).
-    tokens = [
-        str(token) if isinstance(token, int) or token in compiled.names else "*" for token in error.instance_path
-    ]
+    tokens = [str(token) if isinstance(token, int) or token in compiled.names else "*" for token in error.instance_path]
     where = pointer(tokens) or "/"
     return refusal(
         code, f"at {where}: {_expectation(error)}", rule=f"schema.{error.kind.name}",

@@ -48,7 +48,9 @@ class GrantKey:
 class KeyFiles:
     """Keys of one data folder, read once. Make with :meth:`open`."""
 
-    def __init__(self, folder: Path, grants: tuple[GrantKey, ...], digest: bytes, token: str, seeds: dict[str, str]) -> None:
+    def __init__(
+        self, folder: Path, grants: tuple[GrantKey, ...], digest: bytes, token: str, seeds: dict[str, str]
+    ) -> None:
         self.folder = folder
         self.grant_keys = grants
         """Oldest first; the last one that is not retired signs."""
@@ -157,13 +159,19 @@ def _grant_key(path: Path) -> GrantKey:
     key = SigningKey.from_seed(seed)
     # The file says which key it is in three places; a copy under another name must not sign as that name.
     said = (f"grant-{jwk.get('kid')}.jwk", jwk.get("kid"), jwk.get("x"))
-    if said != (path.name, key.kid, encode(key.public.raw)) or not isinstance(created, int) or not isinstance(retired, int | None):
+    if (
+        said != (path.name, key.kid, encode(key.public.raw))
+        or not isinstance(created, int)
+        or not isinstance(retired, int | None)
+    ):
         raise ConfigError(f"{path} is damaged: kid, x and d do not belong together", "restore it from a backup")
     return GrantKey(key, created, retired)
 
 
 def _public_jwk(found: GrantKey) -> dict[str, Any]:
-    times = {"created": found.created} if found.retired is None else {"created": found.created, "retired": found.retired}
+    times = (
+        {"created": found.created} if found.retired is None else {"created": found.created, "retired": found.retired}
+    )
     return {**found.key.public.to_jwk(), **times}
 
 
@@ -181,7 +189,7 @@ def _seed(path: Path, prefix: nkey.Prefix) -> str:
     text = read_private(path).decode("ascii", "replace").strip()
     try:
         nkey.seed_bytes(prefix, text)
-    except nkey.BadKey as error:
+    except nkey.NkeyError as error:
         raise ConfigError(f"{path} is damaged: {error}", "restore it from a backup") from None
     return text
 

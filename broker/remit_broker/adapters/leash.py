@@ -25,7 +25,7 @@ def become(parent: int, command: list[str]) -> None:
         raise OSError(ctypes.get_errno(), "prctl")
     # The parent may have died before the request; then nobody would ever send the signal.
     if os.getppid() == parent:
-        os.execv(command[0], command)
+        os.execv(command[0], command)  # noqa: S606 - no shell wanted
 
 
 def watch(command: list[str]) -> int:

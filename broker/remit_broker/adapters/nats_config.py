@@ -109,8 +109,13 @@ def _accounts(keys: PublicKeys, bus_connections: int) -> dict[str, Any]:
     return {
         SYS_ACCOUNT: {"users": [{"nkey": keys.sys}]},
         CORE_ACCOUNT: {"jetstream": "enabled", "users": [{"nkey": keys.core}]},
-        AUTH_ACCOUNT: {"users": [_user(keys.auth, publish={"allow": _AUTH_PUBLISH}, subscribe={"allow": _AUTH_SUBSCRIBE})]},
-        BUS_ACCOUNT: {"limits": {"max_connections": bus_connections}, "users": [_user(keys.bus, publish={"deny": _BUS_DENY_PUBLISH}, subscribe={"deny": NEVER})]},
+        AUTH_ACCOUNT: {
+            "users": [_user(keys.auth, publish={"allow": _AUTH_PUBLISH}, subscribe={"allow": _AUTH_SUBSCRIBE})]
+        },
+        BUS_ACCOUNT: {
+            "limits": {"max_connections": bus_connections},
+            "users": [_user(keys.bus, publish={"deny": _BUS_DENY_PUBLISH}, subscribe={"deny": NEVER})],
+        },
     }
 
 
@@ -121,4 +126,10 @@ def _user(nkey: str, *, publish: dict[str, Sequence[str]], subscribe: dict[str, 
 def render(config: ServerConfig) -> str:
     """The text of ``nats.conf``. Every string is quoted, so that no name or path can add a setting."""
     head = "# Written by the broker at each start; changes here are lost.\n"
-    return head + "\n".join(f"{key}: {json.dumps(value, indent=2, ensure_ascii=False)}" for key, value in settings(config).items()) + "\n"
+    return (
+        head
+        + "\n".join(
+            f"{key}: {json.dumps(value, indent=2, ensure_ascii=False)}" for key, value in settings(config).items()
+        )
+        + "\n"
+    )

@@ -13,6 +13,7 @@ from nats.aio.client import Client
 
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.keyfiles import KeyFiles
+from remit_broker.adapters.nats_client import HardenedClient
 
 Account = Literal["core", "bus", "auth", "sys"]
 ACCOUNTS: Final[tuple[Account, ...]] = ("core", "bus", "auth", "sys")
@@ -50,9 +51,10 @@ async def connect(url: str, keys: KeyFiles, account: Account, on_error: OnError 
         del seen[:-1]
         on_error(name, problem)
 
+    nc = HardenedClient()
     try:
-        return await asyncio.wait_for(
-            nats.connect(
+        await asyncio.wait_for(
+            nc.connect(
                 url,
                 name=name,
                 nkeys_seed_str=keys.seed(account),
@@ -68,7 +70,8 @@ async def connect(url: str, keys: KeyFiles, account: Account, on_error: OnError 
             ),
             CONNECT_SECONDS,
         )
-    except (asyncio.TimeoutError, OSError, nats.errors.Error) as problem:
+        return nc
+    except (TimeoutError, OSError, nats.errors.Error) as problem:
         cause = str(seen[-1] if seen else problem) or "no answer"
         raise ConfigError(
             f"the broker cannot connect to {url} as its {account} user: {cause}",

@@ -8,6 +8,7 @@ import fcntl
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -31,6 +32,7 @@ STOP_SECONDS: Final = 10.0
 LOCK_SECONDS: Final = 5.0
 """How long a start waits for a predecessor's server that is still closing its store."""
 _POLL: Final = 0.02
+_LOG_PREFIX: Final = re.compile(r"^(nats-server: |\[\d+\] [\d/]+ [\d:.]+ \[\w+\] )")
 
 Died = Callable[[int], Awaitable[None]]
 """Called with the exit status when the server ended and nobody had asked it to."""
@@ -114,19 +116,19 @@ class EmbeddedServer:
         await self.stop()
 
     async def start(self) -> None:
-        """Start and wait until the server greets. Raises :class:`ConfigError` where it cannot: says which, and leaves nothing running."""
+        """Start and wait until the server greets. Raises :class:`ConfigError` where it cannot, and leaves nothing running."""
         if not self.ended.is_set():
             raise RuntimeError("the NATS server is running already")
         binary = find_binary()
-        await self._take_lock()
+        lock = await self._take_lock()
         try:
-            await self._launch(binary)
+            process = await self._launch(binary, lock)
             self._port = await self._ready()
         except BaseException:
             await self._end()
             self._drop_lock()
             raise
-        self._watcher = asyncio.create_task(self._watch(), name="nats-server")
+        self._watcher = asyncio.create_task(self._watch(process), name="nats-server")
 
     async def stop(self) -> None:
         """Ask the server to close its store and end; kill it after :data:`STOP_SECONDS`. Does nothing where none runs."""
@@ -139,10 +141,10 @@ class EmbeddedServer:
             self._stopping = False
             self._drop_lock()
 
-    async def _take_lock(self) -> None:
+    async def _take_lock(self) -> int:
         """One server per data folder: the lock is shared with the child, so that it lasts until both are gone."""
         if self._lock is not None:
-            return
+            return self._lock
         path = private_folder(self._data, create=False) / "nats.lock"
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         deadline = asyncio.get_running_loop().time() + LOCK_SECONDS
@@ -163,13 +165,14 @@ class EmbeddedServer:
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
         self._lock = lock
+        return lock
 
     def _drop_lock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
-    async def _launch(self, binary: Path) -> None:
+    async def _launch(self, binary: Path, lock: int) -> asyncio.subprocess.Process:
         ports = self._data / "nats.ports"
         shutil.rmtree(ports, ignore_errors=True)
         private_folder(ports, create=True)
@@ -185,7 +188,6 @@ class EmbeddedServer:
         command = [str(binary), "--config", str(self._data / "nats.conf"), "--ports_file_dir", str(ports)]
         watch = ["--watch"] if self._options.watch else []
         shim = [sys.executable, "-I", "-S", str(Path(leash.__file__)), str(os.getpid()), *watch, "--", *command]
-        assert self._lock is not None
         self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
         with (self._data / "nats.stderr").open("wb") as errors:
             os.fchmod(errors.fileno(), 0o600)
@@ -194,11 +196,12 @@ class EmbeddedServer:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=errors,
                 stderr=errors,
-                pass_fds=(self._lock,),
+                pass_fds=(lock,),
                 start_new_session=True,  # a terminal's Ctrl-C is the broker's to handle; it stops the server last
                 env={"PATH": os.defpath},
             )
         self.ended.clear()
+        return self._process
 
     async def _ready(self) -> int:
         """The port on which the server greets with INFO."""
@@ -215,7 +218,7 @@ class EmbeddedServer:
     def _reported_port(self) -> int | None:
         for file in (self._data / "nats.ports").glob("*.ports"):
             with contextlib.suppress(ValueError, OSError, LookupError):  # perhaps half written: read again
-                return urlsplit(json.loads(file.read_bytes())["nats"][0]).port
+                return urlsplit(str(json.loads(file.read_bytes())["nats"][0])).port
         return None
 
     async def _greets(self, port: int) -> bool:
@@ -225,7 +228,7 @@ class EmbeddedServer:
             return False
         try:
             return (await asyncio.wait_for(reader.readline(), 2)).startswith(b"INFO {")
-        except (OSError, ValueError, asyncio.TimeoutError):
+        except (TimeoutError, OSError, ValueError):
             return False
         finally:
             writer.close()
@@ -239,7 +242,8 @@ class EmbeddedServer:
                 "stop what listens there, or set bus.port to another port (0 takes a free one)",
             )
         last = [line for line in said.splitlines() if line.strip()][-1:] or ["it said nothing"]
-        return ConfigError(f"the NATS server did not start: {last[0].strip()}", f"read {self.log_file}")
+        why = _LOG_PREFIX.sub("", last[0]).strip()
+        return ConfigError(f"the NATS server did not start: {why}", f"read {self.log_file}")
 
     def _said(self) -> str:
         """What the server wrote since this start."""
@@ -259,16 +263,14 @@ class EmbeddedServer:
                 process.terminate()
         try:
             await asyncio.wait_for(process.wait(), STOP_SECONDS)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
         self._process = None
         self.ended.set()
 
-    async def _watch(self) -> None:
-        process = self._process
-        assert process is not None
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
         status = await process.wait()
         self.ended.set()
         if self._stopping:

@@ -31,7 +31,9 @@ def private_folder(path: Path, *, create: bool) -> Path:
 
 def _refuse_shared(path: Path, found: os.stat_result, mode: int) -> None:
     if found.st_uid != os.geteuid():
-        raise ConfigError(f"{path} belongs to another user (uid {found.st_uid})", "run as that user, or use a folder of your own")
+        raise ConfigError(
+            f"{path} belongs to another user (uid {found.st_uid})", "run as that user, or use a folder of your own"
+        )
     # INVARIANT: a key that anybody else could have read is not used (test_a_key_file_others_can_read_is_refused).
     if found.st_mode & 0o077:
         raise ConfigError(
@@ -45,9 +47,13 @@ def read_private(path: Path, max_bytes: int = 64 * 1024) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise ConfigError(f"the file {path} is missing", "restore it from a backup; making a new one would orphan what it protects") from None
+        raise ConfigError(
+            f"the file {path} is missing", "restore it from a backup; making a new one would orphan what it protects"
+        ) from None
     except OSError as error:
-        raise ConfigError(f"the file {path} cannot be opened: {error.strerror}", "it must be a plain file, not a link") from None
+        raise ConfigError(
+            f"the file {path} cannot be opened: {error.strerror}", "it must be a plain file, not a link"
+        ) from None
     with os.fdopen(descriptor, "rb") as file:
         # On the open file: what was checked is what is read.
         found = os.fstat(file.fileno())

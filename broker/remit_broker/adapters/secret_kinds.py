@@ -58,21 +58,36 @@ def _numeric_id(text: bytes) -> bool:
         return False
 
 
-_PLACEHOLDERS: Final = (b"example", b"changeme", b"placeholder", b"your", b"xxxx", b"****", b"....", b"redacted", b"dummy")
+_PLACEHOLDERS: Final = (
+    b"example",
+    b"changeme",
+    b"placeholder",
+    b"your",
+    b"xxxx",
+    b"****",
+    b"....",
+    b"redacted",
+    b"dummy",
+)
+
+
+def _chosen(text: bytes) -> bool:
+    """Neither a placeholder nor a variable: what somebody really put where a password goes."""
+    lower = text.lower()
+    return not any(word in lower for word in _PLACEHOLDERS) and text[:1] not in b"$<{%[(" and entropy(text) >= 2.0
 
 
 def _password(text: bytes) -> bool:
-    """Not a variable, a placeholder or a word: what people assign to ``password`` in real configurations."""
-    lower = text.lower()
-    if any(word in lower for word in _PLACEHOLDERS) or text[:1] in b"$<{%[(":
-        return False
-    classes = sum(
-        any(low <= byte <= high for byte in text) for low, high in ((48, 57), (65, 90), (97, 122))
-    ) + any(not chr(byte).isalnum() for byte in text)
-    return classes >= 2 and entropy(text) >= 2.75
+    """Chosen, and not a word or a piece of code: with letters and digits, without brackets, hardly repeating itself."""
+    letters, digits = any(chr(byte).isalpha() for byte in text), any(48 <= byte <= 57 for byte in text)
+    code = any(byte in b"()[]{};" for byte in text)
+    return letters and digits and not code and entropy(text) >= 2.75 and _chosen(text)
 
 
-_W: Final = r"(?:[^0-9A-Za-z_]|^)"  # before a secret
+def _in_url(text: bytes) -> bool:
+    return _chosen(text) and text.lower() not in (b"password", b"passwd", b"secret")
+
+
 _E: Final = r"(?:[^0-9A-Za-z_]|$)"  # behind one
 
 
@@ -83,9 +98,9 @@ def _word(body: str) -> str:
 KINDS: Final[tuple[Kind, ...]] = (
     Kind(
         "private_key",
-        r"-----BEGIN (?:[A-Z0-9]{1,20} ){0,3}PRIVATE KEY(?: BLOCK)?-----"
-        r"(?:[\sA-Za-z0-9+/=:,.\\()_-]*?-----END (?:[A-Z0-9]{1,20} ){0,3}PRIVATE KEY(?: BLOCK)?-----"
-        r"|[\sA-Za-z0-9+/=:,.\\()_]*)",
+        # Without its end too (cut off, or escaped line ends); a body never runs into the next block, so this stays linear.
+        r"-----BEGIN (?:[A-Z0-9]{1,20} ){0,3}PRIVATE KEY(?: BLOCK)?-----(?:[\sA-Za-z0-9+/=:,.\\()_]|-[A-Za-z0-9])*"
+        r"(?:-----END (?:[A-Z0-9]{1,20} ){0,3}PRIVATE KEY(?: BLOCK)?-----)?",
     ),
     Kind("aws_access_key", _word(r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}")),
     Kind(
@@ -96,7 +111,10 @@ KINDS: Final[tuple[Kind, ...]] = (
     Kind("github_fine_grained_token", _word(r"github_pat_[0-9A-Za-z]{22}_[0-9A-Za-z]{59}")),
     Kind("github_token", _word(r"gh[pousr]_[0-9A-Za-z]{36,}")),
     Kind("github_app_token", _word(r"v1\.[0-9a-f]{40}"), _mixed),
-    Kind("gitlab_token", rf"\b(gl(?:pat|dt|rt|ft|soat|imt|cbt|ptt|agent|oas)-[0-9A-Za-z_-]{{20,64}}(?:\.[0-9a-z.]{{2,20}})?){_E}"),
+    Kind(
+        "gitlab_token",
+        rf"\b(gl(?:pat|dt|rt|ft|soat|imt|cbt|ptt|agent|oas)-[0-9A-Za-z_-]{{20,64}}(?:\.[0-9a-z.]{{2,20}})?){_E}",
+    ),
     Kind("slack_token", rf"\b(xox[abeoprs]-(?:[0-9A-Za-z]+-){{1,5}}[0-9A-Za-z-]{{10,}}){_E}"),
     Kind("slack_app_token", _word(r"xapp-[0-9]-[A-Z0-9]+-[0-9]+-[0-9a-f]{30,}")),
     Kind("slack_webhook", r"(hooks\.slack\.com/(?:services|workflows|triggers)/[0-9A-Za-z/]{30,90})"),
@@ -123,11 +141,19 @@ KINDS: Final[tuple[Kind, ...]] = (
     Kind("mailchimp_key", _word(r"[0-9a-f]{32}-us[0-9]{1,2}"), _mixed),
     Kind("azure_storage_key", r"(?i)AccountKey=([0-9A-Za-z/+]{86}==)", _random(4.0)),
     Kind("azure_sas_signature", r"[?&;]sig=([0-9A-Za-z%/+_-]{40,}(?:=|%3[dD]){0,2})", _mixed),
-    Kind("azure_client_secret", rf"{_W}([0-9A-Za-z_~.-]{{3}}[78]Q~[0-9A-Za-z_~.-]{{31,34}})(?:[^0-9A-Za-z_~.-]|$)", _mixed),
+    Kind(
+        "azure_client_secret",
+        rf"(?:[^0-9A-Za-z_~.-]|^)([0-9A-Za-z_~.-]{{3}}[78]Q~[0-9A-Za-z_~.-]{{31,34}})(?:[^0-9A-Za-z_~.-]|$)",
+        _mixed,
+    ),
     Kind("digitalocean_token", _word(r"do[opr]_v1_[0-9a-f]{64}")),
     Kind("huggingface_token", _word(r"(?:hf|api_org)_[A-Za-z]{34}"), _random(3.0)),
     Kind("telegram_bot_token", rf"\b([0-9]{{8,10}}:AA[0-9A-Za-z_-]{{33}}){_E}"),
-    Kind("discord_token", rf"\b([MNO][0-9A-Za-z_-]{{23,27}}\.[0-9A-Za-z_-]{{6}}\.[0-9A-Za-z_-]{{27,38}}){_E}", _numeric_id),
+    Kind(
+        "discord_token",
+        rf"\b([MNO][0-9A-Za-z_-]{{23,27}}\.[0-9A-Za-z_-]{{6}}\.[0-9A-Za-z_-]{{27,38}}){_E}",
+        _numeric_id,
+    ),
     Kind("discord_webhook", r"(discord(?:app)?\.com/api/webhooks/[0-9]{17,20}/[0-9A-Za-z_-]{60,80})"),
     Kind("square_token", rf"\b(sq0(?:atp|csp|idp)-[0-9A-Za-z_-]{{22,43}}|EAAA[0-9A-Za-z_-]{{60}}){_E}"),
     Kind("shopify_token", _word(r"shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}")),
@@ -139,7 +165,11 @@ KINDS: Final[tuple[Kind, ...]] = (
     Kind("nats_seed", _word(r"S[UAOCNX][A-Z2-7]{56}"), _random(3.5)),
     Kind("age_key", _word(r"AGE-SECRET-KEY-1[QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L]{58}")),
     Kind("jwt", rf"\b(eyJ[0-9A-Za-z_-]{{10,}}\.[0-9A-Za-z_-]{{10,}}\.[0-9A-Za-z_-]{{16,}}){_E}", _json_segment),
-    Kind("url_password", r"\b[a-zA-Z][0-9A-Za-z+.-]{1,20}://[0-9A-Za-z_.~%+-]{0,64}:([!-.0-9:;=?A-Z_a-z~%^+-]{6,})@[0-9A-Za-z\[]", _password),
+    Kind(
+        "url_password",
+        r"\b[a-zA-Z][0-9A-Za-z+.-]{1,20}://[0-9A-Za-z_.~%+-]{0,64}:([!-.0-9:;=?A-Z_a-z~%^+-]{6,})@[0-9A-Za-z\[]",
+        _in_url,
+    ),
     Kind(
         "password",
         r"(?i)(?:pass(?:word|wd|phrase)|pwd|secret|api[_-]?key|apikey|access[_-]?key|auth[_-]?token|access[_-]?token"
@@ -158,5 +188,6 @@ KEYED: Final = (
 
 
 def looks_assigned(text: bytes) -> bool:
-    """Whether ``text``, the whole value of a member with such a name, is a secret rather than a remark."""
-    return 8 <= len(text) <= 512 and not any(byte in b" \t\r\n" for byte in text) and _password(text)
+    """Whether ``text``, the whole value of a member with such a name, is a secret rather than a word or a remark."""
+    word = text.isalpha() and (text.islower() or text.isupper() or text.istitle())
+    return 8 <= len(text) <= 512 and not word and not any(byte in b" \t\r\n" for byte in text) and _chosen(text)

@@ -203,8 +203,12 @@ class SqliteIndex(IndexQueries):
 
     async def _follow_refusals(self, nc: Client) -> None:
         tail = StreamTail(nc, refusal_stream.STREAM, refusal_stream.SUBJECTS, whole=False)
-        async for batch in tail.batches(self._position[refusal_stream.STREAM]):
-            await self._patiently(functools.partial(self.add_refusals, batch))
+        try:
+            async for batch in tail.batches(self._position[refusal_stream.STREAM]):
+                await self._patiently(functools.partial(self.add_refusals, batch))
+        except Regressed as lost:
+            # No decision stands on a refusal: the index stops and says so, the ledger goes on.
+            raise RuntimeError(str(lost)) from None
 
     async def _patiently(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do ``work``, again and again while the disk or the server does not let it be done."""

@@ -81,7 +81,7 @@ class StreamTail:
             await self._leave(subscription, name)
 
     async def _still_there(self, after: int) -> None:
-        """Before reading on: what was read is where it was. A consumer would wait in silence for a lost end to regrow."""
+        """Before reading on: what was read is where it was. (A consumer would wait in silence for a lost end.)"""
         last = (await self._js.state(self._stream))["last_seq"]
         if last < after:
             raise Regressed(f"{self._stream} ends at {last}, it was read up to {after}")

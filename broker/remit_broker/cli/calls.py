@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import getpass
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
+from remit import Agent, Progress, Refused, ToolFailed, text
+from remit_broker.adapters.errors import ConfigError
 from remit_broker.cli.client import BrokerClient
-from remit_broker.cli.common import Config, Json, command, duration, out, say
-from remit_broker.config import load
+from remit_broker.cli.common import REFUSED, Config, Json, command, duration, err, out, read_json, say
+from remit_broker.cli.running import run_loop
+from remit_broker.config import Settings, load
 from remit_schemas.budget import parse_budget
+from remit_schemas.errors import Refusal
+from remit_schemas.names import parse_resource
 from remit_schemas.scope import parse_scope
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(grant)
+    app.command()(call)
 
 
 @command
@@ -46,3 +58,83 @@ def grant(
         say(told)
     else:
         out.print(told["grant"])
+
+
+@command
+def call(
+    resource: Annotated[str, typer.Argument(help="agent/<agent>/<skill> or mcp/<server>/<tool>")],
+    arguments: Annotated[str, typer.Argument(metavar="[JSON]", help="An object; - reads stdin, @FILE a file.")] = "{}",
+    caller: Annotated[str, typer.Option("--as", help="The agent whose credentials make the call.")] = "",
+    grant_file: Annotated[
+        Path | None, typer.Option(help="The grant to call with; without one a task is opened for you.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="What the call may cost, such as usd=0.01,calls=1.")] = None,
+    ttl: Annotated[str | None, typer.Option(help="How long it may take, such as 30s.")] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Make one governed call from the shell, as an agent of this machine."""
+    settings = load(config)
+    parse_resource(resource)
+    args = read_json(arguments, "JSON")
+    path = settings.credentials / f"{caller}.json"
+    if not caller or not path.exists():
+        who = f"there are no credentials for {caller} in {path.parent}" if caller else "no agent makes this call"
+        raise ConfigError(
+            who, f"register one and name it: remit agents add {caller or 'NAME'}, then --as {caller or 'NAME'}"
+        )
+    with _grant(settings, resource, caller, grant_file) as token:
+        wishes = {"budget": budget, "ttl": float(duration(ttl)) if ttl else None}
+        told = run_loop(_one(path, token, resource, args, wishes, err.print if not as_json else lambda _: None))
+    if as_json:
+        say(told)
+    else:
+        out.print(_readable(told["result"]), markup=False)
+    if told.get("failed"):
+        err.print("the tool ran and reports a failure of its own")
+        raise typer.Exit(REFUSED)
+
+
+def _readable(result: Any) -> str:
+    """The text of an MCP tool's result; of anything else, the JSON."""
+    if isinstance(result, dict) and isinstance(result.get("content"), list):
+        return text(result)
+    return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, indent=2)
+
+
+@contextmanager
+def _grant(settings: Settings, resource: str, caller: str, file: Path | None) -> Iterator[str]:
+    """The grant in ``file``, or that of a task opened for the user of this machine and closed afterwards."""
+    if file is not None:
+        yield sys.stdin.read().strip() if str(file) == "-" else file.read_text(encoding="utf-8").strip()
+        return
+    client = BrokerClient(settings)
+    wish = {
+        "user": getpass.getuser(),
+        "agent": caller,
+        "scopes": [{"type": "remit", "resource": resource}],
+        "budget": msgspec.to_builtins(parse_budget("usd=0.1,tokens=100000,calls=20")),
+        "ttl": 120,
+    }
+    told = client.post("/api/grants", wish)
+    try:
+        yield told["grant"]
+    finally:
+        client.post(f"/api/chains/{told['txn']}/close")
+
+
+async def _one(
+    path: Path, grant: str, resource: str, args: dict[str, Any], wishes: dict[str, Any], hear: Callable[[str], None]
+) -> dict[str, Any]:
+    try:
+        async with Agent(path.stem, credentials=path).task(grant) as task:
+            run = await task.start(resource, args=args, **wishes)
+            async for event in run:
+                hear(f"[dim]{event.message if isinstance(event, Progress) else event.data}[/]")
+            told = {"txn": task.txn, "hop": run.id}
+            try:
+                return {**told, "result": await run.result()}
+            except ToolFailed as failed:
+                return {**told, "result": failed.value, "failed": True}
+    except Refused as no:
+        raise Refusal(no.body) from None

@@ -74,7 +74,7 @@ def chain(
     if as_json:
         say(found)
     else:
-        out.print(tree(found["records"], found["refusals"]))
+        out.print(tree(found["records"], found["refusals"]), soft_wrap=False)
 
 
 def whole(client: BrokerClient, beginning: str) -> str:

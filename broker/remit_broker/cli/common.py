@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,8 @@ REFUSED: Final = 1
 USAGE: Final = 2
 UNREACHABLE: Final = 3
 
-out = Console(highlight=False, soft_wrap=True)
+# Not a terminal: lines stay whole for whoever reads them.
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 P = ParamSpec("P")
@@ -93,6 +95,17 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
             fail(f"{error.filename or ''} {error.strerror or error}".strip(), "", USAGE, as_json)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except Exception as fault:
+            if os.environ.get("REMIT_DEBUG"):
+                raise
+            fail(
+                f"this should not happen: {type(fault).__name__}: {fault}",
+                "REMIT_DEBUG=1 shows where",
+                REFUSED,
+                as_json,
+            )
 
     return run
 

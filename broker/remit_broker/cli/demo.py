@@ -80,7 +80,7 @@ def _hop(opened: dict[str, Any], closed: dict[str, Any]) -> dict[str, Any]:
 
 def _print(shown: Shown, keep: Path | None) -> None:
     out.print()
-    out.print(tree(shown.records, shown.refusals))
+    out.print(tree(shown.records, shown.refusals), soft_wrap=False)
     end = shown.records[-1]
     out.print(f"\nspent {cost(end['spent'])} of {cost(shown.records[0]['budget'])}; every refusal above cost nothing")
     out.print("\nan agent with valid credentials tries the bus without the broker:")

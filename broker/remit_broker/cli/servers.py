@@ -18,6 +18,12 @@ from remit_broker.edges.attach.source import SourceError, source
 
 app = typer.Typer(help="MCP servers on the bus.", no_args_is_help=True)
 
+
+def register(root: typer.Typer) -> None:
+    """Add ``remit attach``."""
+    root.command()(attach)
+
+
 Words = Annotated[list[str] | None, typer.Argument(metavar="-- CMD…", help="The command that starts the server.")]
 Url = Annotated[str | None, typer.Option(help="A streamable HTTP server instead of a command.")]
 Env = Annotated[list[str] | None, typer.Option("--env", help="NAME=VALUE for the server; it sees nothing else.")]

@@ -44,7 +44,9 @@ def subscribes(kind: Kind, name: str, connection: str) -> tuple[str, ...]:
 
 
 def permissions(principal: Principal, connection: str) -> dict[str, Any]:
-    """The ``pub``, ``sub`` and limit fields of a NATS user claim (limits are the server's: it applies none of a callout's users). Raises ``ValueError`` for a name that is not one plain token.
+    """The ``pub``, ``sub`` and limit fields of a NATS user claim. Raises ``ValueError`` for a name that is not one plain token.
+
+    The limits are open: the server applies those of its configuration, and none of a callout's users (tried on 2.15).
 
     No ``resp``: permission to answer by reply subject breaks when a callee reconnects, so callees answer on ``res.…``.
     """

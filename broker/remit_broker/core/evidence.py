@@ -19,6 +19,7 @@ from remit_schemas.errors import Refusal
 from remit_schemas.grant import Grant, parse, verify
 from remit_schemas.keys import KeySet
 from remit_schemas.records import HopRefused, hash_of
+from remit_schemas.scope import Detail
 
 VERSION: Final = 1
 MAX_EVIDENCE: Final = 256 * 1024 * 1024
@@ -135,10 +136,17 @@ def _mismatch(grant: Grant, record: dict[str, Any]) -> str:
         "budget": (msgspec.to_builtins(claims.budget), record.get("budget")),
         "max_depth": (claims.max_depth, record.get("max_depth")),
         "depth": (claims.depth, record.get("depth", 0)),
-        "authorization_details": (msgspec.to_builtins(claims.authorization_details), list(record.get("scope", ()))),
+        "authorization_details": (claims.authorization_details, _details(record.get("scope"))),
         "aud": (claims.aud, record.get("agent") or str(record.get("resource", "")).split("/")[1:2][0]),
     }
     return next((name for name, (one, other) in said.items() if one != other), "")
+
+
+def _details(raw: Any) -> tuple[Detail, ...] | None:
+    try:
+        return msgspec.convert(raw, tuple[Detail, ...])
+    except msgspec.ValidationError:
+        return None
 
 
 def _links(found: dict[str, Grant], records: list[dict[str, Any]], allowed: frozenset[tuple[str, str]]) -> Check:

@@ -24,7 +24,7 @@ MAX_BYTES: Final = 64 * 1024
 """Largest request that is read. A CONNECT line is capped by the server's ``max_control_line`` long before."""
 
 
-class BadJwt(ValueError):
+class JwtError(ValueError):
     """A JWT that is refused; the message says at which step."""
 
 
@@ -46,12 +46,12 @@ def _b64(data: bytes) -> str:
 
 
 def b64_any(text: str) -> bytes:
-    """Base64 in either alphabet, padded or not (NATS clients differ in how they send a signature). Raises :class:`BadJwt`."""
+    """Base64 in either alphabet, padded or not (NATS clients differ in how they send a signature). Raises :class:`JwtError`."""
     plain = text.rstrip("=").replace("-", "+").replace("_", "/")
     try:
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError):
-        raise BadJwt("not base64") from None
+        raise JwtError("not base64") from None
 
 
 def encode(claims: dict[str, Any], issuer: nkey.Prefix, seed: str, now: float) -> str:
@@ -68,44 +68,44 @@ def _json(part: str) -> dict[str, Any]:
     try:
         value = loads(b64_any(part), max_bytes=MAX_BYTES, max_depth=16)
     except Refusal as error:
-        raise BadJwt(error.body.message) from None
+        raise JwtError(error.body.message) from None
     if not isinstance(value, dict):
-        raise BadJwt("not an object")
+        raise JwtError("not an object")
     return value
 
 
 def decode(token: str, issuer: nkey.Prefix) -> dict[str, Any]:
-    """The claims of a JWT whose signature is that of its own ``iss``, which must be a key of this kind. Raises :class:`BadJwt`.
+    """The claims of a JWT whose signature is that of its own ``iss``, which must be a key of this kind. Raises :class:`JwtError`.
 
     The caller decides whether that issuer is one to believe.
     """
     parts = token.split(".")
     if len(token) > MAX_BYTES or len(parts) != 3:
-        raise BadJwt("not a compact JWT")
+        raise JwtError("not a compact JWT")
     header, claims = _json(parts[0]), _json(parts[1])
     if header != {"typ": "JWT", "alg": ALGORITHM}:
-        raise BadJwt("an unexpected header")
+        raise JwtError("an unexpected header")
     who = claims.get("iss")
     if not isinstance(who, str) or not nkey.verify(issuer, who, f"{parts[0]}.{parts[1]}".encode(), b64_any(parts[2])):
-        raise BadJwt("the signature is not the issuer's")
+        raise JwtError("the signature is not the issuer's")
     return claims
 
 
 def connect_request(token: str, now: float) -> ConnectRequest:
-    """The request of a NATS server, checked as far as it can be by itself. Raises :class:`BadJwt`."""
+    """The request of a NATS server, checked as far as it can be by itself. Raises :class:`JwtError`."""
     claims = decode(token, "N")
     if claims.get("aud") != REQUEST_AUDIENCE:
-        raise BadJwt("another audience")
+        raise JwtError("another audience")
     expires = claims.get("exp", now)
     if not isinstance(expires, int | float) or expires < int(now):
-        raise BadJwt("expired")
+        raise JwtError("expired")
     body = _object(claims, "nats")
     server, client, options = _object(body, "server_id"), _object(body, "client_info"), _object(body, "connect_opts")
     if body.get("type") != "authorization_request" or _text(server, "id") != claims["iss"]:
-        raise BadJwt("not the request of the server that signed it")
+        raise JwtError("not the request of the server that signed it")
     user = _text(body, "user_nkey")
     if not nkey.is_public("U", user):
-        raise BadJwt("no user key to answer for")
+        raise JwtError("no user key to answer for")
     return ConnectRequest(
         server=claims["iss"],
         server_xkey=_text(server, "xkey"),
@@ -121,12 +121,12 @@ def connect_request(token: str, now: float) -> ConnectRequest:
 def _object(parent: dict[str, Any], key: str) -> dict[str, Any]:
     value = parent.get(key)
     if not isinstance(value, dict):
-        raise BadJwt(f"no {key}")
+        raise JwtError(f"no {key}")
     return value
 
 
 def _text(parent: dict[str, Any], key: str) -> str:
     value = parent.get(key, "")
     if not isinstance(value, str):
-        raise BadJwt(f"{key} is no text")
+        raise JwtError(f"{key} is no text")
     return value

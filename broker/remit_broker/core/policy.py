@@ -223,7 +223,7 @@ def verdict_of(allowed: bool, rules: Iterable[Rule], revision: str) -> Verdict:
         # What was found is only the whole reason where every forbid says so; else removing it would not help.
         content = bool(deciding) and all(rule.code is Code.CONTENT_DENIED for rule in deciding)
         code = Code.CONTENT_DENIED if content else Code.POLICY_DENIED
-        return Verdict(allowed=False, decision=decision, code=code, **_texts(deciding))
+        return Verdict(allowed=False, decision=decision, code=code, reason=_reasons(deciding), ask=_asks(deciding))
     approve = [rule for rule in deciding if rule.approve]
     redact = sorted({name for rule in deciding for name in rule.redact})
     return Verdict(
@@ -231,7 +231,8 @@ def verdict_of(allowed: bool, rules: Iterable[Rule], revision: str) -> Verdict:
         decision=decision,
         approve=tuple(rule.id for rule in approve),
         redact=tuple(redact),
-        **_texts(approve or deciding),
+        reason=_reasons(approve or deciding),
+        ask=_asks(approve or deciding),
     )
 
 
@@ -251,8 +252,9 @@ UNDECIDED: Final = "policy.error"
 """Stands for a policy's id in a decision that failed."""
 
 
-def _texts(rules: Iterable[Rule]) -> dict[str, str]:
-    rules = list(rules)
-    reasons = dict.fromkeys(rule.reason for rule in rules)
-    asks = dict.fromkeys(rule.ask for rule in rules if rule.ask)
-    return {"reason": "; ".join(reasons), "ask": "; ".join(asks)}
+def _reasons(rules: Iterable[Rule]) -> str:
+    return "; ".join(dict.fromkeys(rule.reason for rule in rules))
+
+
+def _asks(rules: Iterable[Rule]) -> str:
+    return "; ".join(dict.fromkeys(rule.ask for rule in rules if rule.ask))

@@ -21,7 +21,13 @@ _HERE_LISTS: Final = ("allOf", "anyOf", "oneOf")
 _HERE_MAPS: Final = ("dependentSchemas", "dependencies")
 _KINDS: Final = (
     # Of the first two (single subschemas; lists or maps of them), one at most looks at a given item. Then those that also may.
-    (("additionalProperties",), (), ("properties",), ("unevaluatedProperties", "propertyNames"), ("patternProperties",)),
+    (
+        ("additionalProperties",),
+        (),
+        ("properties",),
+        ("unevaluatedProperties", "propertyNames"),
+        ("patternProperties",),
+    ),
     (("items", "additionalItems"), ("prefixItems", "items"), (), ("contains", "unevaluatedItems"), ()),
 )
 """What looks at the members of an object, and at the items of an array: one value is only one of the two."""

@@ -13,7 +13,7 @@ def planner(path: str) -> Agent:
     """Plans, and has others do the work: it may call the researcher and nothing else."""
     me = Agent(PLANNER, credentials=path)
 
-    @me.skill(needs=["agent/researcher/*", "mcp/git/*"])
+    @me.skill(needs=["agent/researcher/*", "agent/planner/*", "mcp/git/*"])
     async def plan(hop: Hop, question: str, repository: str) -> dict[str, Any]:
         """Answer a question about a repository."""
         await hop.progress(f"asking the researcher for {hop.user}")

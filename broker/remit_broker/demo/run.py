@@ -111,8 +111,7 @@ async def _delegate(broker: Broker) -> Opened:
 
 async def _work(path: str, opened: Opened, repository: str) -> Any:
     """The user's own first agent: one thing that works, and two that are refused further down."""
-    async with Agent(DESK, credentials=path) as desk:
-        task = desk.task(opened.grant)
+    async with Agent(DESK, credentials=path).task(opened.grant) as task:
         result = await task.call(
             f"agent/{PLANNER}/plan", question="What changed last?", repository=repository, budget="usd=0.03,calls=12"
         )

@@ -17,7 +17,7 @@ from nats.aio.subscription import Subscription
 
 from remit_broker.core import nats_jwt, nkey
 from remit_broker.core.bus_permissions import BUS_ACCOUNT, CALLOUT_QUEUE, CALLOUT_SUBJECT, permissions
-from remit_broker.core.nats_jwt import BadJwt, ConnectRequest, b64_any
+from remit_broker.core.nats_jwt import JwtError, ConnectRequest, b64_any
 from remit_broker.core.registry import Principal
 from remit_schemas.names import is_connection, is_principal
 
@@ -83,7 +83,9 @@ def identify(request: ConnectRequest, principals: Principals) -> Principal:
 class Callout:
     """Answers on the AUTH account's connection. :meth:`start`, :meth:`stop`."""
 
-    def __init__(self, nc: Client, keys: CalloutKeys, principals: Principals, clock: Clock, told: Told = _tell_nobody) -> None:
+    def __init__(
+        self, nc: Client, keys: CalloutKeys, principals: Principals, clock: Clock, told: Told = _tell_nobody
+    ) -> None:
         self._nc = nc
         self._keys = keys
         self._issuer = nkey.public_of("A", keys.issuer)
@@ -96,7 +98,9 @@ class Callout:
         """Begin to answer; several processes share the work by queue group."""
         # One at a time by the client library: an answer takes a fraction of a millisecond and waits for nothing, so more
         # at once would only hide an overload that the bounded backlog refuses.
-        self._subscription = await self._nc.subscribe(CALLOUT_SUBJECT, CALLOUT_QUEUE, cb=self._on_request, pending_msgs_limit=BACKLOG)
+        self._subscription = await self._nc.subscribe(
+            CALLOUT_SUBJECT, CALLOUT_QUEUE, cb=self._on_request, pending_msgs_limit=BACKLOG
+        )
         # Twice: nats-py writes its PING past what is still buffered, so the first answer does not say that the server
         # knows the subscription; by the second, the buffer had gone out before the PING.
         await self._nc.flush()
@@ -125,7 +129,7 @@ class Callout:
             opened = nkey.open_sealed(self._keys.xkey, sender, data)
             request = nats_jwt.connect_request(opened.decode(), self._clock.now())
             if request.server_xkey and request.server_xkey != sender:
-                raise BadJwt("sealed by another server than the one that signed")
+                raise JwtError("sealed by another server than the one that signed")
         except Exception as error:
             self._told("", f"not a request of a NATS server: {error}")
             return None
@@ -135,7 +139,7 @@ class Callout:
             who, verdict = principal.name, {"jwt": self._user(principal, request)}
             reason = ""
         except Exception as error:
-            reason = str(error) if isinstance(error, Refused | BadJwt) else f"fault: {type(error).__name__}"
+            reason = str(error) if isinstance(error, Refused | JwtError) else f"fault: {type(error).__name__}"
         self._told(who, reason)
         return self._response(request, verdict, sender)
 

@@ -95,7 +95,9 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:
             )  # fmt: skip
         if isinstance(frame, Progress | Event):
             await ports.bus.answer(hop.ask.reply, release(hop, ports, frame))
-        started = started or isinstance(frame, Started)
+        if isinstance(frame, Started) and not started:
+            started = True
+            ports.failpoints.hit("started")
     raise refusal(
         Code.RESULT_INVALID, f"{hop.aim.callee} sent more than {MAX_FRAMES} frames", rule="dispatch.frames",
         ask="send fewer, larger frames", effect="unknown",

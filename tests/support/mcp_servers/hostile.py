@@ -1,6 +1,6 @@
 """A raw stdio server that misbehaves in one way, named by its first argument. JSON lines by hand: no library would do this.
 
-dies-on-call · dies-once FILE · dies-at-start · hangs-on-call · hangs-on-initialize · garbage · huge · endless-line · changes ·
+dies-on-call · dies-once FILE · dies-at-start · hangs-on-call · hangs-on-initialize [FILE] · garbage · huge · endless-line · changes ·
 breaks-schema · many N · names · cursor-loop · protocol-error · not-a-result · nan · deep · big-integer · two-answers ·
 grandchild FILE · stderr-flood · full-pipe · asks-input · lies
 """
@@ -144,6 +144,8 @@ def main() -> None:
     if MODE == "grandchild":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
         Path(ARGUMENT).write_text(str(child.pid))
+    if MODE == "hangs-on-initialize" and ARGUMENT:
+        Path(ARGUMENT).write_text(str(os.getpid()))
     if MODE == "stderr-flood":
         for _ in range(60):
             sys.stderr.write("y" * 99_999 + "\n")

@@ -75,6 +75,7 @@ class AttachWorker:
         self._probe = asyncio.Event()
         self._stop = asyncio.Event()
         self._ran = False
+        self._serving = False
         self._link = Link(
             credentials, bus or credentials.bus, on_dispatch=self._on_dispatch, on_control=self._on_control,
             on_back=self._changed.set, on_error=lambda error: self._note("bus", error),
@@ -113,7 +114,7 @@ class AttachWorker:
         pause = self._timing.first_restart
         while not self._stop.is_set():
             began = asyncio.get_running_loop().time()
-            failure = await self._one_session()
+            failure = await self._session_unless_stopped()
             if failure is not None and (not self._ran or isinstance(failure, Refusal)):
                 raise failure
             if asyncio.get_running_loop().time() - began > self._timing.steady:
@@ -121,12 +122,29 @@ class AttachWorker:
             await self._pause(_line(failure) if failure else self._calls.absence, pause)
             pause = min(pause * 2, self._timing.last_restart)
 
+    async def _session_unless_stopped(self) -> Exception | None:
+        """One session. A session that is being served ends itself when we are stopped; one that is only starting is given up."""
+        session = asyncio.create_task(self._one_session())
+        stopped = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({session, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not self._serving:
+                session.cancel()
+            await asyncio.wait({session})
+            return None if session.cancelled() else session.result()
+        finally:
+            session.cancel()
+            stopped.cancel()
+            await asyncio.gather(session, stopped, return_exceptions=True)
+
     async def _one_session(self) -> Exception | None:
         """The life of one session; why it failed, where it did not just end."""
         failure: Exception | None = None
         try:
             async with open_session(self._source, self._log, self._changed.set, self._timing.start) as session:
+                self._serving = True
                 failure = await self._serve(session)
+                self._serving = False
                 self._calls.absence = session.reason
         except (ServerError, SourceError) as error:
             failure = error
