@@ -66,6 +66,7 @@ class BusClient:
         self._subscriptions: list[Subscription] = []
         self._forbidden: list[str] = []
         self._nc: Client | None = None
+        self._gone: asyncio.Future[None] = asyncio.Future()
         self._up = asyncio.Event()
         self._leaving = False
         self._redialling: asyncio.Task[None] | None = None
@@ -136,6 +137,7 @@ class BusClient:
             await client.close()
             raise
         self._nc = client
+        self._gone = asyncio.get_running_loop().create_future()
         self._up.set()
 
     def _lost(self, client: Client) -> None:
@@ -143,6 +145,7 @@ class BusClient:
             return
         self._up.clear()
         self._nc = None
+        self._gone.set_result(None)
         log.warning("%s lost the bus at %s; connecting again", self.name, self._bus)
         self._redialling = asyncio.get_running_loop().create_task(self._redial())
 
@@ -215,10 +218,14 @@ class BusClient:
         answer = self._answers.open(subject, CONNECT_SECONDS)
         try:
             await client.publish(subject, data, reply=answer.reply)
-            # Whether it came through when the connection breaks here is not known, and it must not be said twice.
-            with contextlib.suppress(TimeoutError, nats.errors.Error):
-                await client.flush(round(CONNECT_SECONDS))
-            return not answer.failed
+            flushed = asyncio.ensure_future(client.flush(round(CONNECT_SECONDS)))
+            try:
+                await asyncio.wait({flushed, self._gone}, return_when=asyncio.FIRST_COMPLETED)
+                # Where the connection broke nobody knows whether it came through. Said again it does no harm: the hop ends with
+                # the first final frame that the broker hears.
+                return flushed.done() and not flushed.cancelled() and flushed.exception() is None and not answer.failed
+            finally:
+                flushed.cancel()
         finally:
             answer.close()
 

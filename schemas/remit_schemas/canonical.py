@@ -49,14 +49,14 @@ def _is_simple(value: Any) -> bool:
                 return False
         elif kind is str:
             # A lone surrogate has no UTF-8 form: the standard's encoder says so in its own words.
-            if not item.isascii() and not _is_unicode(item):
+            if not item.isascii() and not _encodes(item):
                 return False
         elif kind is not bool and item is not None:
             return False
     return True
 
 
-def _is_unicode(text: str) -> bool:
+def _encodes(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -21,6 +21,7 @@ _TXN = re.compile(r"[0-9a-f]{32}")
 _HOP = re.compile(r"[0-9a-f]{16}")
 _JTI = re.compile(r"([0-9a-f]{32})\.([0-9a-f]{16})\.([1-9][0-9]{0,8})")
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+_PLAIN_TOKEN = re.compile(r"\$?[A-Za-z0-9_-]+")
 _ESCAPE = re.compile(r"=([0-9A-F]{2})")
 
 RESERVED: Final = frozenset({"remit", "new", "broker"})
@@ -88,6 +89,8 @@ def is_op(text: str) -> bool:
 
 def token(segment: str) -> str:
     """The one NATS token of a name: every byte outside ``A-Za-z0-9_-`` and a leading ``$`` is written ``=XX``."""
+    if _PLAIN_TOKEN.fullmatch(segment):
+        return segment
     raw = segment.encode()
     return "".join(
         chr(byte) if byte in _PLAIN or (index == 0 and byte == 0x24) else f"={byte:02X}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
 
 from remit_schemas.names import is_connection, is_hop, is_op, is_principal, is_txn, token, untoken
@@ -11,6 +12,9 @@ NEW: Final = "new"
 
 BROKER_QUEUE: Final = "broker"
 """Queue group of the broker's replicas."""
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class Request(NamedTuple):
@@ -99,5 +103,5 @@ def is_own_inbox(subject: str, principal: str) -> bool:
         and len(subject) <= 256
         and parts[0] == f"_INBOX_{principal}"
         and is_connection(parts[1])
-        and all(part.isascii() and part and all(c.isalnum() or c in "_-" for c in part) for part in parts[2:])
+        and all(_PLAIN.fullmatch(part) for part in parts[2:])
     )

@@ -205,27 +205,16 @@ async def test_wishing_for_less_than_a_price_does_not_buy_at_less(tmp_path: Path
     """A tool that reports no cost is charged its price, so at least the price is held, whatever the caller wishes."""
     async with running_broker(tmp_path, {"prices": {"mcp/files/*": "usd=0.4,calls=1"}}) as lab, arena_on(lab) as arena:
         alice, files = await arena.agent("alice"), await arena.agent("files", "mcp")
+        files.handlers["read"] = lambda taken: taken.done()
         await files.serve(tool("read"))
         root = await lab.grant("alice", "mcp/**", budget="usd=1,calls=100")
         nothing = {"budget": {"usd_micros": 0, "tokens": 0, "calls": 1}}
-        calling = [asyncio.ensure_future(alice.call(READ, root.txn, root.grant, want=nothing)) for _ in range(10)]
-        for count in (1, 2):
-            await files.took(root.txn, count)
-        refused = [frames for task in asyncio.as_completed(calling[:]) if isinstance((frames := await early(task, files, root))[-1], Error)]
-        assert {error_of(frames).code for frames in refused} == {"BUDGET_EXCEEDED"}
-        assert len(files.work(root.txn)) == 2 and len(refused) == 8
+        ends = await asyncio.gather(*(alice.call(READ, root.txn, root.grant, want=nothing) for _ in range(10)))
+        refused = [error_of(frames).code for frames in ends if isinstance(frames[-1], Error)]
+        assert refused == ["BUDGET_EXCEEDED"] * 8
+        assert len(files.work(root.txn)) == 2
         totals = fold_all(await lab.records(root.txn)).totals
         assert totals.spent.usd_micros == 800_000 and totals.overrun.usd_micros == 0
-
-
-async def early(task: Any, files: RawAgent, root: Opened) -> list[Frame]:
-    """What one of several calls ends with; the server answers only when all that is refused was refused."""
-    for taken in files.work(root.txn):
-        if not hasattr(taken, "answered"):
-            taken.answered = True  # type: ignore[attr-defined]
-            asyncio.get_running_loop().call_later(0.3, lambda t=taken: asyncio.ensure_future(t.done()))
-    frames: list[Frame] = await task
-    return frames
 
 
 async def test_a_tree_cannot_grow_deeper_than_granted(stage: Stage) -> None:

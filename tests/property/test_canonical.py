@@ -8,9 +8,9 @@ import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
+from remit_schemas.budget import ZERO
 from remit_schemas.canonical import _is_simple, canonical
 from remit_schemas.records import GENESIS, TxnClosed, plain
-from remit_schemas.budget import ZERO
 
 leaves = st.none() | st.booleans() | st.integers(-(2**54), 2**54) | st.floats(allow_nan=False) | st.text()
 values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)

@@ -64,7 +64,12 @@ SAMPLES: dict[str, tuple[str, str]] = {
         ("huggingface_token", "hf ", "hf_" + _of(34, string.ascii_letters), " x"),
         ("telegram_bot_token", "bot ", _of(9, "123456789") + ":AA" + _of(33, URL), " x"),
         ("discord_token", "bot ", _segment(123456789012345678) + "." + _of(6, URL) + "." + _of(27, URL), " x"),
-        ("discord_webhook", "https://", "discord.com/api/webhooks/" + _of(18, string.digits) + "/" + _of(68, URL), " x"),
+        (
+            "discord_webhook",
+            "https://",
+            "discord.com/api/webhooks/" + _of(18, string.digits) + "/" + _of(68, URL),
+            " x",
+        ),
         ("square_token", "sq ", "sq0" + "atp-" + _of(22, URL), " x"),
         ("shopify_token", "shop ", "shp" + "at_" + _of(32, HEX), " x"),
         ("databricks_token", "dbx ", "dapi" + _of(32, HEX), " x"),

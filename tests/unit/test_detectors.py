@@ -69,7 +69,9 @@ def test_what_only_looks_like_a_secret_is_left_alone(text: str):
 
 
 def test_a_value_is_a_secret_by_the_name_of_its_member():
-    value = {"db": {"password": "correct-horse-battery", "Api-Key": "Zx81Zx81!?", "password_hint": "correct-horse-battery"}}
+    value = {
+        "db": {"password": "correct-horse-battery", "Api-Key": "Zx81Zx81!?", "password_hint": "correct-horse-battery"}
+    }
     assert DETECTORS.scan(value) == (
         Finding("secret.password", "/db/Api-Key"),
         Finding("secret.password", "/db/password"),
@@ -167,7 +169,13 @@ def test_many_findings_fit_into_a_record():
 
 @pytest.mark.parametrize(
     "text",
-    ["a" * 500_000, "eyJ" * 150_000, "password=" * 50_000, "-----BEGIN PRIVATE KEY-----" * 18_000, "aws secret=" * 45_000],
+    [
+        "a" * 500_000,
+        "eyJ" * 150_000,
+        "password=" * 50_000,
+        "-----BEGIN PRIVATE KEY-----" * 18_000,
+        "aws secret=" * 45_000,
+    ],
 )
 def test_no_text_makes_the_search_slow(text: str):
     began = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -168,3 +169,17 @@ def test_every_route_of_the_http_edge_is_documented() -> None:
     routes = re.findall(r'\("(GET|POST|DELETE|PUT)", "(/api/[^"]+)"', source)
     assert routes
     assert [f"{method} {route}" for method, route in routes if f"`{method} {route}`" not in text] == []
+
+
+def test_the_records_of_the_worked_example_are_a_valid_sequence() -> None:
+    from remit_broker.core.fold import fold_all
+    from remit_schemas.records import hash_of
+
+    text = (ROOT / "docs/life-of-a-hop.md").read_text(encoding="utf-8")
+    values = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
+    records = [value for value in values if "seq" in value]
+    fold = fold_all(records)
+    assert [record["kind"] for record in records] == ["txn.opened", "hop.opened", "hop.closed"]
+    assert {value["rec"] for value in values if "rec" in value} == {records[0]["hash"], records[1]["hash"]}
+    (refused,) = [value for value in values if value.get("kind") == "hop.refused"]
+    assert refused["hash"] == hash_of(refused) and refused["txn"] == fold.txn

@@ -89,7 +89,9 @@ def test_what_nothing_permits_is_denied_without_a_rule(tmp_path: Path):
 
 
 def test_a_forbid_wins_over_every_permit(tmp_path: Path):
-    policies = engine(tmp_path, PERMIT, '@id("no") @reason("not today") @ask("come back") forbid (principal, action, resource);')
+    policies = engine(
+        tmp_path, PERMIT, '@id("no") @reason("not today") @ask("come back") forbid (principal, action, resource);'
+    )
     verdict = policies.decide(asked())
     assert not verdict.allowed
     assert (verdict.decision.rules, verdict.reason, verdict.ask) == (("no",), "not today", "come back")
@@ -121,6 +123,7 @@ def test_a_forbid_that_errs_denies(tmp_path: Path):
         {"now": "noon"},
         {"now": 1.5},
         {"now": True},
+        {"now": -1},
         {"user": None},
         {"user": 7},
         {"user": "\ud800"},
@@ -164,7 +167,9 @@ def test_something_that_is_no_question_is_denied(starter: CedarEngine):
         assert not starter.decide(odd).allowed  # type: ignore[arg-type]
 
 
-def test_an_engine_that_fails_denies_and_the_failure_is_not_remembered(starter: CedarEngine, monkeypatch: pytest.MonkeyPatch):
+def test_an_engine_that_fails_denies_and_the_failure_is_not_remembered(
+    starter: CedarEngine, monkeypatch: pytest.MonkeyPatch
+):
     def broken(*_: object) -> None:
         raise MemoryError
 
@@ -198,7 +203,14 @@ def test_a_hostile_name_is_only_a_name(tmp_path: Path, name: str):
     named = '@id("n") @reason("n") permit (principal, action, resource) when { principal.name == context.user.name && resource has server && resource.name == principal.name && context.labels == [principal.name] };'
     policies = CedarEngine.load(written(tmp_path, a="\n".join((only, root, tool, named))))
     verdict = policies.decide(
-        asked(user=name, caller=name, caller_tier=name, roles=(name,), resource=Resource("mcp", name, name), labels=(name,))
+        asked(
+            user=name,
+            caller=name,
+            caller_tier=name,
+            roles=(name,),
+            resource=Resource("mcp", name, name),
+            labels=(name,),
+        )
     )
     assert verdict.decision.rules == ("n",)
 

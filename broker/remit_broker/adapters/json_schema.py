@@ -175,6 +175,8 @@ def _expectation(error: jsonschema_rs.ValidationError) -> str:
             return "has something that the schema does not allow"
         case jsonschema_rs.ValidationErrorKind.AnyOf() | jsonschema_rs.ValidationErrorKind.OneOfNotValid():
             return f"fits none of the alternatives of {error.kind.name}"
+        case jsonschema_rs.ValidationErrorKind.OneOfMultipleValid():
+            return "fits more than one of the alternatives of oneOf"
         case jsonschema_rs.ValidationErrorKind.BacktrackLimitExceeded():
             return "takes too long to compare with its pattern"
         case kind:

@@ -189,7 +189,7 @@ def _seed(path: Path, prefix: nkey.Prefix) -> str:
     text = read_private(path).decode("ascii", "replace").strip()
     try:
         nkey.seed_bytes(prefix, text)
-    except nkey.NkeyError as error:
+    except nkey.BadKey as error:
         raise ConfigError(f"{path} is damaged: {error}", "restore it from a backup") from None
     return text
 

@@ -23,6 +23,7 @@ from nats.aio.msg import Msg
 from remit_broker.adapters.nats_server import find_binary
 from remit_broker.bench import peers
 from remit_broker.bench.measure import Call, Samples, round_of
+from remit_broker.starter import write_policies
 from remit_schemas import subjects
 from remit_schemas.envelope import Request, encode
 
@@ -151,7 +152,7 @@ async def _peer(kind: str, where: str) -> AsyncIterator[None]:
 
 async def _governed(stack: AsyncExitStack, folder: Path, sync: str) -> tuple[Call, dict[str, Any]]:
     """A broker process with a callee, and a call under one of :data:`TXNS` open txns."""
-    folder.mkdir()
+    write_policies(folder / "policies")
     config = folder / "remit.toml"
     config.write_text(
         f'[bus]\nsync = "{sync}"\n[http]\nport = 0\n[limits]\ncalls_per_second = 1000000\nburst = 1000000\n',

@@ -25,7 +25,7 @@ NONCE_BYTES: Final = 24
 """Length of the nonce of :func:`seal` (XSalsa20)."""
 
 
-class NkeyError(ValueError):
+class BadKey(ValueError):  # noqa: N818 - what it is
     """A text that is not the nkey it should be, or bytes that do not open."""
 
 
@@ -38,26 +38,26 @@ def _decode(text: str) -> bytes:
     try:
         checked = base64.b32decode(text + "=" * (-len(text) % 8))
     except (binascii.Error, ValueError):
-        raise NkeyError("not base32") from None
+        raise BadKey("not base32") from None
     raw, crc = checked[:-2], checked[-2:]
     # Encoding again refuses the second spellings that spare bits of base32 allow: one key has one text.
     if binascii.crc_hqx(raw, 0).to_bytes(2, "little") != crc or _encode(raw) != text:
-        raise NkeyError("the checksum does not match")
+        raise BadKey("the checksum does not match")
     return raw
 
 
 def public_text(prefix: Prefix, key: bytes) -> str:
     """The text of a 32-byte public key."""
     if len(key) != 32:
-        raise NkeyError("a public key has 32 bytes")
+        raise BadKey("a public key has 32 bytes")
     return _encode(bytes([_BYTE[prefix]]) + key)
 
 
 def public_bytes(prefix: Prefix, text: str) -> bytes:
-    """The 32 bytes of a public key of exactly this kind. Raises :class:`NkeyError`."""
+    """The 32 bytes of a public key of exactly this kind. Raises :class:`BadKey`."""
     raw = _decode(text)
     if len(raw) != 33 or raw[0] != _BYTE[prefix]:
-        raise NkeyError(f"not a public {prefix} key")
+        raise BadKey(f"not a public {prefix} key")
     return raw[1:]
 
 
@@ -65,7 +65,7 @@ def is_public(prefix: Prefix, text: str) -> bool:
     """Whether ``text`` is the text of a public key of this kind."""
     try:
         public_bytes(prefix, text)
-    except NkeyError:
+    except BadKey:
         return False
     return True
 
@@ -73,16 +73,16 @@ def is_public(prefix: Prefix, text: str) -> bool:
 def seed_text(prefix: Prefix, seed: bytes) -> str:
     """The text (``SU…``, ``SA…``, ``SX…``) of a 32-byte seed."""
     if len(seed) != 32:
-        raise NkeyError("a seed has 32 bytes")
+        raise BadKey("a seed has 32 bytes")
     kind = _BYTE[prefix]
     return _encode(bytes([_SEED | kind >> 5, (kind & 31) << 3]) + seed)
 
 
 def seed_bytes(prefix: Prefix, text: str) -> bytes:
-    """The 32 bytes of a seed of exactly this kind. Raises :class:`NkeyError`, which never contains the text."""
+    """The 32 bytes of a seed of exactly this kind. Raises :class:`BadKey`, which never contains the text."""
     raw = _decode(text)
     if len(raw) != 34 or raw[0] & 0xF8 != _SEED or (raw[0] & 7) << 5 | raw[1] >> 3 != _BYTE[prefix]:
-        raise NkeyError(f"not the seed of a {prefix} key")
+        raise BadKey(f"not the seed of a {prefix} key")
     return raw[2:]
 
 
@@ -104,20 +104,20 @@ def verify(prefix: Prefix, public: str, data: bytes, signature: bytes) -> bool:
     """Whether ``signature`` is ``public``'s over ``data``. False for every malformed input."""
     try:
         VerifyKey(public_bytes(prefix, public)).verify(data, signature)
-    except (NkeyError, CryptoError, ValueError, TypeError):
+    except (BadKey, CryptoError, ValueError, TypeError):
         return False
     return True
 
 
 def open_sealed(seed: str, sender: str, data: bytes) -> bytes:
-    """Open what ``sender`` (a public ``X`` key) sealed for the ``X`` key of ``seed``. Raises :class:`NkeyError`."""
+    """Open what ``sender`` (a public ``X`` key) sealed for the ``X`` key of ``seed``. Raises :class:`BadKey`."""
     if data[:4] != _XKEY_VERSION:
-        raise NkeyError("not sealed with an xkey")
+        raise BadKey("not sealed with an xkey")
     box = Box(PrivateKey(seed_bytes("X", seed)), PublicKey(public_bytes("X", sender)))
     try:
         return bytes(box.decrypt(data[4:]))
     except (CryptoError, ValueError, TypeError):
-        raise NkeyError("sealed for another key, or changed") from None
+        raise BadKey("sealed for another key, or changed") from None
 
 
 def seal(seed: str, receiver: str, data: bytes, nonce: bytes) -> bytes:

@@ -205,8 +205,10 @@ def facts_read(policies: Iterable[dict[str, Any]]) -> frozenset[str]:
 def relevant(request: PolicyRequest, read: frozenset[str]) -> PolicyRequest:
     """``request`` without the budget and time of day that no policy reads, so that equal questions look equal.
 
-    Raises TypeError for a time that is none.
+    Raises TypeError for a budget or a time that is none: what is left out is not checked later.
     """
+    if type(request.now) is not int or request.now < 0 or type(request.left) is not Budget:
+        raise TypeError("a question without a time or a budget")
     # INVARIANT: this changes no decision (test_a_cached_decision_is_the_one_that_would_be_made_now).
     hour = request.now - request.now % _HOUR if read & NOW else 0
     return msgspec.structs.replace(request, left=request.left if read & LEFT else ZERO, now=hour)

@@ -117,7 +117,7 @@ async def _work(path: str, opened: Opened, repository: str) -> Any:
         )
         for skill, args in (("overspend", {"repository": repository}), ("leak", {"note": LOOKS_SECRET})):
             try:
-                await task.call(f"agent/{PLANNER}/{skill}", **args, budget="usd=0.004,calls=3")
+                await task.call(f"agent/{PLANNER}/{skill}", args=dict(args), budget="usd=0.004,calls=3")
             except Refused:
                 continue  # it is in the records
         return result

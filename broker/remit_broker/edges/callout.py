@@ -17,7 +17,7 @@ from nats.aio.subscription import Subscription
 
 from remit_broker.core import nats_jwt, nkey
 from remit_broker.core.bus_permissions import BUS_ACCOUNT, CALLOUT_QUEUE, CALLOUT_SUBJECT, permissions
-from remit_broker.core.nats_jwt import JwtError, ConnectRequest, b64_any
+from remit_broker.core.nats_jwt import ConnectRequest, JwtError, b64_any
 from remit_broker.core.registry import Principal
 from remit_schemas.names import is_connection, is_principal
 

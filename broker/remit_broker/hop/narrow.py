@@ -5,7 +5,7 @@ from __future__ import annotations
 from remit_broker.core.fold import Node
 from remit_broker.hop.hop import Child, Hop
 from remit_broker.ports import Ports
-from remit_schemas.budget import Budget
+from remit_schemas.budget import ONE_CALL, Budget
 from remit_schemas.errors import Code, refusal
 from remit_schemas.names import Resource
 from remit_schemas.scope import Detail, Scope
@@ -69,10 +69,12 @@ def exactly(resource: Resource) -> Scope:
 
 
 def _budget(hop: Hop, node: Node) -> Budget:
-    """The caller's wish; without one a tool gets its price and an agent half of what is left, but always one call."""
-    wish = hop.request.want.budget
+    """The caller's wish; without one a tool gets its price and an agent half of what is left. Never less than the price.
+
+    INVARIANT: what is charged where nothing is reported is held before, whatever was wished
+    (test_wishing_for_less_than_a_price_does_not_buy_at_less).
+    """
+    wish, price = hop.request.want.budget, hop.aim.price.join(ONE_CALL)
     if wish is None:
-        wish = hop.aim.price if hop.aim.kind == "mcp" else node.left.half()
-    if wish.calls < 1:
-        wish = Budget(wish.usd_micros, wish.tokens, 1)
-    return wish
+        wish = price if hop.aim.kind == "mcp" else node.left.half()
+    return wish.join(price)

@@ -42,7 +42,9 @@ async def connect(
     last: dict[str, Exception] = {}
 
     async def noted(error: Exception) -> None:
-        last["error"] = error
+        # A refusal stays noted: the reset of the connection that follows it says less.
+        if not _is_refusal(last.get("error")):
+            last["error"] = error
         await on_error(error)
 
     client = Client()
@@ -66,13 +68,17 @@ async def connect(
     except (TimeoutError, OSError, nats.errors.Error) as error:
         await client.close()
         why = last.get("error", error)
-        if "authorization violation" in str(why).lower():
+        if _is_refusal(why):
             raise refusal(
                 Code.UNAUTHENTICATED, "the bus does not accept these credentials", rule="attach.credentials",
                 ask=f"register {credentials.agent} again and use its new credentials file",
             ) from None  # fmt: skip
         raise BusError(f"{bus}: {str(why) or type(why).__name__}") from None
     return client
+
+
+def _is_refusal(error: Exception | None) -> bool:
+    return "authorization violation" in str(error).lower()
 
 
 async def register(client: Client, name: str, args: dict[str, Any], seconds: float) -> None:
