@@ -120,6 +120,9 @@ class BusClient:
                 inbox_prefix=inbox_prefix(self.name, self.connection),
                 nkeys_seed_str=self._seed,
                 allow_reconnect=False,
+                # Each server once or twice and without pauses: ours are between the calls of this.
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
                 connect_timeout=max(1, round(seconds)),
                 error_cb=on_error,
                 closed_cb=on_closed,
@@ -132,7 +135,10 @@ class BusClient:
                 for subject, (queue, on_message) in self._serving.items()
             ]
             # The server's complaint about a subscription comes before its answer to this.
-            await client.flush(max(1, round(seconds)))
+            await _settled(client)
+        except nats.errors.NoServersError as error:
+            await client.close()
+            raise (refusals or [error])[-1] from None
         except BaseException:
             await client.close()
             raise
@@ -218,7 +224,7 @@ class BusClient:
         answer = self._answers.open(subject, CONNECT_SECONDS)
         try:
             await client.publish(subject, data, reply=answer.reply)
-            flushed = asyncio.ensure_future(client.flush(round(CONNECT_SECONDS)))
+            flushed = asyncio.ensure_future(_settled(client))
             try:
                 await asyncio.wait({flushed, self._gone}, return_when=asyncio.FIRST_COMPLETED)
                 # Where the connection broke nobody knows whether it came through. Said again it does no harm: the hop ends with
@@ -251,7 +257,7 @@ class BusClient:
         if client is None:
             return
         self._subscriptions.append(await client.subscribe(subject, queue=self.name, cb=_handing(on_message)))
-        await client.flush()
+        await _settled(client)
         if subject.lower() in self._forbidden:
             raise refused(
                 Code.OUT_OF_SCOPE, f"the bus does not let {self.name} listen to {subject}", rule="bus.permissions",
@@ -288,6 +294,16 @@ class BusClient:
         # INVARIANT: a publish that the bus forbids fails at once (test_a_permission_violation_reaches_the_request).
         elif not self._answers.forbid(subject):
             log.error("the bus does not let %s publish on %s", self.name, subject)
+
+
+async def _settled(client: Client) -> None:
+    """Return when the server has dealt with everything that was sent before.
+
+    The library's flush writes its ping past what it still holds back, so that the answer to the first one proves nothing yet
+    but that the rest was written; the second one is behind it.
+    """
+    await client.flush(round(CONNECT_SECONDS))
+    await client.flush(round(CONNECT_SECONDS))
 
 
 def _handing(on_message: OnMessage) -> Callable[[Msg], Awaitable[None]]:

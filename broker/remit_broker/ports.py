@@ -85,11 +85,25 @@ class Refusals(Protocol):
         """Record a refusal (floods are aggregated). Never raises."""
 
 
+class CallerCancelled(Exception):  # noqa: N818 - the caller's wish, not a fault
+    """The caller of a hop does not wait for it any more."""
+
+
 class Channel(Protocol):
     """The frames of one callee for one hop."""
 
     async def next(self, seconds: float) -> bytes | None:
-        """The next frame as it came, or None when no callee is there to hear the dispatch. Raises TimeoutError."""
+        """The next frame as it came, or None when no callee is there to hear the dispatch.
+
+        Raises TimeoutError, or :class:`CallerCancelled` once the caller has asked for that on its ``ctl`` subject.
+        """
+
+
+class Parties(NamedTuple):
+    """The two ends of a hop."""
+
+    caller: str
+    callee: str
 
 
 class Bus(Protocol):
@@ -100,11 +114,14 @@ class Bus(Protocol):
     async def answer(self, reply: str, frame: Frame) -> None:
         """Publish one frame to a caller's inbox."""
 
-    def channel(self, callee: str, txn: str, hop: str) -> AbstractAsyncContextManager[Channel]:
-        """Listen to ``callee``'s frames for a hop."""
+    def channel(self, parties: Parties, txn: str, hop: str) -> AbstractAsyncContextManager[Channel]:
+        """Listen to the callee's frames for a hop, and to its caller's wish to end it."""
 
     async def dispatch(self, resource: Resource, callee: str, dispatch: Dispatch) -> None:
         """Hand a governed call to its callee, once."""
+
+    async def cancel(self, callee: str, connection: str, txn: str, hop: str) -> None:
+        """Ask the connection that works on a hop to stop. Best effort."""
 
 
 class Registry(Protocol):
@@ -285,6 +302,7 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
 
 __all__ = [
     "Bus",
+    "CallerCancelled",
     "Channel",
     "Clock",
     "Detectors",
@@ -298,6 +316,7 @@ __all__ = [
     "LostRace",
     "Mint",
     "Observer",
+    "Parties",
     "PolicyEngine",
     "Ports",
     "RateLimit",

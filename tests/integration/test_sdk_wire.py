@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from remit import Agent, Hop, Progress, Refused, ToolFailed, open_task
+from remit_schemas.budget import Budget as Amount
 from remit_schemas.callee import control_subject
 from remit_schemas.claims import Actor
 from remit_schemas.envelope import (
     FINAL,
     MAX_ENVELOPE,
-    Accepted,
     Error,
     Event,
     Result,
@@ -38,7 +38,6 @@ from tests.support.sdk_broker import (
     no,
     root,
 )
-from tests.support.sdk_broker import Budget as Amount
 
 OTHER = SigningKey.from_seed(bytes(32))
 
@@ -52,7 +51,7 @@ async def server(tmp_path: Path) -> AsyncIterator[LocalNats]:
 @pytest.fixture
 async def broker(server: LocalNats, tmp_path: Path) -> AsyncIterator[ScriptedBroker]:
     running = ScriptedBroker(server.url, tmp_path)
-    await running.start()
+    await running.start(reconnect_time_wait=0.05, max_reconnect_attempts=-1)
     yield running
     await running.stop()
 
@@ -144,10 +143,16 @@ async def test_the_wrong_arguments_never_reach_the_skill(broker: ScriptedBroker,
 
 
 HOSTILE: dict[str, Any] = {
-    "another's grant": lambda: dispatch("agent/researcher/brief", {"topic": "x"}, claimed={"aud": "critic", "act": Actor("planner")}),
-    "an expired grant": lambda: dispatch("agent/researcher/brief", {"topic": "x"}, claimed={"iat": 1, "exp": int(time.time()) - 1}),
+    "another's grant": lambda: dispatch(
+        "agent/researcher/brief", {"topic": "x"}, claimed={"aud": "critic", "act": Actor("planner")}
+    ),
+    "an expired grant": lambda: dispatch(
+        "agent/researcher/brief", {"topic": "x"}, claimed={"iat": 1, "exp": int(time.time()) - 1}
+    ),
     "a foreign key": lambda: dispatch("agent/researcher/brief", {"topic": "x"}, claimed={"key": OTHER}),
-    "a foreign issuer": lambda: dispatch("agent/researcher/brief", {"topic": "x"}, claimed={"iss": "https://evil.test"}),
+    "a foreign issuer": lambda: dispatch(
+        "agent/researcher/brief", {"topic": "x"}, claimed={"iss": "https://evil.test"}
+    ),
     "another hop's grant": lambda: dispatch(
         "agent/researcher/brief", {"topic": "x"}, grant=grant(secrets.token_hex(16), secrets.token_hex(8), "researcher")
     ),
@@ -166,7 +171,9 @@ def _tampered(good: Any) -> Any:
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-async def test_a_hostile_dispatch_never_runs_the_skill(broker: ScriptedBroker, researcher: Researcher, what: str) -> None:
+async def test_a_hostile_dispatch_never_runs_the_skill(
+    broker: ScriptedBroker, researcher: Researcher, what: str
+) -> None:
     heard = await broker.send(HOSTILE[what](), subject="svc.agent.researcher.brief")
     final = await heard.final()
     assert isinstance(final, Error) and final.error.effect == "none"
@@ -192,12 +199,14 @@ async def test_a_repeated_dispatch_runs_once(broker: ScriptedBroker, researcher:
     for _ in range(3):
         heard = await broker.send(once)
     await _settled(broker, researcher)
-    assert heard is not None and await heard.final()
+    assert heard is not None and isinstance(await heard.final(), Result)
     assert researcher.ran == ["once", "last"]
     assert sum(isinstance(frame, FINAL) for frame in heard.frames) == 1
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"v":1}', b"\xff", b'{"txn":"' + b"x" * 1000 + b'"}', b"[" * 5000])
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b'{"v":1}', b"\xff", b'{"txn":"' + b"x" * 1000 + b'"}', b"[" * 5000]
+)
 async def test_garbage_is_dropped(broker: ScriptedBroker, researcher: Researcher, data: bytes) -> None:
     await broker.send(dispatch("agent/researcher/brief", {}), data=data)
     await _settled(broker, researcher)
@@ -269,8 +278,14 @@ async def test_stopping_at_once_still_answers(broker: ScriptedBroker) -> None:
 # Calls
 
 
-async def test_a_call_carries_the_grant_and_comes_back_with_the_value(broker: ScriptedBroker, researcher: Researcher) -> None:
-    broker.scripts["mcp/web/fetch"] = lambda _: [accepted(), Progress(message="half"), Result(value={"page": 1}, cost=Amount(5, 0, 1))]
+async def test_a_call_carries_the_grant_and_comes_back_with_the_value(
+    broker: ScriptedBroker, researcher: Researcher
+) -> None:
+    broker.scripts["mcp/web/fetch"] = lambda _: [
+        accepted(),
+        Progress(message="half"),
+        Result(value={"page": 1}, cost=Amount(5, 0, 1)),
+    ]
     d = dispatch("agent/researcher/relay", {"resource": "mcp/web/fetch"})
     final = await (await broker.send(d)).final()
     assert isinstance(final, Result) and final.value == {"page": 1}
@@ -281,12 +296,19 @@ async def test_a_call_carries_the_grant_and_comes_back_with_the_value(broker: Sc
     assert researcher.hop is not None and researcher.hop.left == Amount(999_995, 1000, 7)
 
 
-async def test_an_inner_refusal_reaches_the_outer_caller_as_it_is(broker: ScriptedBroker, researcher: Researcher) -> None:
+async def test_an_inner_refusal_reaches_the_outer_caller_as_it_is(
+    broker: ScriptedBroker, researcher: Researcher
+) -> None:
     body = no(Code.POLICY_DENIED, rule="no-web", ask="ask ann")
     broker.scripts["mcp/web/fetch"] = lambda _: [body]
     final = await (await broker.send(dispatch("agent/researcher/relay", {"resource": "mcp/web/fetch"}))).final()
     assert isinstance(final, Error)
-    assert (final.error.code, final.error.rule, final.error.ask, final.error.effect) == (Code.POLICY_DENIED, "no-web", "ask ann", "none")
+    assert (final.error.code, final.error.rule, final.error.ask, final.error.effect) == (
+        Code.POLICY_DENIED,
+        "no-web",
+        "ask ann",
+        "none",
+    )
 
 
 async def test_a_task_calls_and_iterates_and_closes(broker: ScriptedBroker) -> None:
@@ -324,7 +346,11 @@ async def test_a_task_for_a_user_is_opened_and_closed(broker: ScriptedBroker) ->
     broker.scripts["remit/txn/open"] = lambda _: [Result(value={"txn": "x", "grant": root("cli"), "exp": 1})]
     broker.scripts["mcp/web/fetch"] = lambda _: [accepted(), Result(value=1)]
     async with open_task(
-        user="token-of-ann", credentials=broker.credentials("cli"), scopes=["mcp/web/*"], budget="0.5usd 40calls", ttl="4h"
+        user="token-of-ann",
+        credentials=broker.credentials("cli"),
+        scopes=["mcp/web/*"],
+        budget="0.5usd 40calls",
+        ttl="4h",
     ) as task:
         assert await task.call("mcp/web/fetch") == 1
     opened, _, closed = broker.requests
@@ -390,11 +416,10 @@ async def test_an_answer_that_is_no_frame_ends_the_call(broker: ScriptedBroker) 
 
 async def test_nobody_on_the_bus_is_said_at_once(broker: ScriptedBroker) -> None:
     async with open_task(grant=root("cli"), credentials=broker.credentials("cli")) as task:
-        await broker.stop()
+        await broker.go_deaf()
         with pytest.raises(Refused) as no_:
             await task.call("mcp/web/fetch")
         assert no_.value.code is Code.TARGET_UNAVAILABLE and no_.value.retryable
-        await broker.start()
 
 
 async def test_a_bus_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -407,7 +432,9 @@ async def test_a_bus_that_is_not_there_is_refused(tmp_path: Path) -> None:
 # Lost connections
 
 
-async def test_an_agent_serves_again_after_the_bus_was_away(server: LocalNats, broker: ScriptedBroker, researcher: Researcher) -> None:
+async def test_an_agent_serves_again_after_the_bus_was_away(
+    server: LocalNats, broker: ScriptedBroker, researcher: Researcher
+) -> None:
     await broker.until_attached()
     await server.kill()
     await server.start()
@@ -416,7 +443,9 @@ async def test_an_agent_serves_again_after_the_bus_was_away(server: LocalNats, b
     assert researcher.ran == ["last"]
 
 
-async def test_a_result_waits_for_the_bus_to_come_back(server: LocalNats, broker: ScriptedBroker, researcher: Researcher) -> None:
+async def test_a_result_waits_for_the_bus_to_come_back(
+    server: LocalNats, broker: ScriptedBroker, researcher: Researcher
+) -> None:
     heard = await broker.call("agent/researcher/wait")
     await heard.until(Started)
     await server.kill()
@@ -470,5 +499,3 @@ async def test_a_refused_registration_is_raised_and_disconnects(broker: Scripted
     with pytest.raises(Refused) as no_:
         await made.agent.start()
     assert no_.value.rule == "attach.name" and not made.agent.connected
-
-

@@ -118,7 +118,12 @@ def test_different_questions_have_different_keys(one: PolicyRequest, other: Poli
 def test_equal_questions_are_decided_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     decided: list[Any] = []
     real = cedarpy.is_authorized
-    monkeypatch.setattr(module.cedarpy, "is_authorized", lambda *a: (decided.append(a), real(*a))[1])
+
+    def counted(*args: Any) -> Any:
+        decided.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(cedarpy, "is_authorized", counted)
     engine = CedarEngine.load(written(tmp_path, a=text_of([("forbid", "action", "context.depth > 5")])))
     for calls in range(10):
         # What no policy reads makes no difference.

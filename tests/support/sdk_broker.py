@@ -81,7 +81,9 @@ def root(aud: str, **changes: Any) -> str:
     return mint(Claims(**{key: value for key, value in raw.items() if key not in ("act", "par")}), KEY)
 
 
-def dispatch(resource: str, args: dict[str, Any], *, seconds: float = 30, claimed: dict[str, Any] | None = None, **changes: Any) -> Dispatch:
+def dispatch(
+    resource: str, args: dict[str, Any], *, seconds: float = 30, claimed: dict[str, Any] | None = None, **changes: Any
+) -> Dispatch:
     """A dispatch that is right unless ``changes`` (or the ``claimed`` of its grant) say otherwise."""
     txn, hop = secrets.token_hex(16), secrets.token_hex(8)
     fields: dict[str, Any] = {
@@ -111,7 +113,7 @@ class FakeFrames:
         frame = self._frames.popleft()
         if isinstance(frame, Exception):
             raise frame
-        return frame  # type: ignore[no-any-return]
+        return frame
 
     def close(self) -> None:
         self.closed = True
@@ -206,13 +208,22 @@ class ScriptedBroker:
 
     async def start(self, **options: Any) -> None:
         self._nc = await nats.connect(self.url, **options)
-        await self.nc.subscribe("req.*.*.*.*.*", queue=subjects.BROKER_QUEUE, cb=self._on_request)
+        self._listening = await self.nc.subscribe("req.*.*.*.*.*", queue=subjects.BROKER_QUEUE, cb=self._on_request)
         await self.nc.subscribe("res.>", cb=self._on_frame)
         await self.nc.subscribe("ctl.>", cb=self._on_control)
+        # Twice: the library's first ping overtakes what it still holds back.
+        await self.nc.flush()
         await self.nc.flush()
 
     async def stop(self) -> None:
-        await self.nc.close()
+        if not self.nc.is_closed:
+            await self.nc.close()
+
+    async def go_deaf(self) -> None:
+        """Listen to requests no longer, and wait until the server knows that."""
+        await self._listening.unsubscribe()
+        await self.nc.flush()
+        await self.nc.flush()
 
     async def _on_request(self, message: Msg) -> None:
         at = subjects.parse_request(message.subject)
@@ -229,7 +240,9 @@ class ScriptedBroker:
             return self.scripts[name](request)
         if name == "remit/attach/put":
             self.attached.put_nowait((at.caller, request.args))
-            return [Result(value={"principal": at.caller, "issuer": ISSUER, "jwks": KEYS.to_jwks(), "replica": REPLICA})]
+            return [
+                Result(value={"principal": at.caller, "issuer": ISSUER, "jwks": KEYS.to_jwks(), "replica": REPLICA})
+            ]
         if name == "remit/txn/close":
             return [Result(value={"txn": at.txn, "spent": {"usd_micros": 0, "tokens": 0, "calls": 1}})]
         return [no(Code.UNKNOWN_TARGET)]

@@ -7,7 +7,7 @@ import json
 import random
 import string
 
-_random = random.Random(20261)  # noqa: S311 - samples, not secrets
+_random = random.Random(20261)
 ALNUM = string.ascii_letters + string.digits
 HEX = "0123456789abcdef"
 BASE32 = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"

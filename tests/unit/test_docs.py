@@ -1,4 +1,4 @@
-"""What the documentation says can be checked is checked: test names, links, the table of errors, commands, configuration keys."""
+"""What can be checked of the documentation is checked: names of tests, links, errors, commands, routes, configuration."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def name_of(path: Path) -> str:
 
 
 @cache
-def tests_of(path: Path) -> frozenset[str]:
+def names_in(path: Path) -> frozenset[str]:
     """The tests of a file: functions, methods as ``Class::name``, and classes (a state machine's is one)."""
     found: set[str] = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -46,13 +46,13 @@ def tests_of(path: Path) -> frozenset[str]:
 def all_tests() -> frozenset[str]:
     """Every name of a test anywhere, and the names of the files without ``.py``."""
     files = list((ROOT / "tests").rglob("test_*.py"))
-    return frozenset(name for file in files for name in tests_of(file)) | {file.stem for file in files}
+    return frozenset(name for file in files for name in names_in(file)) | {file.stem for file in files}
 
 
 def exists(test: str) -> bool:
     file, _, name = test.partition("::")
     path = ROOT / file
-    return path.is_file() and (not name or name in tests_of(path))
+    return path.is_file() and (not name or name in names_in(path))
 
 
 @pytest.mark.parametrize("path", DOCS, ids=name_of)
@@ -62,14 +62,16 @@ def test_every_test_that_a_document_names_exists(path: Path) -> None:
 
 
 def test_every_guarantee_names_a_test() -> None:
-    rows = [line for line in (ROOT / "docs/guarantees.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    rows = [
+        line for line in (ROOT / "docs/guarantees.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")
+    ]
     claims = [row for row in rows if not row.startswith(("| claim", "|---"))]
     assert claims
     assert [row for row in claims if not TEST_ID.search(row)] == []
 
 
 def invariants() -> list[tuple[str, str]]:
-    """Where an invariant stands, and the test it names. A comment may run over lines, so its marks are taken away first."""
+    """Where an invariant stands, and the test it names. A comment may run over lines, so its marks are taken away."""
     found = []
     for path in SOURCES:
         text = re.sub(r"\n\s*# ?", " ", path.read_text(encoding="utf-8"))

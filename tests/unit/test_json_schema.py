@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
 
-from remit_broker.adapters.json_schema import EASY, MAX_SCHEMA, MAX_WORK, JsonSchemas
+from remit_broker.adapters.json_schema import CACHED, EASY, MAX_SCHEMA, MAX_WORK, JsonSchemas
 from remit_broker.core.schema_cost import ENDLESS, looks, size_of
 from remit_schemas.errors import Code, ErrorBody, Refusal
 
@@ -283,12 +284,13 @@ def test_a_schema_that_doubles_the_work_with_every_level():
     JsonSchemas().check(DOUBLING)
     assert refused(DOUBLING, nested(0)) is None
     began = time.perf_counter()
+    rules = []
     for levels in (8, 12, 30, 60):
         body = refused(DOUBLING, nested(levels))
         assert body is not None
-        assert body.rule in ("schema.oneOf", "schema", "schema.work")
-    assert body is not None
-    assert (body.code, body.rule) == (Code.ARGUMENTS_INVALID, "schema.work")
+        assert body.code is Code.ARGUMENTS_INVALID
+        rules.append(body.rule)
+    assert rules == ["schema.oneOf", "schema", "schema.work", "schema.work"]
     assert time.perf_counter() - began < 5
 
 
@@ -328,13 +330,14 @@ def test_the_size_of_a_value():
 
 
 def test_validators_are_compiled_once_for_a_definition(monkeypatch: pytest.MonkeyPatch):
-    from remit_broker.adapters import json_schema
-
     compiled: list[object] = []
-    real = json_schema.jsonschema_rs.validator_for
-    monkeypatch.setattr(
-        json_schema.jsonschema_rs, "validator_for", lambda *a, **k: (compiled.append(a), real(*a, **k))[1]
-    )
+    real = jsonschema_rs.validator_for
+
+    def counted(*args: Any, **options: Any) -> Any:
+        compiled.append(args)
+        return real(*args, **options)
+
+    monkeypatch.setattr(jsonschema_rs, "validator_for", counted)
     schemas = JsonSchemas()
     for _ in range(3):
         schemas.arguments("d", READ, {"path": "x"})
@@ -343,6 +346,6 @@ def test_validators_are_compiled_once_for_a_definition(monkeypatch: pytest.Monke
     # The same digest with another schema is not believed.
     with pytest.raises(Refusal):
         schemas.arguments("d", {"type": "integer"}, {"path": "x"})
-    for i in range(json_schema.CACHED + 10):
+    for i in range(CACHED + 10):
         schemas.arguments(f"d{i}", {}, 1)
-    assert len(schemas._compiled) == json_schema.CACHED
+    assert len(schemas._compiled) == CACHED

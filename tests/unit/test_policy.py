@@ -10,7 +10,6 @@ import msgspec
 import pytest
 import rfc8785
 
-from remit_broker.adapters import cedar as module
 from remit_broker.adapters.cedar import CedarEngine, packaged
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.core.policy import ATTRIBUTES, PolicyRequest, project
@@ -174,7 +173,7 @@ def test_an_engine_that_fails_denies_and_the_failure_is_not_remembered(
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.cedarpy, "is_authorized", broken)
+        patch.setattr(cedarpy, "is_authorized", broken)
         assert starter.decide(asked()).decision.rules == ("policy.error",)
     assert starter.decide(asked()).allowed
 
@@ -198,9 +197,15 @@ HOSTILE = (
 def test_a_hostile_name_is_only_a_name(tmp_path: Path, name: str):
     """Whatever a name is made of, it equals itself and nothing else."""
     only = PERMIT.replace("principal,", 'principal == Agent::"root",')
-    root = '@id("u") @reason("u") permit (principal, action, resource) when { context.user == User::"root" || context.user.roles.contains("root") };'
-    tool = f'@id("t") @reason("t") permit (principal, action, resource == Tool::"mcp/files/root");'
-    named = '@id("n") @reason("n") permit (principal, action, resource) when { principal.name == context.user.name && resource has server && resource.name == principal.name && context.labels == [principal.name] };'
+    root = (
+        '@id("u") @reason("u") permit (principal, action, resource)'
+        ' when { context.user == User::"root" || context.user.roles.contains("root") };'
+    )
+    tool = '@id("t") @reason("t") permit (principal, action, resource == Tool::"mcp/files/root");'
+    named = (
+        '@id("n") @reason("n") permit (principal, action == Action::"call", resource) when { context.labels == [principal.name]'
+        " && principal.name == context.user.name && resource.name == principal.name };"
+    )
     policies = CedarEngine.load(written(tmp_path, a="\n".join((only, root, tool, named))))
     verdict = policies.decide(
         asked(

@@ -9,10 +9,15 @@ from contextlib import asynccontextmanager
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from remit_broker.ports import CallerCancelled, Parties
 from remit_schemas import subjects
+from remit_schemas.callee import control_subject
 from remit_schemas.envelope import MAX_ENVELOPE, Dispatch, Error, Event, Frame, Progress, Result, encode
 from remit_schemas.errors import Code, ErrorBody, refusal
 from remit_schemas.names import Resource
+
+CANCEL = b'{"cancel":true}'
+"""What a caller sends on its ``ctl`` subject, and the broker on to the connection that works on the hop."""
 
 BACKLOG = 1024
 """Frames that may wait for one hop; a callee that sends faster than its caller is served loses progress, never its end."""
@@ -23,6 +28,7 @@ class FrameQueue:
 
     def __init__(self) -> None:
         self._frames: asyncio.Queue[bytes | None] = asyncio.Queue(BACKLOG)
+        self._cancelled = False
 
     def put(self, frame: bytes | None) -> None:
         """Add a frame; when full, the oldest goes, so that the final one always fits."""
@@ -30,8 +36,19 @@ class FrameQueue:
             self._frames.get_nowait()
         self._frames.put_nowait(frame)
 
+    def cancel(self) -> None:
+        """The caller does not wait any more; whoever waits for a frame is woken."""
+        self._cancelled = True
+        self.put(b"")
+
     async def next(self, seconds: float) -> bytes | None:
-        """The next frame; None when the server said that nobody listens. Raises TimeoutError."""
+        """The next frame; None when the server said that nobody listens. Raises TimeoutError or CallerCancelled."""
+        frame = await self._next(seconds)
+        if self._cancelled:
+            raise CallerCancelled
+        return frame
+
+    async def _next(self, seconds: float) -> bytes | None:
         if seconds <= 0:
             raise TimeoutError
         if not self._frames.empty():
@@ -47,9 +64,11 @@ class NatsBus:
         self.replica = replica
         self._nc = nc
         self._open: dict[tuple[str, str, str], FrameQueue] = {}
+        self._called: dict[tuple[str, str, str], FrameQueue] = {}
 
     async def start(self) -> None:
-        """Listen for the frames of callees: one subscription for every hop of this replica."""
+        """Listen for the frames of callees and the wishes of callers: one subscription each for all hops of this replica."""
+        await self._nc.subscribe(f"ctl.*.{self.replica}.*.*", cb=self._on_control)
         await self._nc.subscribe(f"res.*.{self.replica}.*.*", cb=self._on_frame, pending_msgs_limit=-1)
 
     async def _on_frame(self, message: Msg) -> None:
@@ -63,15 +82,28 @@ class NatsBus:
             nobody = message.headers is not None and message.headers.get("Status") == "503" and not message.data
             queue.put(None if nobody else message.data)
 
+    async def _on_control(self, message: Msg) -> None:
+        at = subjects.parse_reply(message.subject, "ctl")
+        # INVARIANT: only the caller of a hop can end it; the NATS server vouches for that part of the subject
+        # (test_only_the_caller_cancels).
+        queue = self._called.get((at.principal, at.txn, at.hop)) if at is not None else None
+        if queue is not None and message.data == CANCEL:
+            queue.cancel()
+
     @asynccontextmanager
-    async def channel(self, callee: str, txn: str, hop: str) -> AsyncIterator[FrameQueue]:
-        """Listen to ``callee``'s frames for a hop."""
-        key, queue = (callee, txn, hop), FrameQueue()
-        self._open[key] = queue
+    async def channel(self, parties: Parties, txn: str, hop: str) -> AsyncIterator[FrameQueue]:
+        """Listen to the callee's frames for a hop, and to its caller's wish to end it."""
+        answers, wishes, queue = (parties.callee, txn, hop), (parties.caller, txn, hop), FrameQueue()
+        self._open[answers] = self._called[wishes] = queue
         try:
             yield queue
         finally:
-            del self._open[key]
+            del self._open[answers], self._called[wishes]
+
+    async def cancel(self, callee: str, connection: str, txn: str, hop: str) -> None:
+        """Ask the connection that works on a hop to stop. Best effort."""
+        if self._nc.is_connected:
+            await self._nc.publish(control_subject(callee, connection, txn, hop), CANCEL)
 
     async def dispatch(self, resource: Resource, callee: str, dispatch: Dispatch) -> None:
         """Hand a governed call to its callee, once. Refuses TOO_LARGE or TARGET_UNAVAILABLE before anything is sent."""

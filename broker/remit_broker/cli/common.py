@@ -1,4 +1,4 @@
-"""What every command shares: its options, how it prints, and how anything that goes wrong becomes one message and a code."""
+"""What every command shares: its options, and how anything that goes wrong becomes one message and an exit code."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, ParamSpec, TypeVar
 
-import msgspec
 import typer
-from rich.console import Console
 
 from remit_broker.adapters.errors import ConfigError
+from remit_broker.cli.printing import err, line, say
 from remit_schemas.errors import SURFACES, Code, ErrorBody, Refusal
 
 Config = Annotated[
@@ -29,12 +28,9 @@ REFUSED: Final = 1
 USAGE: Final = 2
 UNREACHABLE: Final = 3
 
-# Not a terminal: lines stay whole for whoever reads them.
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Unreachable(Exception):  # noqa: N818 - an answer, not a fault
@@ -45,40 +41,27 @@ class Unreachable(Exception):  # noqa: N818 - an answer, not a fault
         self.ask = ask
 
 
-def say(value: Any) -> None:
-    """One JSON document, on one line, on stdout."""
-    sys.stdout.write(json.dumps(msgspec.to_builtins(value), ensure_ascii=False) + "\n")
-    sys.stdout.flush()
-
-
-def fail(message: str, ask: str, code: int, as_json: bool, body: ErrorBody | None = None) -> NoReturn:
-    """Say what went wrong and what to do, and end with ``code``."""
+def fail(body: ErrorBody, exit_code: int, as_json: bool) -> NoReturn:
+    """Say what went wrong and what to do, and end with ``exit_code``."""
     if as_json:
-        told = msgspec.to_builtins(body) if body else {"code": _code_of(code), "message": message, "ask": ask}
-        say({"error": told})
-    label = f"{body.code} " if body else ""
-    err.print(
-        f"[bold red]{label}[/]{_plain(message)}" + (f" [dim]({_plain(body.rule)})[/]" if body and body.rule else "")
-    )
-    if ask:
-        err.print(f"  → {_plain(ask)}")
-    if body and body.effect != "none":
-        err.print(f"  effect: {body.effect}")
-    if body and body.txn:
-        err.print(f"  [dim]record {body.txn}.{body.hop}[/]")
-    raise typer.Exit(code)
+        say({"error": body})
+    show_error(body)
+    raise typer.Exit(exit_code)
 
 
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
-
-
-def _code_of(exit_code: int) -> str:
-    return {USAGE: "USAGE", UNREACHABLE: "UNREACHABLE"}.get(exit_code, Code.INTERNAL)
+def show_error(body: ErrorBody) -> None:
+    """An error as people read it, on stderr."""
+    err.print(line((f"{body.code} ", "bold red"), body.message, (f" ({body.rule})", "dim")))
+    if body.ask:
+        err.print(line(f"  → {body.ask}"))
+    if body.effect != "none":
+        err.print(line(f"  effect: {body.effect}"))
+    if body.txn and body.hop:
+        err.print(line((f"  remit why {body.txn}.{body.hop}", "dim")))
 
 
 def command(function: Callable[P, R]) -> Callable[P, R]:
-    """Every way a command can fail becomes a message, an ``ask`` and an exit code of the contract; never a traceback."""
+    """Every way a command can fail becomes an error body and an exit code of the contract; never a traceback."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -86,13 +69,16 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except Refusal as no:
-            fail(no.body.message, no.body.ask, SURFACES[no.body.code].exit, as_json, no.body)
+            fail(no.body, SURFACES[no.body.code].exit, as_json)
         except ConfigError as wrong:
-            fail(wrong.message, wrong.ask, USAGE, as_json)
+            fail(ErrorBody(Code.MALFORMED, wrong.message, "config", wrong.ask), USAGE, as_json)
         except Unreachable as gone:
-            fail(str(gone), gone.ask, UNREACHABLE, as_json)
+            fail(ErrorBody(Code.TARGET_UNAVAILABLE, str(gone), "broker", gone.ask, True), UNREACHABLE, as_json)
+        except BrokenPipeError:
+            raise  # whoever read has read enough
         except OSError as error:
-            fail(f"{error.filename or ''} {error.strerror or error}".strip(), "", USAGE, as_json)
+            what = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+            fail(ErrorBody(Code.MALFORMED, what, "file", "name a file or folder that can be used"), USAGE, as_json)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
         except (typer.Exit, typer.Abort, typer.BadParameter):
@@ -100,25 +86,52 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
         except Exception as fault:
             if os.environ.get("REMIT_DEBUG"):
                 raise
-            fail(
-                f"this should not happen: {type(fault).__name__}: {fault}",
-                "REMIT_DEBUG=1 shows where",
-                REFUSED,
-                as_json,
-            )
+            what = f"this should not happen: {type(fault).__name__}: {fault}"
+            fail(ErrorBody(Code.INTERNAL, what, "command", "REMIT_DEBUG=1 shows where"), REFUSED, as_json)
 
     return run
 
 
+def run_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on uvloop."""
+    import asyncio
+
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+def typed(option: str, text: str, parse: Callable[[str], T]) -> T:
+    """``text`` of an option as a value; what it cannot be is wrong usage. Raises :class:`ConfigError`."""
+    try:
+        return parse(text)
+    except Refusal as bad:
+        raise ConfigError(f"{option}: {bad.body.message}", bad.body.ask) from None
+
+
+def read_text(path: Path | str, max_bytes: int = 1024 * 1024) -> str:
+    """A text file, ``-`` for stdin. Raises :class:`ConfigError` where it is no text or too long, ``OSError``."""
+    if str(path) == "-":
+        data = sys.stdin.buffer.read(max_bytes + 1)
+    else:
+        with Path(path).open("rb") as file:
+            data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ConfigError(f"{path} has more than {max_bytes} bytes", "name another file")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8 text", "name another file") from None
+
+
 def read_json(text: str, what: str) -> dict[str, Any]:
     """A JSON object from the command line, ``-`` for stdin, ``@file`` for a file. Raises :class:`ConfigError`."""
-    if text == "-":
-        text = sys.stdin.read()
-    elif text.startswith("@"):
-        text = Path(text[1:]).read_text(encoding="utf-8")
+    if text == "-" or text.startswith("@"):
+        text = read_text(text.removeprefix("@"))
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{what} is not JSON: {error}", 'write an object such as \'{"topic": "NATS"}\'') from None
     if not isinstance(value, dict):
         raise ConfigError(f"{what} is not a JSON object", 'write an object such as \'{"topic": "NATS"}\'')
@@ -129,6 +142,6 @@ def duration(text: str) -> int:
     """Seconds of ``90``, ``90s``, ``10m``, ``2h``. Raises :class:`ConfigError`."""
     unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
     number = text[:-1] if unit else text
-    if not number.isdigit() or len(number) > 9:
+    if not (number.isascii() and number.isdigit()) or len(number) > 9:
         raise ConfigError(f"{text!r} is not a duration", "write 90s, 10m or 2h")
     return int(number) * (unit or 1)

@@ -15,7 +15,8 @@ from remit_schemas.records import HopClosed, Outcome, seal
 async def close(hop: Hop, ports: Ports, body: ErrorBody | None) -> HopClosed | None:
     """The durable ``hop.closed``; ``body`` is why it failed, where it did. None where the hop had been closed already.
 
-    INVARIANT: descendants close first, so that nothing is ever appended under a closed hop (test_parent_closes_children).
+    INVARIANT: descendants close first, so that nothing is ever appended under a closed hop
+    (test_a_parent_that_ends_ends_its_children_first).
     """
     record = hop.intent
     async with ports.ledger.turn(record.tenant, record.txn) as turn:
@@ -36,8 +37,8 @@ def outcome(hop: Hop, ports: Ports, fold: Fold, body: ErrorBody | None) -> HopCl
     cost = ZERO if body is not None and body.effect == "none" else _cost(hop)
     settled = settle(fold, hop.id, cost, kind)
     seen = hop.result
-    final = hop.final
-    inner = final.error if body is None and isinstance(final, Error) else body
+    # Only what was inspected: a callee's own words go into no record with what was found in them (test_no_secret_leaves_in_an_error).
+    inner = seen.frame.error if body is None and seen is not None and isinstance(seen.frame, Error) else body
     return seal(
         HopClosed(
             tenant=fold.tenant,

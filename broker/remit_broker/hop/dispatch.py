@@ -6,7 +6,7 @@ from remit_broker.hop.authorize import authorize
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.inspect_result import release
 from remit_broker.hop.resolve import resolve
-from remit_broker.ports import Channel, Ports
+from remit_broker.ports import CallerCancelled, Channel, Parties, Ports
 from remit_schemas.envelope import (
     Accepted,
     Dispatch,
@@ -19,6 +19,7 @@ from remit_schemas.envelope import (
     parse_frame,
 )
 from remit_schemas.errors import Code, Effect, Refusal, refusal
+from remit_schemas.names import is_connection
 
 MAX_FRAMES = 10_000
 
@@ -32,7 +33,7 @@ async def dispatch(hop: Hop, ports: Ports) -> Hop:
     if ports.clock.monotonic() >= hop.mono_deadline:
         raise _late("none")
     aim, record = hop.aim, hop.intent
-    async with ports.bus.channel(aim.callee, record.txn, hop.id) as channel:
+    async with ports.bus.channel(Parties(hop.ask.caller, aim.callee), record.txn, hop.id) as channel:
         await ports.bus.answer(hop.ask.reply, Accepted(txn=record.txn, hop=hop.id, replica=ports.bus.replica))
         call = Dispatch(
             txn=record.txn,
@@ -66,12 +67,19 @@ async def _same_world(hop: Hop, ports: Ports) -> None:
 
 
 async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:
-    started = False
+    started = ""
     for _ in range(MAX_FRAMES):
         try:
             data = await channel.next(hop.mono_deadline - ports.clock.monotonic())
         except TimeoutError:
+            await _stop(hop, ports, started)
             raise _late("unknown") from None
+        except CallerCancelled:
+            await _stop(hop, ports, started)
+            raise refusal(
+                Code.CANCELLED, "the caller does not wait for this call any more", rule="dispatch.cancelled",
+                ask="look at the chain before calling again", effect="unknown",
+            ) from None  # fmt: skip
         if data is None:
             if started:
                 continue
@@ -87,7 +95,7 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:
                 ask="tell whoever runs it", effect="unknown", cause=str(bad),
             ) from None  # fmt: skip
         if isinstance(frame, Result | Error):
-            return hop.with_(final=frame, started=started)
+            return hop.with_(final=frame, started=bool(started))
         if isinstance(frame, InputRequired):
             raise refusal(
                 Code.RESULT_INVALID, f"{hop.aim.callee} asks for an input, which cannot be carried yet",
@@ -95,13 +103,19 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:
             )  # fmt: skip
         if isinstance(frame, Progress | Event):
             await ports.bus.answer(hop.ask.reply, release(hop, ports, frame))
-        if isinstance(frame, Started) and not started:
-            started = True
+        if isinstance(frame, Started) and not started and is_connection(frame.connection):
+            started = frame.connection
             ports.failpoints.hit("started")
     raise refusal(
         Code.RESULT_INVALID, f"{hop.aim.callee} sent more than {MAX_FRAMES} frames", rule="dispatch.frames",
         ask="send fewer, larger frames", effect="unknown",
     )  # fmt: skip
+
+
+async def _stop(hop: Hop, ports: Ports, connection: str) -> None:
+    """Nobody waits for the answer any more: tell whoever works on it, where it said who that is."""
+    if connection:
+        await ports.bus.cancel(hop.aim.callee, connection, hop.intent.txn, hop.id)
 
 
 def _late(effect: Effect) -> Exception:

@@ -89,7 +89,7 @@ def _content(final: Result | Error | None) -> Any:
     if isinstance(final, Result):
         return final.value
     if isinstance(final, Error):
-        return {"message": final.error.message, "ask": final.error.ask}
+        return {"message": final.error.message, "rule": final.error.rule, "ask": final.error.ask}
     raise RuntimeError("no final frame")
 
 

@@ -22,7 +22,8 @@ async def open_(hop: Hop, ports: Ports, turn: Turn) -> Hop | LostRace:
     """
     fold = turn.fold
     _not_repeated(hop, ports, fold)
-    # INVARIANT: held + spent never exceeds the limit at any node (test_budget_is_conserved_for_every_interleaving).
+    # INVARIANT: held + spent never exceeds the limit at any node
+    # (test_replicas_that_race_never_spend_more_than_the_root).
     left = fold.nodes[hop.held.jti.hop].left
     if not hop.given.budget.within(left):
         raise refusal(

@@ -42,7 +42,8 @@ async def verify(hop: Hop, ports: Ports) -> Hop:
             Code.GRANT_REVOKED, "the grant or one above it was revoked", rule="grant.revoked",
             ask="stop this work; a new task needs a new grant from its user",
         )  # fmt: skip
-    # INVARIANT: a grant lives only while the hop it was minted for is open (test_grant_dies_with_its_hop).
+    # INVARIANT: a grant lives only while the hop it was minted for is open
+    # (test_a_grant_is_worth_nothing_when_its_hop_has_ended).
     if not fold.is_open(jti.hop):
         raise refusal(
             Code.GRANT_CLOSED, "the hop this grant was minted for has ended", rule="grant.closed",

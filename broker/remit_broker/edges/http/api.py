@@ -98,8 +98,12 @@ class Api:
         return [Route(path, answering(self._known(do), fault), methods=[method]) for method, path, do in table]
 
     def _known(self, do: Callable[[Request, str], Awaitable[Any]]) -> Handler:
+        reads = do in (self._grant, self._add_agent, self._revoke)
+
         async def handler(request: Request) -> Response:
             who = self._operator.who(request)
+            if not reads:
+                await _no_body(request)
             return JSONResponse(msgspec.to_builtins(await do(request, who)))
 
         return handler
@@ -249,6 +253,12 @@ class Api:
 
 def _no_txn(txn: str) -> Refusal:
     return refusal(Code.UNKNOWN_TARGET, f"no txn {txn}", rule="api.unknown-txn", ask="remit chains lists them")
+
+
+async def _no_body(request: Request) -> None:
+    # What is not read cannot be obeyed, but somebody meant something by it: another id than the path's, a command.
+    if await body_of(request):
+        raise refusal(Code.MALFORMED, "nothing is read from a body here", rule="api.body", ask="send no body")
 
 
 async def _typed(request: Request, kind: type[Any]) -> Any:
