@@ -121,7 +121,7 @@ class Bus(Protocol):
         """Hand a governed call to its callee, once."""
 
     async def cancel(self, callee: str, connection: str, txn: str, hop: str) -> None:
-        """Ask the connection that works on a hop to stop. Best effort."""
+        """Ask the connection that works on a hop to stop; where none has said so yet (""), as soon as one does. Best effort."""
 
 
 class Registry(Protocol):

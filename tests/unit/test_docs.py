@@ -1,4 +1,4 @@
-"""What can be checked of the documentation is checked: names of tests, links, errors, commands, routes, configuration."""
+"""What can be checked of the documentation is: names of tests, links, errors, commands, routes, configuration keys."""
 
 from __future__ import annotations
 

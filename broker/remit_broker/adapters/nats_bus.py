@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,9 +13,20 @@ from nats.aio.msg import Msg
 from remit_broker.ports import CallerCancelled, Parties
 from remit_schemas import subjects
 from remit_schemas.callee import control_subject
-from remit_schemas.envelope import MAX_ENVELOPE, Dispatch, Error, Event, Frame, Progress, Result, encode
-from remit_schemas.errors import Code, ErrorBody, refusal
-from remit_schemas.names import Resource
+from remit_schemas.envelope import (
+    MAX_ENVELOPE,
+    Dispatch,
+    Error,
+    Event,
+    Frame,
+    Progress,
+    Result,
+    Started,
+    encode,
+    parse_frame,
+)
+from remit_schemas.errors import Code, ErrorBody, Refusal, refusal
+from remit_schemas.names import Resource, is_connection
 
 CANCEL = b'{"cancel":true}'
 """What a caller sends on its ``ctl`` subject, and the broker on to the connection that works on the hop."""
@@ -64,6 +76,8 @@ class NatsBus:
         self.replica = replica
         self._nc = nc
         self._open: dict[tuple[str, str, str], FrameQueue] = {}
+        # Cancelled before their callee said that it had started: the word is passed on when it does.
+        self._unwanted: OrderedDict[tuple[str, str, str], None] = OrderedDict()
         self._called: dict[tuple[str, str, str], FrameQueue] = {}
 
     async def start(self) -> None:
@@ -81,6 +95,17 @@ class NatsBus:
         if queue is not None:
             nobody = message.headers is not None and message.headers.get("Status") == "503" and not message.data
             queue.put(None if nobody else message.data)
+        elif (at.principal, at.txn, at.hop) in self._unwanted:
+            await self._late_start(at, message.data)
+
+    async def _late_start(self, at: subjects.Reply, data: bytes) -> None:
+        try:
+            frame = parse_frame(data)
+        except Refusal:
+            return
+        if isinstance(frame, Started) and is_connection(frame.connection):
+            del self._unwanted[at.principal, at.txn, at.hop]
+            await self.cancel(at.principal, frame.connection, at.txn, at.hop)
 
     async def _on_control(self, message: Msg) -> None:
         at = subjects.parse_reply(message.subject, "ctl")
@@ -101,8 +126,12 @@ class NatsBus:
             del self._open[answers], self._called[wishes]
 
     async def cancel(self, callee: str, connection: str, txn: str, hop: str) -> None:
-        """Ask the connection that works on a hop to stop. Best effort."""
-        if self._nc.is_connected:
+        """Ask the connection that works on a hop to stop; where none has said so yet (""), as soon as one does."""
+        if not connection:
+            self._unwanted[callee, txn, hop] = None
+            if len(self._unwanted) > BACKLOG:
+                self._unwanted.popitem(last=False)
+        elif self._nc.is_connected:
             await self._nc.publish(control_subject(callee, connection, txn, hop), CANCEL)
 
     async def dispatch(self, resource: Resource, callee: str, dispatch: Dispatch) -> None:

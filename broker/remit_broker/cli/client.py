@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import os
 from typing import Any
 
-import httpx
 import msgspec
 
 from remit_broker.adapters.errors import ConfigError
@@ -13,25 +12,51 @@ from remit_broker.cli.common import Unreachable
 from remit_broker.config import Settings
 from remit_schemas.errors import ErrorBody, Refusal
 
-START = "start it with: remit up"
+SECONDS = 30.0
+"""Longest wait for an answer of the broker."""
 
 
 class BrokerClient:
     """``/api`` of the broker that runs on ``settings``. Raises :class:`Unreachable` or a :class:`Refusal`."""
 
     def __init__(self, settings: Settings) -> None:
-        try:
-            about = json.loads(settings.runtime_file.read_text(encoding="utf-8"))
-            token = (settings.data / "keys" / "local.token").read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
-            raise Unreachable(f"no broker runs on {settings.file}", START) from None
-        except PermissionError as error:
-            raise ConfigError(f"{error.filename} cannot be read", "run this as the user that runs the broker") from None
-        self.http: str = about["http"]
-        self.bus: str = about["nats"]
+        import httpx
+
+        self._settings = settings
+        about = self._about()
+        self.http: str = about.http
+        self.bus: str = about.nats
         self._client = httpx.Client(
-            base_url=self.http, headers={"Authorization": f"Bearer {token}"}, timeout=30, trust_env=False
+            base_url=self.http,
+            headers={"Authorization": f"Bearer {self._read('keys/local.token').strip()}"},
+            timeout=SECONDS,
+            trust_env=False,
         )
+        self._no_answer = httpx.TransportError
+
+    def _about(self) -> _About:
+        """What the running broker says of itself; a file left behind by one that was killed names a dead process."""
+        try:
+            about = msgspec.json.decode(self._read("run/broker.json"), type=_About)
+        except ValueError:
+            raise self._gone(f"{self._settings.runtime_file} is damaged") from None
+        # INVARIANT: the token goes to the broker only, not to whoever has its port now
+        # (test_a_broker_that_was_killed_is_not_asked).
+        if not _lives(about.pid):
+            raise self._gone(f"the broker on {self._settings.file} (process {about.pid}) has ended")
+        return about
+
+    def _read(self, name: str) -> str:
+        path = self._settings.data / name
+        try:
+            return path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise self._gone(f"no broker runs on {self._settings.file}") from None
+        except PermissionError:
+            raise ConfigError(f"{path} cannot be read", "run this as the user that runs the broker") from None
+
+    def _gone(self, message: str) -> Unreachable:
+        return Unreachable(message, f"start it with: remit up -c {self._settings.file}")
 
     def get(self, path: str, **params: Any) -> Any:
         """A GET; parameters that are None are left out."""
@@ -48,9 +73,31 @@ class BrokerClient:
     def _call(self, method: str, path: str, **rest: Any) -> Any:
         try:
             response = self._client.request(method, path, **rest)
-        except httpx.TransportError as error:
-            raise Unreachable(f"the broker at {self.http} does not answer: {type(error).__name__}", START) from None
-        value = response.json()
-        if response.is_success:
-            return value
-        raise Refusal(msgspec.convert(value["error"], ErrorBody))
+        except self._no_answer as error:
+            raise self._gone(f"the broker at {self.http} does not answer: {type(error).__name__}") from None
+        try:
+            value = response.json()
+            if response.is_success:
+                return value
+            body = msgspec.convert(value["error"], ErrorBody)
+        except (ValueError, KeyError, TypeError):
+            raise self._gone(f"what answers at {self.http} is not this broker") from None
+        raise Refusal(body)
+
+
+class _About(msgspec.Struct, frozen=True):
+    """What the command line needs of ``run/broker.json``."""
+
+    http: str
+    nats: str
+    pid: int
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return pid > 0

@@ -49,9 +49,17 @@ def fail(body: ErrorBody, exit_code: int, as_json: bool) -> NoReturn:
     raise typer.Exit(exit_code)
 
 
+def own(code: Code, rule: str, message: str, ask: str) -> ErrorBody:
+    """The body of an error that this command found by itself: ``rule`` is ``cli.`` and what kind."""
+    return ErrorBody(code=code, message=message, rule=f"cli.{rule}", ask=ask)
+
+
 def show_error(body: ErrorBody) -> None:
     """An error as people read it, on stderr."""
-    err.print(line((f"{body.code} ", "bold red"), body.message, (f" ({body.rule})", "dim")))
+    if body.rule.startswith("cli."):
+        err.print(line(("error ", "bold red"), body.message))
+    else:
+        err.print(line((f"{body.code} ", "bold red"), body.message, (f" ({body.rule})", "dim")))
     if body.ask:
         err.print(line(f"  → {body.ask}"))
     if body.effect != "none":
@@ -71,14 +79,14 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
         except Refusal as no:
             fail(no.body, SURFACES[no.body.code].exit, as_json)
         except ConfigError as wrong:
-            fail(ErrorBody(Code.MALFORMED, wrong.message, "config", wrong.ask), USAGE, as_json)
+            fail(own(Code.MALFORMED, "usage", wrong.message, wrong.ask), USAGE, as_json)
         except Unreachable as gone:
-            fail(ErrorBody(Code.TARGET_UNAVAILABLE, str(gone), "broker", gone.ask, True), UNREACHABLE, as_json)
+            fail(own(Code.TARGET_UNAVAILABLE, "unreachable", str(gone), gone.ask), UNREACHABLE, as_json)
         except BrokenPipeError:
             raise  # whoever read has read enough
         except OSError as error:
             what = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
-            fail(ErrorBody(Code.MALFORMED, what, "file", "name a file or folder that can be used"), USAGE, as_json)
+            fail(own(Code.MALFORMED, "file", what, "name a file or folder that can be used"), USAGE, as_json)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
         except (typer.Exit, typer.Abort, typer.BadParameter):
@@ -87,7 +95,7 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
             if os.environ.get("REMIT_DEBUG"):
                 raise
             what = f"this should not happen: {type(fault).__name__}: {fault}"
-            fail(ErrorBody(Code.INTERNAL, what, "command", "REMIT_DEBUG=1 shows where"), REFUSED, as_json)
+            fail(own(Code.INTERNAL, "fault", what, "REMIT_DEBUG=1 shows where"), REFUSED, as_json)
 
     return run
 

@@ -1,12 +1,20 @@
-"""The ``remit`` command: each command in the file of what it is about."""
+"""The ``remit`` command: each command in the file of what it is about.
+
+These files import what they need when they run: people type ``remit chains`` all day, and the broker's libraries take a second.
+"""
 
 from __future__ import annotations
+
+import io
+import sys
 
 import typer
 
 from remit_broker import __version__
 from remit_broker.cli import agents, bench, calls, chains, demo, evidence, running, servers
-from remit_broker.cli.common import out
+from remit_broker.cli.common import USAGE, own
+from remit_broker.cli.printing import out, say
+from remit_schemas.errors import Code
 
 app = typer.Typer(
     name="remit",
@@ -43,7 +51,16 @@ app.add_typer(evidence.app, name="evidence")
 
 def main() -> None:
     """Entry point."""
-    app()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows no ✓ is no reason to fail
+    try:
+        app()
+    except SystemExit as end:
+        # Whatever is wrong with the words of a command is found before it runs, and then it has said nothing yet.
+        if end.code == USAGE and wants_json(sys.argv[1:]) and not running_commands():
+            say({"error": own(Code.MALFORMED, "usage", "wrong usage: see stderr", "remit COMMAND --help")})
+        raise
 
 
 if __name__ == "__main__":

@@ -113,9 +113,8 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:
 
 
 async def _stop(hop: Hop, ports: Ports, connection: str) -> None:
-    """Nobody waits for the answer any more: tell whoever works on it, where it said who that is."""
-    if connection:
-        await ports.bus.cancel(hop.aim.callee, connection, hop.intent.txn, hop.id)
+    """Nobody waits for the answer any more: tell whoever works on it, or will say that it does."""
+    await ports.bus.cancel(hop.aim.callee, connection, hop.intent.txn, hop.id)
 
 
 def _late(effect: Effect) -> Exception:
