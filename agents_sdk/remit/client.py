@@ -78,9 +78,9 @@ class BusClient:
         try:
             async with asyncio.timeout(seconds):
                 await self._dial(seconds)
-        except nats.errors.AuthorizationError:
-            raise _stranger(self.name, self._bus) from None
         except (TimeoutError, OSError, nats.errors.Error) as error:
+            if isinstance(error, nats.errors.AuthorizationError) or "authorization violation" in str(error).lower():
+                raise _stranger(self.name, self._bus) from None
             raise _unreachable(self._bus, error) from None
 
     async def close(self) -> None:

@@ -108,15 +108,21 @@ def _private(path: Path) -> bytes:
         raise CredentialsError(
             f"{path} cannot be opened ({error.strerror}): it must be a plain file, not a link"
         ) from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         # On the open file: what was checked is what is read.
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise CredentialsError(f"{path} is not a plain file")
-        # INVARIANT: a seed that others could read is not used (test_credentials_that_others_can_read_are_refused).
-        if found.st_mode & 0o077 or found.st_uid != os.geteuid():
-            mode = stat.S_IMODE(found.st_mode)
-            raise CredentialsError(
-                f"{path} can be read by others (mode {mode:04o}, uid {found.st_uid}): run chmod 600 {path}"
-            )
-        return file.read(MAX_BYTES + 1)
+        _check_private(os.fstat(descriptor), path)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(MAX_BYTES + 1)
+    finally:
+        os.close(descriptor)
+
+
+def _check_private(found: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise CredentialsError(f"{path} is not a plain file")
+    # INVARIANT: a seed that others could read is not used (test_credentials_that_others_can_read_are_refused).
+    if found.st_mode & 0o077 or found.st_uid != os.geteuid():
+        mode = stat.S_IMODE(found.st_mode)
+        raise CredentialsError(
+            f"{path} can be read by others (mode {mode:04o}, uid {found.st_uid}): run chmod 600 {path}"
+        )

@@ -10,8 +10,11 @@ import json
 import logging
 import os
 import secrets
+import socket
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -28,7 +31,7 @@ from remit_broker.adapters.nats_bus import NatsBus
 from remit_broker.adapters.nats_connect import Connections, connect_all
 from remit_broker.adapters.nats_server import EmbeddedServer, Options
 from remit_broker.adapters.observer import OtlpSpans, RecordObserver
-from remit_broker.adapters.private_files import private_folder, write_private
+from remit_broker.adapters.private_files import private_folder, read_private, write_private
 from remit_broker.adapters.refusal_stream import RefusalStream
 from remit_broker.adapters.registry import KvRegistry
 from remit_broker.adapters.sqlite_index import SqliteIndex
@@ -36,6 +39,7 @@ from remit_broker.adapters.stream_tail import Regressed
 from remit_broker.adapters.world import Failpoints, RandomIds, SystemClock
 from remit_broker.config import Settings
 from remit_broker.core.evidence import export
+from remit_broker.credentials import move_bus
 from remit_broker.edges.attach.servers_file import ServersFileError
 from remit_broker.edges.attach.supervisor import ServerSupervisor
 from remit_broker.edges.bus import BusEdge
@@ -121,10 +125,15 @@ class Broker:
         return RecordObserver(spans.emit)
 
     async def _embed(self) -> str:
-        bus = self.settings.config.bus
-        server = EmbeddedServer(self.keys, Options(port=bus.port, sync=bus.sync), self._server_died)
+        bus, last = self.settings.config.bus, self.settings.runtime_file.with_name("bus.port")
+        private_folder(last.parent, create=True)
+        port = bus.port or _same_port(last)
+        server = EmbeddedServer(self.keys, Options(port=port, sync=bus.sync), self._server_died)
         await server.start()
         self._stack.push_async_callback(server.stop)
+        # Agents that run, and credentials that were handed out, look for the bus where it was.
+        write_private(last, str(urlsplit(server.url).port).encode())
+        move_bus(self.settings.credentials, server.url)
         return server.url
 
     async def _server_died(self, status: int) -> None:
@@ -313,3 +322,15 @@ async def _close(connections: Connections) -> None:
     for connection in connections:
         with contextlib.suppress(Exception):
             await connection.close()
+
+
+def _same_port(file: Path) -> int:
+    """The port of the last start where it is free, else 0."""
+    try:
+        port = int(read_private(file))
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+    except (ConfigError, OSError, ValueError, OverflowError):
+        return 0
+    return port

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
 
 import msgspec
+import msgspec.inspect
 
 from remit_broker.adapters.errors import ConfigError
 from remit_schemas.budget import Budget, parse_budget
 from remit_schemas.errors import Refusal
+from remit_schemas.names import is_principal
 
-FILE = "remit.toml"
+FILE: Final = "remit.toml"
+MAX_FILE: Final = 1024 * 1024
+"""Largest configuration in bytes."""
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
+
+_LABEL: Final = re.compile(r"[a-z0-9][a-z0-9_.:/-]{0,63}")
 
 
 class BusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -29,7 +39,7 @@ class BusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     port: Port = 0
     sync: Literal["always", "default"] = "always"
     replicas: Literal[1, 3, 5] = 1
-    ledger_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
+    ledger_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
 
 
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -45,9 +55,9 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     hop_ttl: Annotated[float, msgspec.Meta(gt=0, le=60)] = 60.0
     orphan_grace: Annotated[float, msgspec.Meta(ge=0)] = 30.0
-    calls_per_second: Seconds = 200.0
-    burst: Annotated[int, msgspec.Meta(ge=1)] = 400
-    concurrency: Annotated[int, msgspec.Meta(ge=1)] = 2048
+    calls_per_second: Annotated[float, msgspec.Meta(ge=0.001)] = 200.0
+    burst: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 400
+    concurrency: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 2048
     drain: Seconds = 5.0
     allow_cycles: tuple[str, ...] = ()
 
@@ -114,13 +124,23 @@ def load(path: str | None = None) -> Settings:
     """Read and check. Raises :class:`ConfigError` that names the file, the key and what is allowed."""
     file = find(path)
     try:
-        raw = tomllib.loads(file.read_text(encoding="utf-8"))
+        with file.open("rb") as opened:
+            data = opened.read(MAX_FILE + 1)
     except FileNotFoundError:
-        raise ConfigError(f"there is no configuration at {file}", "make one with: remit init DIR") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file} is not TOML: {error}") from None
+        where = f"{file}" if path is not None else f"./{FILE}, nor at {file}"
+        raise ConfigError(f"there is no configuration at {where}", "make one with: remit init DIR") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > MAX_FILE:
+        raise ConfigError(f"{file} has more than {MAX_FILE} bytes", "name the right file")
+    try:
+        raw = tomllib.loads(data.decode())
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file} is not UTF-8 text", "name the right file") from None
+    except (ValueError, RecursionError) as error:  # beside TOMLDecodeError: numbers too long, tables too deep
+        raise ConfigError(
+            f"{file} is not TOML: {error}", "mend that line; docs/operations.md shows a whole file"
+        ) from None
     return settings(file, raw)
 
 
@@ -129,13 +149,9 @@ def settings(file: Path, raw: object) -> Settings:
     try:
         config = msgspec.convert(raw, Config, strict=True)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{file}: {_readable(str(error))}") from None
+        raise _wrong(file, str(error)) from None
+    _sensible(file, config)
     folder = file.parent
-    if config.http.host not in ("127.0.0.1", "::1", "localhost"):
-        raise ConfigError(
-            f"{file}: http.host is {config.http.host!r}, but http.auth = 'local' is for loopback only",
-            "use 127.0.0.1, ::1 or localhost",
-        )
     return Settings(
         file=file,
         config=config,
@@ -146,13 +162,82 @@ def settings(file: Path, raw: object) -> Settings:
     )
 
 
-def _readable(message: str) -> str:
-    """msgspec's ``… - at `$.bus.port``` turned round: the key first."""
+def _sensible(file: Path, config: Config) -> None:
+    """What types cannot say. Raises :class:`ConfigError`."""
+    if config.http.host not in ("127.0.0.1", "::1", "localhost"):
+        raise ConfigError(
+            f"{file}: http.host is {config.http.host!r}, but http.auth = 'local' is for loopback only",
+            "use 127.0.0.1, ::1 or localhost",
+        )
+    for key in ("hop_ttl", "orphan_grace", "calls_per_second", "drain"):
+        if not math.isfinite(value := getattr(config.limits, key)):
+            raise ConfigError(f"{file}: limits.{key} is {value}", "write a finite number")
+    for key, url, schemes in (
+        ("bus.url", config.bus.url, ("nats", "tls", "ws", "wss")),
+        ("traces.endpoint", config.traces.endpoint, ("http", "https")),
+    ):
+        if url and not _is_url(url, schemes):
+            raise ConfigError(f"{file}: {key} is {url!r}", f"write {schemes[0]}://HOST:PORT, or leave it empty")
+    if config.bus.replicas > 1 and not config.bus.url:
+        raise ConfigError(
+            f"{file}: bus.replicas is {config.bus.replicas}, but the embedded NATS server is one",
+            "set bus.url to a cluster, or bus.replicas = 1",
+        )
+    for table in ("prices", "labels"):
+        for pattern in getattr(config, table):
+            if not pattern.startswith(("agent/", "mcp/", "*")):
+                raise ConfigError(
+                    f"{file}: {table}.{pattern!r} matches no resource", "write such as mcp/git/* or agent/researcher/*"
+                )
+    for pattern, labels in config.labels.items():
+        for label in labels:
+            if not _LABEL.fullmatch(label):
+                raise ConfigError(
+                    f"{file}: labels.{pattern!r}: {label!r} is no label", "use lower-case letters, digits, _ . : / -"
+                )
+    for key, text in (("issuer", config.issuer), ("data", config.data), ("policies", config.policies)):
+        if not text or not text.isprintable():
+            raise ConfigError(
+                f"{file}: {key} is {text!r}", "write a text of at least one character, all of them printable"
+            )
+
+
+def _is_url(text: str, schemes: tuple[str, ...]) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0 and text.isprintable()
+    except ValueError:
+        return False
+
+
+def _wrong(file: Path, message: str) -> ConfigError:
+    """msgspec's ``… - at `$.bus.port``` turned round: the key first, then what is wrong, then what is allowed there."""
     what, _, where = message.partition(" - at `$")
-    key = where.rstrip("`").lstrip(".")
-    if "unknown field" in what:
-        return f"{key + ': ' if key else ''}{what}; remit init writes a file with every key that exists"
-    return f"{key}: {what}" if key else what
+    key = where.rstrip("`").lstrip(".").replace("[...]", ".*")
+    found = _type_at(key)
+    ask = ""
+    if unknown := _UNKNOWN.search(what):
+        key, what = f"{key}.{unknown[1]}".lstrip("."), "there is no such key"
+        if isinstance(found, msgspec.inspect.StructType):
+            ask = "keys there are: " + ", ".join(field.encode_name for field in found.fields)
+    elif isinstance(found, msgspec.inspect.LiteralType):
+        ask = "allowed are: " + ", ".join(map(repr, found.values))
+    what = what.replace("`", "").replace("object", "table")
+    return ConfigError(
+        f"{file}: {key}: {what}", ask or "remit init writes a file that shows every key with its default"
+    )
+
+
+_UNKNOWN: Final = re.compile("unknown field `(.*)`", re.DOTALL)
+
+
+def _type_at(key: str) -> msgspec.inspect.Type | None:
+    found: msgspec.inspect.Type = msgspec.inspect.type_info(Config)
+    for name in filter(None, key.split(".")):
+        if not isinstance(found, msgspec.inspect.StructType):
+            return None
+        found = next(field.type for field in found.fields if field.encode_name == name)
+    return found
 
 
 def _price(file: Path, pattern: str, text: str) -> Budget:
@@ -163,7 +248,15 @@ def _price(file: Path, pattern: str, text: str) -> Budget:
 
 
 def _pair(file: Path, text: str) -> tuple[str, str]:
-    caller, sign, callee = text.partition(">")
-    if not (sign and caller.strip() and callee.strip()):
-        raise ConfigError(f"{file}: limits.allow_cycles: {text!r} is no pair", 'write "caller>callee"')
-    return caller.strip(), callee.strip()
+    try:
+        return cycle(text)
+    except ConfigError as bad:
+        raise ConfigError(f"{file}: limits.allow_cycles: {bad.message}", bad.ask) from None
+
+
+def cycle(text: str) -> tuple[str, str]:
+    """The (caller, callee) of ``caller>callee``, a pair that may close a loop. Raises :class:`ConfigError`."""
+    caller, callee = (part.strip() for part in (*text.split(">", 1), "")[:2])
+    if not (is_principal(caller) and is_principal(callee)):
+        raise ConfigError(f"{text!r} is no pair of agents", 'write "caller>callee"')
+    return caller, callee

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.keyfiles import new_user_seed
-from remit_broker.adapters.private_files import private_folder, write_private
+from remit_broker.adapters.private_files import private_folder, read_private, write_private
 from remit_broker.core import nkey
 from remit_schemas.names import Kind
 
@@ -20,3 +21,14 @@ def credentials_file(folder: Path, name: str, kind: Kind, known: Mapping[str, An
     private_folder(path.parent, create=True)
     write_private(path, json.dumps({"agent": name, "kind": kind, **known, "nkey_seed": seed}, indent=1).encode())
     return path, nkey.public_of("U", seed)
+
+
+def move_bus(folder: Path, url: str) -> None:
+    """Name ``url`` in the credentials kept in ``folder``: an embedded NATS server may have had to take another port."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            told = json.loads(read_private(path))
+        except (ValueError, ConfigError):
+            continue  # whoever uses that file is told what is wrong with it
+        if isinstance(told, dict) and told.get("bus") not in (None, url):
+            write_private(path, json.dumps({**told, "bus": url}, indent=1).encode())

@@ -72,7 +72,13 @@ class Ledger(Protocol):
         """Start a txn that this broker drew. Refuses LEDGER_UNAVAILABLE."""
 
     async def fold(self, tenant: str, txn: str) -> Fold:
-        """What the records of ``txn`` amount to. Refuses an unknown txn, a gap, or an unreachable ledger."""
+        """What this replica knows of ``txn``: an append would find out if it is behind.
+
+        Refuses an unknown txn, a gap, or an unreachable ledger.
+        """
+
+    async def newest(self, tenant: str, txn: str) -> Fold:
+        """The fold as the ledger has it now. :meth:`fold` may be behind what another replica has appended."""
 
     def turn(self, tenant: str, txn: str) -> AbstractAsyncContextManager[Turn]:
         """Wait for this replica's turn to append to ``txn``."""

@@ -62,6 +62,13 @@ async def cast(arena: Arena) -> tuple[RawAgent, RawAgent]:
     return alice, files
 
 
+async def known(first: Lab, second: Lab) -> None:
+    """The second replica has heard of Alice: a write returns once the replica that wrote has seen it."""
+    alice = first.broker.registry.principal("alice")
+    assert alice is not None
+    await second.broker.registry.add(alice)
+
+
 async def race(alice: RawAgent, root: Opened, count: int, **fields: Any) -> tuple[int, set[str]]:
     """``count`` calls at once: how many worked, and the codes of the others."""
     ends = await asyncio.gather(*(alice.call(READ, root.txn, root.grant, **fields) for _ in range(count)))
@@ -125,7 +132,7 @@ async def test_two_replicas_race_for_money_for_10(tmp_path: Path) -> None:
     """Calls are shared out by the queue group; only the compare-and-set of the ledger stands between the replicas."""
     async with two_replicas(tmp_path) as (first, second), arena_on(first) as arena:
         alice, files = await cast(arena)
-        await second.broker.registry.add(first.broker.registry.principal("alice"))  # returns once it has seen it
+        await known(first, second)
         root = await first.grant("alice", "mcp/**", budget="usd=1,calls=1000")
         worked, codes = await race(alice, root, 64, want=ONE)
         records = await everything(first, second, root.txn)
@@ -140,7 +147,7 @@ async def test_two_replicas_race_for_money_for_10(tmp_path: Path) -> None:
 async def test_both_replicas_take_part_and_agree(tmp_path: Path) -> None:
     async with two_replicas(tmp_path) as (first, second), arena_on(first) as arena:
         alice, files = await cast(arena)
-        await second.broker.registry.add(first.broker.registry.principal("alice"))
+        await known(first, second)
         root = await second.grant("alice", "mcp/**", budget="usd=100,calls=1000")
         worked, codes = await race(alice, root, 48)
         assert (worked, codes, len(files.work(root.txn))) == (48, set(), 48)
@@ -152,7 +159,7 @@ async def test_both_replicas_take_part_and_agree(tmp_path: Path) -> None:
 async def test_one_key_at_two_replicas_is_one_call(tmp_path: Path) -> None:
     async with two_replicas(tmp_path) as (first, second), arena_on(first) as arena:
         alice, files = await cast(arena)
-        await second.broker.registry.add(first.broker.registry.principal("alice"))
+        await known(first, second)
         root = await first.grant("alice", "mcp/**")
         worked, codes = await race(alice, root, 32, key="job-81")
         assert (worked, codes, len(files.work(root.txn))) == (1, {"DUPLICATE"}, 1)
@@ -161,7 +168,7 @@ async def test_one_key_at_two_replicas_is_one_call(tmp_path: Path) -> None:
 async def test_a_revocation_at_one_replica_binds_the_next_open_at_the_other(tmp_path: Path) -> None:
     async with two_replicas(tmp_path) as (first, second), arena_on(first) as arena:
         alice, files = await cast(arena)
-        await second.broker.registry.add(first.broker.registry.principal("alice"))
+        await known(first, second)
         root = await first.grant("alice", "mcp/**")
         assert (await race(alice, root, 16))[0] == 16
         await revoke("default", parse(root.grant).claims.jti, "ops", "", second.broker.ports)
@@ -174,7 +181,7 @@ async def test_a_revocation_at_one_replica_binds_the_next_open_at_the_other(tmp_
 async def test_the_end_at_one_replica_races_opens_at_both(tmp_path: Path, ends: str) -> None:
     async with two_replicas(tmp_path) as (first, second), arena_on(first) as arena:
         alice, files = await cast(arena)
-        await second.broker.registry.add(first.broker.registry.principal("alice"))
+        await known(first, second)
         root = await first.grant("alice", "mcp/**")
         racing = asyncio.ensure_future(race(alice, root, 32))
         await files.took(root.txn)
@@ -189,5 +196,7 @@ async def test_the_end_at_one_replica_races_opens_at_both(tmp_path: Path, ends: 
         fold = conserved(await everything(first, second, root.txn))
         assert fold.totals.held == Budget(0, 0, 0)
         # Nothing worked whose opening is not in the ledger.
-        opened = {record["hop"] for record in await everything(first, second, root.txn) if record["kind"] == "hop.opened"}
+        opened = {
+            record["hop"] for record in await everything(first, second, root.txn) if record["kind"] == "hop.opened"
+        }
         assert {taken.dispatch.hop for taken in files.work(root.txn)} <= opened

@@ -285,7 +285,7 @@ async def test_agents_cannot_use_up_the_brokers_connections(tmp_path: Path, monk
     monkeypatch.setattr(nats_config, "KEPT_CONNECTIONS", MAX_CONNECTIONS - 3)
     async with running_bus(tmp_path, {"alice": "agent"}) as bus:
         crowd = [await bus.client("alice"), await bus.client("alice")]  # the broker's own connection is the third
-        with pytest.raises(nats.errors.Error):
+        with pytest.raises((nats.errors.Error, TimeoutError)):
             await bus.client("alice")
         assert all([await one.settled() == [] for one in crowd])
         again = await connect(bus.url, bus.keys, "core")

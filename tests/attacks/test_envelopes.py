@@ -183,7 +183,7 @@ def foreign(stage: Stage, txn: str) -> dict[str, str]:
     }
 
 
-FOREIGN = list(foreign.__annotations__) and [
+FOREIGN = [
     "a service", "a service of one's own", "the ledger", "the refusals", "the JetStream API", "the system account",
     "the registry", "another's inbox", "an inbox of the broker", "the shared inbox", "a reply of a callee", "a request",
     "a wildcard", "a full wildcard", "any connection", "no token", "an empty token", "a name that begins alike",
@@ -205,10 +205,7 @@ async def test_a_reply_subject_that_is_not_ones_own_inbox_is_never_answered(stag
     known = len(stage.arena.refused.records)
     await stage.alice.nc.publish(stage.alice.subject(READ, root.txn), request(root), reply=reply)
     await stage.alice.nc.flush()
-    async with asyncio.timeout(4):
-        while not [r for r in stage.arena.refused.records[known:] if r["rule"] in ("admit.reply", "admit.rate")]:
-            await asyncio.sleep(0.005)
-    record = stage.arena.refused.records[known]
+    record = await stage.arena.refused.number(known)
     assert (record["code"], record["rule"], record["caller"]) == ("MALFORMED", "admit.reply", "alice")
     await stage.arena.silent(stage.bob)
     await stage.arena.silent(stage.alice)
@@ -224,10 +221,7 @@ async def test_a_call_without_a_reply_subject_does_nothing(stage: Stage) -> None
     root = await stage.root()
     known = len(stage.arena.refused.records)
     await stage.alice.nc.publish(stage.alice.subject(READ, root.txn), request(root))
-    async with asyncio.timeout(4):
-        while not stage.arena.refused.records[known:]:
-            await asyncio.sleep(0.005)
-    assert stage.arena.refused.records[known]["rule"] == "admit.reply"
+    assert (await stage.arena.refused.number(known))["rule"] == "admit.reply"
     assert await stage.arena.kinds(root.txn) == ["txn.opened"]
 
 
@@ -351,7 +345,9 @@ async def test_headers_that_name_another_caller_change_nothing(stage: Stage) -> 
 
 async def test_headers_lend_a_grant_to_nobody(stage: Stage) -> None:
     root = await stage.root()
-    body = error_of(await stage.bob.ask(stage.bob.subject(READ, root.txn), request(root), headers={"Remit-Caller": "alice"}))
+    body = error_of(
+        await stage.bob.ask(stage.bob.subject(READ, root.txn), request(root), headers={"Remit-Caller": "alice"})
+    )
     record = await stage.arena.refused_before_opening(body, "GRANT_INVALID", "grant.audience", root.txn)
     assert record["caller"] == "bob"
 

@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from remit_broker.core.fold import fold_all
+from remit_broker.core.registry import Definition
 from remit_broker.hop.txn import Opened, close_txn, revoke
 from remit_broker.testing import running_broker
 from remit_schemas.envelope import Error, Frame, Result
@@ -68,6 +69,13 @@ def scope(grant: str) -> Scope:
     return Scope.of(parse(grant).claims.authorization_details)
 
 
+def served(stage: Stage, name: str) -> tuple[str, tuple[Definition, ...]]:
+    """What the registry says that somebody serves."""
+    attachment = stage.arena.lab.broker.registry.attachment(name)
+    assert attachment is not None
+    return attachment.kind, attachment.definitions
+
+
 # Scope
 
 
@@ -76,7 +84,11 @@ async def test_a_resource_outside_the_grant_is_refused(stage: Stage) -> None:
     for resource in ("mcp/files/leak", "mcp/files/strict", BRIEF):
         body = await stage.alice.error(resource, root.txn, root.grant, {"path": "a"})
         record = await stage.arena.refused_before_opening(body, "OUT_OF_SCOPE", "narrow.scope", root.txn)
-        assert (record["txn"], record["user"], record["parent"]) == (root.txn, "ann", parse(root.grant).claims.jti.split(".")[1])
+        assert (record["txn"], record["user"], record["parent"]) == (
+            root.txn,
+            "ann",
+            parse(root.grant).claims.jti.split(".")[1],
+        )
 
 
 WIDER = [
@@ -182,10 +194,14 @@ async def test_what_is_held_by_a_child_is_not_there_for_the_next(stage: Stage) -
     root = await stage.root(budget="calls=5")
     calling = stage.brief(root, want={"budget": {"usd_micros": 0, "tokens": 0, "calls": 4}})
     taken = await stage.bob.took(root.txn)
-    body = await stage.alice.error(READ, root.txn, root.grant, want={"budget": {"usd_micros": 0, "tokens": 0, "calls": 2}})
+    body = await stage.alice.error(
+        READ, root.txn, root.grant, want={"budget": {"usd_micros": 0, "tokens": 0, "calls": 2}}
+    )
     assert (body.code, body.rule) == ("BUDGET_EXCEEDED", "open.budget")
     # Its own call is one of the four.
-    body = await stage.bob.error(READ, root.txn, taken.grant, want={"budget": {"usd_micros": 0, "tokens": 0, "calls": 4}})
+    body = await stage.bob.error(
+        READ, root.txn, taken.grant, want={"budget": {"usd_micros": 0, "tokens": 0, "calls": 4}}
+    )
     assert (body.code, body.rule) == ("BUDGET_EXCEEDED", "open.budget")
     await taken.done()
     await calling
@@ -195,8 +211,12 @@ async def test_what_is_held_by_a_child_is_not_there_for_the_next(stage: Stage) -
 async def test_a_wish_of_nothing_still_costs_a_call(stage: Stage) -> None:
     root = await stage.root(budget="calls=2")
     for _ in range(2):
-        await stage.alice.result(READ, root.txn, root.grant, want={"budget": {"usd_micros": 0, "tokens": 0, "calls": 0}})
-    body = await stage.alice.error(READ, root.txn, root.grant, want={"budget": {"usd_micros": 0, "tokens": 0, "calls": 0}})
+        await stage.alice.result(
+            READ, root.txn, root.grant, want={"budget": {"usd_micros": 0, "tokens": 0, "calls": 0}}
+        )
+    body = await stage.alice.error(
+        READ, root.txn, root.grant, want={"budget": {"usd_micros": 0, "tokens": 0, "calls": 0}}
+    )
     assert body.code == "BUDGET_EXCEEDED"
 
 
@@ -288,7 +308,12 @@ async def test_a_repeated_key_is_a_duplicate_and_other_arguments_a_conflict(stag
     root = await stage.root()
     await stage.alice.result(READ, root.txn, root.grant, {"path": "a"}, key="k1")
     again = await stage.alice.error(READ, root.txn, root.grant, {"path": "a"}, key="k1")
-    assert (again.code, again.rule, again.effect, again.retryable) == ("DUPLICATE", "open.idempotency", "happened", False)
+    assert (again.code, again.rule, again.effect, again.retryable) == (
+        "DUPLICATE",
+        "open.idempotency",
+        "happened",
+        False,
+    )
     other = await stage.alice.error(READ, root.txn, root.grant, {"path": "b"}, key="k1")
     assert (other.code, other.rule, other.effect) == ("CONFLICT", "open.idempotency", "none")
     assert len(stage.files.work(root.txn)) == 1
@@ -297,7 +322,9 @@ async def test_a_repeated_key_is_a_duplicate_and_other_arguments_a_conflict(stag
 
 async def test_thirty_calls_with_one_key_at_once_are_one_call(stage: Stage) -> None:
     root = await stage.root()
-    ends = await asyncio.gather(*(stage.alice.call(READ, root.txn, root.grant, {"path": "a"}, key="k") for _ in range(30)))
+    ends = await asyncio.gather(
+        *(stage.alice.call(READ, root.txn, root.grant, {"path": "a"}, key="k") for _ in range(30))
+    )
     assert sum(isinstance(frames[-1], Result) for frames in ends) == 1
     assert {error_of(frames).code for frames in ends if isinstance(frames[-1], Error)} == {"DUPLICATE"}
     assert len(stage.files.work(root.txn)) == 1
@@ -452,16 +479,17 @@ async def test_a_definition_that_is_none_is_refused_and_changes_nothing(stage: S
     await server.serve(tool("honest"))
     body = error_of(await server.attach(*ATTACHMENTS[name]))
     assert body.code in ("MALFORMED", "TOO_LARGE"), body
-    assert [d.op for d in stage.arena.lab.broker.registry.attachment("liar").definitions] == ["honest"]
+    assert [d.op for d in served(stage, "liar")[1]] == ["honest"]
 
 
 async def test_a_principal_attaches_as_itself_whatever_it_says(stage: Stage) -> None:
     mallory = await stage.arena.agent("mallory")
     body = {"name": "files", "principal": "files", "kind": "mcp", "skills": [skill("x")], "tools": [tool("read")]}
     await mallory.result("remit/attach/put", "new", None, body)
-    registry = stage.arena.lab.broker.registry
-    assert registry.attachment("files").kind == "mcp" and len(registry.attachment("files").definitions) == 5
-    assert (registry.attachment("mallory").kind, [d.op for d in registry.attachment("mallory").definitions]) == ("agent", ["x"])
+    kind, definitions = served(stage, "files")
+    assert (kind, len(definitions)) == ("mcp", 5)
+    kind, definitions = served(stage, "mallory")
+    assert (kind, [d.op for d in definitions]) == ("agent", ["x"])
 
 
 async def test_a_removed_agent_is_refused_on_the_connection_it_still_has(stage: Stage) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import base64
 import json
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 import nats
@@ -160,6 +161,7 @@ async def test_a_fault_while_looking_up_refuses_and_the_next_one_is_served(bus: 
 
     bus.people.by_nkey = broken  # type: ignore[method-assign,assignment]
     assert "Authorization Violation" in await attempt(bus)
+    assert bus.told == [(nkey.public_of("U", bus.people.seeds["alice"]), f"fault: {type(fault).__name__}")]
     bus.people.by_nkey = whole  # type: ignore[method-assign]
     assert await attempt(bus) == "in"
 
@@ -181,7 +183,7 @@ async def test_a_registration_that_makes_no_sense_refuses(bus: Bus, changes: dic
 async def test_nobody_gets_in_while_the_callout_is_down(bus: Bus) -> None:
     await bus.callout.stop()
     assert await attempt(bus) != "in"
-    with pytest.raises(nats.errors.Error):
+    with pytest.raises((nats.errors.Error, TimeoutError)):  # which one depends on whose patience ends first
         await bus.client("alice")
     await bus.callout.start()
     assert await attempt(bus) == "in"
@@ -204,7 +206,7 @@ async def test_a_crowd_that_connects_at_once_is_all_judged(bus: Bus) -> None:
 # What the callout itself refuses to answer: these bytes never came from a server.
 
 
-def sealed_request(bus: Bus, **changes: Any) -> tuple[bytes, str]:
+def sealed_request(bus: Bus, forge: Callable[[str], str] = str, **changes: Any) -> tuple[bytes, str]:
     """A request as a NATS server makes it, from a server key of the test's own."""
     server, box = nkey.seed_text("N", secrets.token_bytes(32)), nkey.seed_text("X", secrets.token_bytes(32))
     nonce, seed = "nonce", bus.people.seeds["alice"]
@@ -222,7 +224,7 @@ def sealed_request(bus: Bus, **changes: Any) -> tuple[bytes, str]:
         for key in keys[:-1]:
             at = at[key]
         at[keys[-1]] = value
-    token = nats_jwt.encode(claims, "N", server, SystemClock().now())
+    token = forge(nats_jwt.encode(claims, "N", server, SystemClock().now()))
     data = nkey.seal(box, bus.keys.public("xkey"), token.encode(), secrets.token_bytes(24))
     return data, nkey.public_of("X", box)
 
@@ -272,20 +274,19 @@ async def test_a_request_that_is_not_sealed_gets_no_answer(bus: Bus) -> None:
         assert bus.callout.answer(body, who) is None
 
 
-async def test_a_request_with_another_algorithm_or_signature_gets_no_answer(bus: Bus) -> None:
-    data, sender = sealed_request(bus)
-    head, body, signature = nkey.open_sealed(bus.keys.seed("xkey"), sender, data).decode().split(".")
-    box = nkey.seed_text("X", secrets.token_bytes(32))
-    for alg in ("none", "Ed25519", "EdDSA", "ED25519-NKEY"):
-        other = base64.urlsafe_b64encode(json.dumps({"typ": "JWT", "alg": alg}).encode()).decode().rstrip("=")
-        for token in (
-            f"{other}.{body}.{signature}",
-            f"{other}.{body}.",
-            f"{head}.{body}.",
-            f"{head}.{body}.{'A' * 86}",
-        ):
-            sealed = nkey.seal(box, bus.keys.public("xkey"), token.encode(), secrets.token_bytes(24))
-            assert bus.callout.answer(sealed, nkey.public_of("X", box)) is None
+def forged(token: str, alg: str, signature: str) -> str:
+    """``token`` under another algorithm's name, with another signature (``same`` keeps either)."""
+    head, body, own = token.split(".")
+    if alg != "same":
+        head = base64.urlsafe_b64encode(json.dumps({"typ": "JWT", "alg": alg}).encode()).decode().rstrip("=")
+    return f"{head}.{body}.{own if signature == 'same' else signature}"
+
+
+@pytest.mark.parametrize("alg", ["same", "none", "Ed25519", "EdDSA", "ED25519-NKEY"])
+@pytest.mark.parametrize("signature", ["same", "", "A" * 86])
+async def test_a_request_with_another_algorithm_or_signature_gets_no_answer(bus: Bus, alg: str, signature: str) -> None:
+    answer = bus.callout.answer(*sealed_request(bus, lambda token: forged(token, alg, signature)))
+    assert (answer is not None) == (alg == signature == "same")
 
 
 async def test_an_agent_with_the_name_of_a_connection_of_its_own_choice_gets_that_inbox_only(bus: Bus) -> None:

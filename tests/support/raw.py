@@ -239,6 +239,12 @@ class Ear:
             await self._grew.wait_for(lambda: any(map(fits, self.records)))
             return next(filter(fits, self.records))
 
+    async def number(self, index: int) -> dict[str, Any]:
+        """The record of this number, counted from 0, as soon as it is written."""
+        async with asyncio.timeout(SECONDS), self._grew:
+            await self._grew.wait_for(lambda: len(self.records) > index)
+            return self.records[index]
+
 
 class Arena:
     """A broker, raw agents around it, and an ear on its refusals."""

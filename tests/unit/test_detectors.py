@@ -121,6 +121,17 @@ def test_secrets_next_to_each_other_are_all_found():
     assert changed == "[redacted:secret.aws_access_key#1],[redacted:secret.npm_token#1]"
 
 
+def test_what_only_shows_after_a_replacement_is_replaced_too(monkeypatch: pytest.MonkeyPatch):
+    # The end of the one is the beginning of the other, so that one search finds only the first of each pair.
+    secret = SAMPLES["azure_client_secret"][1]
+    assert DETECTORS.redact(f"{secret} {secret}", ("secret",))[0] == " ".join(
+        ["[redacted:secret.azure_client_secret#1]"] * 2
+    )
+    # Where there is no end to it, nothing of the text is kept.
+    monkeypatch.setattr(module, "_ROUNDS", 1)
+    assert DETECTORS.redact(f"{secret} {secret}", ("secret",))[0] == "[redacted:secret.azure_client_secret#2]"
+
+
 def test_only_the_wanted_kinds_are_replaced():
     value = [SAMPLES["jwt"][1], TOKEN]
     assert DETECTORS.redact(value, (FOUND,))[0] == [value[0], f"[redacted:{FOUND}#1]"]

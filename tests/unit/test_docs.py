@@ -185,3 +185,10 @@ def test_the_records_of_the_worked_example_are_a_valid_sequence() -> None:
     assert {value["rec"] for value in values if "rec" in value} == {records[0]["hash"], records[1]["hash"]}
     (refused,) = [value for value in values if value.get("kind") == "hop.refused"]
     assert refused["hash"] == hash_of(refused) and refused["txn"] == fold.txn
+
+
+def test_the_whole_configuration_is_shown_as_it_is_written() -> None:
+    from remit_broker.starter import TEMPLATE
+
+    text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    assert TEMPLATE.format(issuer="http://127.0.0.1:7480", port=7480, auth="local") in text

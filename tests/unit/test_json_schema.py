@@ -242,6 +242,39 @@ def test_no_pattern_keeps_the_validator_busy(pattern: str):
     assert time.perf_counter() - began < 5
 
 
+BACKTRACKS = {"items": {"not": {"pattern": r"^(?!x)(a|aa|a?)+\1$"}}}
+
+
+def slow_strings(count: int) -> list[str]:
+    """All different: what was found of one is not looked for again."""
+    return ["a" * 30 + f"!{i}" for i in range(count)]
+
+
+def test_a_pattern_that_backtracks_is_stopped_on_every_string():
+    began = time.perf_counter()
+    body = refused(BACKTRACKS, slow_strings(1000))
+    # Not known to match and not known not to match: refused, also below a `not`.
+    assert body is not None
+    # About 0.1 s within the bound; 15 s without.
+    assert time.perf_counter() - began < 4
+
+
+def test_a_pattern_that_backtracks_is_not_tried_on_too_many_strings():
+    body = refused(BACKTRACKS, slow_strings(20_000))
+    assert body is not None
+    assert body.rule == "schema.work"
+    linear = {"items": {"not": {"pattern": "^(a+)+$"}}}
+    assert refused(linear, slow_strings(20_000)) is None
+
+
+def test_look_around_works_where_a_schema_needs_it():
+    email = {
+        "pattern": r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$"
+    }
+    assert refused(email, "ann.smith@mail.example.org") is None
+    assert refused(email, "ann..smith@mail.example.org") is not None
+
+
 NODE = {"$ref": "#/$defs/node"}
 DOUBLING: dict[str, Any] = {
     "$defs": {

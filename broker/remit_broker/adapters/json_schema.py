@@ -26,8 +26,11 @@ MAX_WORK_EXPLAINED: Final = 20_000
 EASY: Final = 40
 """A schema that never looks at one item more often than this is used without measuring the value."""
 
-BACKTRACKS: Final = 10_000
-"""Steps back that one regular expression may take on one string; beyond, the string does not match."""
+BACKTRACKS: Final = 2_000
+"""Steps back that one pattern with look-around or back-references may take on one string; beyond, it does not match."""
+
+BACKTRACKING: Final = 1_000
+"""What such a pattern may cost, in looks: a schema that has one is counted as if every look took that long."""
 
 CACHED: Final = 2048
 _REGEX_BYTES: Final = 1 << 20
@@ -39,6 +42,7 @@ class _Compiled(NamedTuple):
     validator: jsonschema_rs.Validator
     names: frozenset[str]
     table: tuple[int, ...]
+    weight: int
 
 
 class JsonSchemas:
@@ -62,7 +66,8 @@ class JsonSchemas:
     def _validate(self, key: tuple[str, Code], schema: Mapping[str, Any], value: Any) -> None:
         code = key[1]
         compiled = self._of(key, schema)
-        work = 0 if max(compiled.table) <= EASY else _bearable(code, compiled, value)
+        easy = compiled.weight == 1 and max(compiled.table) <= EASY
+        work = 0 if easy else _bearable(code, compiled, value)
         try:
             if compiled.validator.is_valid(value):
                 return
@@ -100,16 +105,29 @@ def _compile(schema: Mapping[str, Any]) -> _Compiled:
     table = looks(plain)
     if table[0] > MAX_WORK:
         raise _unusable("it refers to itself without going deeper into the value, or to too much at once")
+    validator, weight = _validator(plain)
+    return _Compiled(schema, validator, frozenset(_declared(plain)), table, weight)
+
+
+def _validator(schema: dict[str, Any]) -> tuple[jsonschema_rs.Validator, int]:
+    """With the linear regular expressions where they suffice, else with those that backtrack, within bounds."""
+    linear = jsonschema_rs.RegexOptions(size_limit=_REGEX_BYTES)
+    bounded = jsonschema_rs.FancyRegexOptions(backtrack_limit=BACKTRACKS, size_limit=_REGEX_BYTES)
     try:
-        # INVARIANT: no reference leaves the schema: nothing is fetched or read (test_a_remote_reference_is_never_followed).
-        validator = jsonschema_rs.validator_for(
-            plain,
-            offline=True,
-            pattern_options=jsonschema_rs.FancyRegexOptions(backtrack_limit=BACKTRACKS, size_limit=_REGEX_BYTES),
-        )
+        return _offline(schema, linear), 1
+    except (ValueError, TypeError):
+        pass
+    try:
+        return _offline(schema, bounded), BACKTRACKING
     except (ValueError, TypeError) as error:
         raise _unusable(_schema_error(error)) from None
-    return _Compiled(schema, validator, frozenset(_declared(plain)), table)
+
+
+def _offline(
+    schema: dict[str, Any], patterns: jsonschema_rs.RegexOptions | jsonschema_rs.FancyRegexOptions
+) -> jsonschema_rs.Validator:
+    # INVARIANT: no reference leaves the schema: nothing is fetched or read (test_a_remote_reference_is_never_followed).
+    return jsonschema_rs.validator_for(schema, offline=True, pattern_options=patterns)
 
 
 def _unusable(why: str) -> Refusal:
@@ -129,11 +147,11 @@ def _schema_error(error: Exception) -> str:
 
 
 def _bearable(code: Code, compiled: _Compiled, value: Any) -> int:
-    """The work that ``value`` makes, at most. Refuses one that would take too long."""
+    """The looks that ``value`` makes, at most. Refuses one that would take too long."""
     items, depth = size_of(value)
     work = items * max(compiled.table[: depth + 1])
     # INVARIANT: no value keeps the validator busy without end (test_a_schema_that_doubles_the_work_with_every_level).
-    if work > MAX_WORK:
+    if work * compiled.weight > MAX_WORK:
         raise refusal(
             code, f"{items} items on {depth} levels are too much work for this schema", rule="schema.work",
             ask="nest less deeply, or send less at once",

@@ -32,9 +32,10 @@ class HardenedClient(Client):
             return None
         return found
 
-    def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> Msg | None:  # type: ignore[override]
+    def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> Msg | None:
         try:
-            return super()._build_message(sid, subject, reply, data, headers)
+            built: Msg = super()._build_message(sid, subject, reply, data, headers)
         except UnicodeDecodeError:
             # No name, kind or inbox of this bus is anything but ASCII.
             return None
+        return built

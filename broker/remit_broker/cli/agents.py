@@ -8,9 +8,9 @@ import typer
 
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.cli.client import BrokerClient
-from remit_broker.cli.common import Config, Json, command, out, say
+from remit_broker.cli.common import Config, Json, command
+from remit_broker.cli.printing import line, out, say
 from remit_broker.config import Settings, load
-from remit_broker.credentials import credentials_file
 from remit_schemas.names import Kind, is_principal
 
 app = typer.Typer(help="Agents that may connect to the bus.", no_args_is_help=True)
@@ -32,11 +32,13 @@ def add(
     if as_json:
         say(told)
     else:
-        out.print(f"registered {name}; its credentials are in {told['credentials']}")
+        out.print(line(f"registered {name}; its credentials are in {told['credentials']}"))
 
 
 def enrol(settings: Settings, name: str, kind: Kind, tier: str = "standard") -> dict[str, str]:
     """Register a principal with the running broker. The seed is drawn here, written 0600, and sent nowhere."""
+    from remit_broker.credentials import credentials_file
+
     if not is_principal(name):
         raise ConfigError(f"{name!r} cannot name an agent", "use [a-z0-9][a-z0-9_-]*, not remit, new or broker")
     client = BrokerClient(settings)
@@ -58,7 +60,7 @@ def list_(config: Config = None, as_json: Json = False) -> None:
         return
     for agent in found:
         serves = ", ".join(agent["serves"][:8]) + (" …" if len(agent["serves"]) > 8 else "")
-        out.print(f"{agent['name']:<20} {agent['kind']:<6} {agent['tier']:<12} {serves or '-'}")
+        out.print(line(f"{agent['name']:<20} {agent['kind']:<6} {agent['tier']:<12} {serves or '-'}"))
     if not found:
         out.print("nobody yet  → remit agents add NAME")
 
@@ -77,4 +79,4 @@ def remove(
     if as_json:
         say(told)
     else:
-        out.print(f"removed {name}; it cannot connect any more")
+        out.print(line(f"removed {name}; it cannot connect any more"))

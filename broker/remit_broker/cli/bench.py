@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from remit_broker.bench.run import WAYS, bench
-from remit_broker.cli.common import Json, command, err, out, say
-from remit_broker.cli.running import run_loop
+from remit_broker.cli.common import Json, command, run_loop
+from remit_broker.cli.printing import err, line, out, say
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 COLUMNS = ("p50_us_1", "p99_us_1", "ops_32", "p99_us_32", "ops_256")
 
@@ -29,12 +31,14 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Measure direct request/reply, a bare relay and the full governed hop, interleaved in one run."""
-    found: dict[str, Any] = run_loop(bench(rounds, scale, lambda line: err.print(f"[dim]{line}[/]")))
+    from remit_broker.bench.run import WAYS, bench
+
+    found: dict[str, Any] = run_loop(bench(rounds, scale, lambda said: err.print(line((said, "dim")))))
     output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if as_json:
         say(found)
         return
-    out.print(table(found))
+    out.print(table(found, WAYS))
     for way in ("governed", "governed_fsync"):
         about = found["setup"][way]
         out.print(
@@ -43,14 +47,16 @@ def run(
     out.print(f"{found['setup']['cpus']} cores, Python {found['setup']['python']}; figures in {output}")
 
 
-def table(found: dict[str, Any]) -> Table:
+def table(found: dict[str, Any], ways: Iterable[str]) -> Table:
     """The figures, each with its ratio to a direct call."""
+    from rich.table import Table
+
     grid = Table(title="microseconds (1 in flight), calls per second (32 and 256); in brackets: times a direct call")
     grid.add_column("")
     for column in COLUMNS:
         grid.add_column(column, justify="right")
     base = found["direct"]
-    for way in WAYS:
+    for way in ways:
         row = found[way]
         grid.add_row(way, *(f"{row[name]:,.0f} ({row[name] / base[name]:.2f})" for name in COLUMNS))
     return grid

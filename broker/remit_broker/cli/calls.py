@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
-import sys
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +13,10 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from remit import Agent, Progress, Refused, ToolFailed, text
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.cli.client import BrokerClient
-from remit_broker.cli.common import REFUSED, Config, Json, command, duration, err, out, read_json, say
-from remit_broker.cli.running import run_loop
+from remit_broker.cli.common import REFUSED, Config, Json, command, duration, read_json, read_text, run_loop, typed
+from remit_broker.cli.printing import err, line, out, say, visible
 from remit_broker.config import Settings, load
 from remit_schemas.budget import parse_budget
 from remit_schemas.errors import Refusal
@@ -39,7 +38,7 @@ def grant(
         list[str], typer.Option(help='What it covers: mcp/git/*, or mcp/files/read{"path":{"prefix":"docs/"}}')
     ],
     budget: Annotated[str, typer.Option(help="Such as usd=0.5,tokens=10000,calls=20.")] = "usd=0.1,calls=20",
-    ttl: Annotated[str, typer.Option(help="Such as 10m; at most 8h.")] = "10m",
+    ttl: Annotated[str, typer.Option(help="How long it lives, such as 10m; at most 8h.")] = "10m",
     max_depth: Annotated[int, typer.Option(help="How many agents deep it may go.", min=0, max=16)] = 8,
     config: Config = None,
     as_json: Json = False,
@@ -48,8 +47,8 @@ def grant(
     body = {
         "user": user,
         "agent": to,
-        "scopes": msgspec.to_builtins([parse_scope(text) for text in scope]),
-        "budget": msgspec.to_builtins(parse_budget(budget)),
+        "scopes": msgspec.to_builtins([typed("--scope", text, parse_scope) for text in scope]),
+        "budget": msgspec.to_builtins(typed("--budget", budget, parse_budget)),
         "ttl": duration(ttl),
         "max_depth": max_depth,
     }
@@ -75,7 +74,9 @@ def call(
 ) -> None:
     """Make one governed call from the shell, as an agent of this machine."""
     settings = load(config)
-    parse_resource(resource)
+    typed("RESOURCE", resource, parse_resource)
+    if budget is not None:
+        typed("--budget", budget, parse_budget)
     args = read_json(arguments, "JSON")
     path = settings.credentials / f"{caller}.json"
     if not caller or not path.exists():
@@ -85,11 +86,11 @@ def call(
         )
     with _grant(settings, resource, caller, grant_file) as token:
         wishes = {"budget": budget, "ttl": float(duration(ttl)) if ttl else None}
-        told = run_loop(_one(path, token, resource, args, wishes, err.print if not as_json else lambda _: None))
+        told = run_loop(_one(path, token, resource, args, wishes, lambda said: err.print(line((said, "dim")))))
     if as_json:
         say(told)
     else:
-        out.print(_readable(told["result"]), markup=False)
+        out.print(visible(_readable(told["result"]), keep="\n\t"))
     if told.get("failed"):
         err.print("the tool ran and reports a failure of its own")
         raise typer.Exit(REFUSED)
@@ -97,6 +98,8 @@ def call(
 
 def _readable(result: Any) -> str:
     """The text of an MCP tool's result; of anything else, the JSON."""
+    from remit import text
+
     if isinstance(result, dict) and isinstance(result.get("content"), list):
         return text(result)
     return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, indent=2)
@@ -106,7 +109,7 @@ def _readable(result: Any) -> str:
 def _grant(settings: Settings, resource: str, caller: str, file: Path | None) -> Iterator[str]:
     """The grant in ``file``, or that of a task opened for the user of this machine and closed afterwards."""
     if file is not None:
-        yield sys.stdin.read().strip() if str(file) == "-" else file.read_text(encoding="utf-8").strip()
+        yield read_text(file).strip()
         return
     client = BrokerClient(settings)
     wish = {
@@ -126,11 +129,14 @@ def _grant(settings: Settings, resource: str, caller: str, file: Path | None) ->
 async def _one(
     path: Path, grant: str, resource: str, args: dict[str, Any], wishes: dict[str, Any], hear: Callable[[str], None]
 ) -> dict[str, Any]:
+    from remit import Agent, Progress, Refused, ToolFailed
+
+    logging.getLogger("remit").addHandler(logging.NullHandler())  # what it would say is in the answer
     try:
         async with Agent(path.stem, credentials=path).task(grant) as task:
             run = await task.start(resource, args=args, **wishes)
             async for event in run:
-                hear(f"[dim]{event.message if isinstance(event, Progress) else event.data}[/]")
+                hear(str(event.message if isinstance(event, Progress) else event.data))
             told = {"txn": task.txn, "hop": run.id}
             try:
                 return {**told, "result": await run.result()}

@@ -6,9 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from remit_broker.adapters.errors import ConfigError
 from remit_broker.cli.client import BrokerClient
-from remit_broker.cli.common import Config, Json, command, out, say
-from remit_broker.cli.show import cost, tree
+from remit_broker.cli.common import Config, Json, command
+from remit_broker.cli.printing import line, out, say
+from remit_broker.cli.show import cost, count, explained, tree
 from remit_broker.config import load
 from remit_schemas.errors import Code, refusal
 from remit_schemas.names import is_txn
@@ -51,13 +53,15 @@ def chains(
         return
     for row in page["chains"]:
         state = row["reason"] or "open"
-        refused = f"  [red]{row['refused']} refused[/]" if row["refused"] else ""
+        refused = f"  {row['refused']} refused" if row["refused"] else ""
         out.print(
-            f"{row['txn']}  {row['opened_at']}  [bold]{row['user']}[/] → {row['agent']}  {row['hops']} hops  "
-            f"{cost(row['spent'])} of {cost(row['limit'])}  {state}{refused}"
-        )
+            line(
+                f"{row['txn']}  {row['opened_at']}  ", (row["user"], "bold"), f" → {row['agent']}  {count(row['hops'], 'hop')}  ",
+                f"{cost(row['spent'])} of {cost(row['limit'])}  {state}", (refused, "red"),
+            )
+        )  # fmt: skip
     if page["cursor"]:
-        out.print(f"more: --cursor {page['cursor']}")
+        out.print(line(f"more: --cursor {page['cursor']}"))
     if not page["chains"]:
         out.print("none")
 
@@ -93,13 +97,9 @@ def whole(client: BrokerClient, beginning: str) -> str:
 
 
 def _search(client: BrokerClient, beginning: str) -> list[dict[str, Any]]:
+    beginning = beginning.lower()
     if len(beginning) < 4 or not set(beginning) <= set("0123456789abcdef."):
-        raise refusal(
-            Code.MALFORMED,
-            f"{beginning!r} is no id",
-            rule="chain.id",
-            ask="give a hop, <txn>.<hop>, or at least 4 of its digits",
-        )
+        raise ConfigError(f"{beginning!r} is no id", "give a txn, a hop, <txn>.<hop>, or at least 4 of its digits")
     found: list[dict[str, Any]] = client.get(f"/api/find/{beginning}")["found"]
     return found
 
@@ -114,62 +114,36 @@ def why(
     client = BrokerClient(load(config))
     hits = [hit for hit in _search(client, what) if hit["hop"]]
     if len({hit["hop"] for hit in hits}) != 1:
+        shown = " ".join(hit["hop"] for hit in hits[:8])
         raise refusal(
             Code.UNKNOWN_TARGET, f"{len(hits) or 'no'} hops begin with {what}", rule="why.id",
-            ask="remit chain TXN shows them: " + " ".join(hit["hop"] for hit in hits[:8]),
+            ask=f"one of {shown}" if hits else "remit chain TXN shows the hops of a chain with their ids",
         )  # fmt: skip
     record = client.get(f"/api/records/{hits[0]['hop']}")
     if as_json:
         say(record)
         return
     for part in record["records"]:
-        for line in explained(part):
-            out.print(line)
-
-
-def explained(record: dict[str, Any]) -> list[str]:
-    """A record in a few lines."""
-    if record["kind"] == "hop.refused":
-        lines = [
-            f"[red]refused[/] {record['caller']} → [bold]{record['resource']}[/] at {record['at']}, in stage {record['stage']}",
-            f"  {record['code']}: {record['message']}".replace("[", "\\["),
-            f"  rule: {record['rule']}",
-        ]
-        return [*lines, *([f"  → {record['ask']}"] if record["ask"] else []), *_decided(record)]
-    if record["kind"] == "hop.opened":
-        return [
-            f"[green]opened[/] {record['caller']} → [bold]{record['resource']}[/] at {record['at']}, depth {record['depth']}",
-            f"  held {cost(record['budget'])}",
-            *_decided(record),
-        ]
-    lines = [f"closed {record['outcome']} after {record['ms']} ms, spent {cost(record['spent'])}"]
-    return lines + ([f"  {record['code']}: {record['reason']} ({record['rule']})"] if record["code"] else [])
-
-
-def _decided(record: dict[str, Any]) -> list[str]:
-    decision = record["decision"]
-    lines = []
-    if decision:
-        rules = ", ".join(decision["rules"]) or "no policy permits it (default deny)"
-        lines.append(f"  policy: {decision['effect']} by {rules}, revision {decision['revision'][:12]}")
-    if record["findings"]:
-        seen = ", ".join(f"{f['kind']} at {f['where'] or '/'}" for f in record["findings"])
-        lines.append(f"  found: {seen}")
-    return lines
+        for told in explained(part):
+            out.print(told)
 
 
 @command
 def revoke(
     grant: Annotated[str | None, typer.Option(help="A grant by its jti: it and everything below it.")] = None,
-    txn: Annotated[str | None, typer.Option(help="A whole txn.")] = None,
+    txn: Annotated[str | None, typer.Option(help="A whole txn, by a unique beginning.")] = None,
     why: Annotated[str, typer.Option(help="For the record.")] = "",
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Revoke a grant or a whole txn: binds the very next hop of every descendant."""
+    if (grant is None) == (txn is None):
+        raise ConfigError("name one of --grant and --txn", "remit revoke --grant JTI, or remit revoke --txn T")
     client = BrokerClient(load(config))
+    if txn is not None:
+        txn = whole(client, txn)
     told = client.post("/api/revocations", {"grant": grant, "txn": txn, "why": why})
     if as_json:
         say(told)
     else:
-        out.print(f"revoked {told['revoked']} (record {told['seq']} of txn {told['txn']})")
+        out.print(line(f"revoked {told['revoked']} (record {told['seq']} of txn {told['txn']})"))

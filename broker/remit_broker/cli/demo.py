@@ -7,15 +7,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
 
-from remit_broker.cli.common import REFUSED, Json, command, err, out, say
-from remit_broker.cli.running import run_loop
-from remit_broker.cli.show import cost, tree
-from remit_broker.demo.run import Shown, demo
+from remit_broker.cli.common import REFUSED, Json, command, run_loop
+from remit_broker.cli.printing import err, line, out, say
+from remit_broker.cli.show import cost, tree, verdict_lines
+
+if TYPE_CHECKING:
+    from remit_broker.demo.run import Shown
 
 
 def register(app: typer.Typer) -> None:
@@ -31,9 +32,11 @@ def run(
     as_json: Json = False,
 ) -> None:
     """A task through three agents and a real MCP server, hops that are refused, an agent that tries the bus, and the proof."""
+    from remit_broker.demo.run import demo
+
     logging.basicConfig(level=logging.ERROR)
     with _folder(keep) as folder:
-        shown: Shown = run_loop(demo(folder, lambda line: err.print(f"[dim]{line}[/]")))
+        shown = run_loop(demo(folder, lambda said: err.print(line((said, "dim")))))
     if as_json:
         say(summary(shown))
     else:
@@ -85,18 +88,11 @@ def _print(shown: Shown, keep: Path | None) -> None:
     out.print(f"\nspent {cost(end['spent'])} of {cost(shown.records[0]['budget'])}; every refusal above cost nothing")
     out.print("\nan agent with valid credentials tries the bus without the broker:")
     for attempt in shown.attempts:
-        out.print(
-            Text.assemble(
-                ("  ⊘ " if attempt.stopped_by else "  ! ", "red"), attempt.what, (f"\n    {attempt.stopped_by}", "dim")
-            )
-        )
+        out.print(line(("  ⊘ " if attempt.stopped_by else "  ! ", "red"), attempt.what))
+        out.print(line((f"    {attempt.stopped_by or 'nothing stopped it'}", "dim")))
     out.print("\nthe evidence of this chain, checked with the published keys alone:")
-    for check in shown.verdict.checks:
-        out.print(
-            Text.assemble(
-                ("  ✓ " if check.ok else "  ✗ ", "green" if check.ok else "red"), f"{check.check}: {check.where}"
-            )
-        )
-    out.print("[bold green]verified[/]" if shown.verdict.verified else "[bold red]NOT verified[/]")
+    for told in verdict_lines(shown.verdict):
+        out.print(told)
     if keep:
-        out.print(f"kept in {keep}  → remit up -c {keep}   remit chain {shown.txn[:8]} -c {keep}")
+        out.print(line(f"kept in {keep}"))
+        out.print(line(f"  → remit up -c {keep}, and then: remit chain {shown.txn[:8]} -c {keep}"))

@@ -8,14 +8,12 @@ from typing import Annotated
 
 import typer
 
-from remit_broker.adapters.errors import ConfigError
 from remit_broker.cli.chains import whole
 from remit_broker.cli.client import BrokerClient
-from remit_broker.cli.common import REFUSED, Config, Json, command, out, say
-from remit_broker.config import load
-from remit_broker.core.evidence import read, verify_evidence
-from remit_schemas.errors import Refusal
-from remit_schemas.keys import KeySet
+from remit_broker.cli.common import REFUSED, Config, Json, command, typed
+from remit_broker.cli.printing import line, out, say
+from remit_broker.cli.show import verdict_lines
+from remit_broker.config import cycle, load
 
 app = typer.Typer(help="Evidence of one chain that verifies offline.", no_args_is_help=True)
 
@@ -35,9 +33,9 @@ def export(
     if as_json:
         say({"txn": found["txn"], "file": str(output), "records": len(found["records"]), "complete": found["complete"]})
     else:
-        out.print(f"wrote {output}: {len(found['records'])} records, {len(found['grants'])} grants")
+        out.print(line(f"wrote {output}: {len(found['records'])} records, {len(found['grants'])} grants"))
         if not found["complete"]:
-            out.print("  [yellow]the txn is still open: more may follow[/]")
+            out.print(line(("  the txn is still open: more may follow", "yellow")))
 
 
 @app.command("verify")
@@ -53,21 +51,16 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check every record, hash, grant and delegation offline. Exits 1 where anything does not hold."""
-    try:
-        trusted = KeySet.from_jwks(keys.read_bytes())
-    except Refusal as bad:
-        raise ConfigError(
-            f"{keys} is not a usable JWKS: {bad.body.message}", "download it from /.well-known/jwks.json"
-        ) from None
-    pairs = frozenset(
-        (one.strip(), other.strip()) for one, _, other in (pair.partition(">") for pair in allow_cycle or ())
-    )
+    from remit_broker.core.evidence import read, verify_evidence
+    from remit_schemas.keys import KeySet
+
+    trusted = typed(f"--keys {keys}", "", lambda _: KeySet.from_jwks(keys.read_bytes()))
+    pairs = frozenset(typed("--allow-cycle", pair, cycle) for pair in allow_cycle or ())
     verdict = verify_evidence(read(file.read_bytes()), trusted, pairs)
     if as_json:
         say(verdict)
     else:
-        for check in verdict.checks:
-            out.print(f"{'[green]✓[/]' if check.ok else '[red]✗[/]'} {check.check}: {check.where}".replace("\\[", "["))
-        out.print("[bold green]verified[/]" if verdict.verified else "[bold red]NOT verified[/]")
+        for found in verdict_lines(verdict):
+            out.print(found)
     if not verdict.verified:
         raise typer.Exit(REFUSED)

@@ -12,7 +12,7 @@ import typer
 
 from remit_broker import __version__
 from remit_broker.cli import agents, bench, calls, chains, demo, evidence, running, servers
-from remit_broker.cli.common import USAGE, own
+from remit_broker.cli.common import USAGE, own, show_error
 from remit_broker.cli.printing import out, say
 from remit_schemas.errors import Code
 
@@ -54,13 +54,20 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows no ✓ is no reason to fail
-    try:
+    if not _wants_json(sys.argv[1:]):
         app()
-    except SystemExit as end:
-        # Whatever is wrong with the words of a command is found before it runs, and then it has said nothing yet.
-        if end.code == USAGE and wants_json(sys.argv[1:]) and not running_commands():
-            say({"error": own(Code.MALFORMED, "usage", "wrong usage: see stderr", "remit COMMAND --help")})
-        raise
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except typer.TyperException as wrong:  # the words of the command; whatever it does itself ends in an exit code
+        body = own(Code.MALFORMED, "usage", wrong.format_message(), "say --help after the command")
+        say({"error": body})
+        show_error(body)
+        sys.exit(USAGE)
+
+
+def _wants_json(words: list[str]) -> bool:
+    """Whether ``--json`` is meant for this command, not for one that it is to run."""
+    return "--json" in (words[: words.index("--")] if "--" in words else words)
 
 
 if __name__ == "__main__":

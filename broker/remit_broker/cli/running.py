@@ -7,23 +7,15 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 import typer
 
-from remit_broker.adapters.cedar import CedarEngine
 from remit_broker.adapters.errors import ConfigError
-from remit_broker.adapters.keyfiles import KeyFiles
-from remit_broker.adapters.nats_server import find_binary
-from remit_broker.app import Broker
-from remit_broker.cli.common import Config, Json, command, err, out, say
+from remit_broker.cli.common import UNREACHABLE, Config, Json, command, run_loop
+from remit_broker.cli.printing import err, line, out, say
 from remit_broker.config import Settings, load
-from remit_broker.edges.attach.servers_file import ServersFileError, read_servers
-from remit_broker.starter import write_starter
-
-T = TypeVar("T")
 
 
 def register(app: typer.Typer) -> None:
@@ -43,12 +35,14 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Write a commented remit.toml and a starter policy. Nothing that exists is overwritten."""
+    from remit_broker.starter import write_starter
+
     file = write_starter(folder, auth, port)
     if as_json:
         say({"config": str(file), "policies": str(file.parent / "policies")})
     else:
-        out.print(f"wrote {file} and {file.parent / 'policies' / 'default.cedar'}")
-        out.print(f"  → start it with: remit up -c {file}")
+        out.print(line(f"wrote {file} and {file.parent / 'policies' / 'default.cedar'}"))
+        out.print(line(f"  → start it with: remit up -c {folder}"))
 
 
 @command
@@ -60,11 +54,16 @@ def check(config: Config = None, as_json: Json = False) -> None:
         say({"ok": True, "config": str(settings.file), **found})
     else:
         for name, text in found.items():
-            out.print(f"[green]✓[/] {name}: {text}")
+            out.print(line(("✓ ", "green"), f"{name}: {text}"))
 
 
 def checked(settings: Settings) -> dict[str, str]:
     """What is right, by part. Raises :class:`ConfigError` for the first thing that is not."""
+    from remit_broker.adapters.cedar import CedarEngine
+    from remit_broker.adapters.keyfiles import KEYS, KeyFiles
+    from remit_broker.adapters.nats_server import find_binary
+    from remit_broker.edges.attach.servers_file import ServersFileError, read_servers
+
     found = {"configuration": str(settings.file)}
     engine = CedarEngine.load(settings.policies)
     found["policies"] = f"{settings.policies}, revision {engine.revision[:12]}"
@@ -75,7 +74,7 @@ def checked(settings: Settings) -> dict[str, str]:
     found["servers"] = ", ".join(entries) or "none run by the broker"
     if not settings.config.bus.url:
         found["nats-server"] = str(find_binary())
-    if settings.data.exists():
+    if (settings.data / KEYS).exists():
         keys = KeyFiles.open(settings.data)
         found["keys"] = f"{keys.folder / 'keys'}, signing with {keys.signing.kid}"
     else:
@@ -103,31 +102,25 @@ def up(
     raise typer.Exit(code)
 
 
-def run_loop(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on uvloop."""
-    import uvloop
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
-
-
 async def _serve(settings: Settings, as_json: bool) -> int:
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked.set)
+    from remit_broker.app import Broker
+
     async with Broker(settings) as broker:
         if as_json:
             say(broker.ready)
         else:
-            out.print(f"remit is up: {broker.http}  bus {broker.bus}  pid {os.getpid()}")
-            out.print(f"  data in {settings.data}; stop with Ctrl-C")
+            out.print(line(f"remit is up: {broker.http}  bus {broker.bus}  pid {os.getpid()}"))
+            out.print(line(f"  data in {settings.data}; stop with Ctrl-C"))
         ends = [asyncio.create_task(asked.wait()), asyncio.create_task(broker.ended.wait())]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         for task in ends:
             task.cancel()
         if broker.ended.is_set():
-            err.print("[bold red]the NATS server ended[/]; its log is nats.log in the data folder")
-            return 3
+            err.print(line(("the NATS server ended", "bold red"), f"; its log is {settings.data / 'nats.log'}"))
+            return UNREACHABLE
         err.print("stopping: running hops get a moment to end")
     return 0

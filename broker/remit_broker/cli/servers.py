@@ -10,11 +10,9 @@ import typer
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.cli.agents import enrol
 from remit_broker.cli.client import BrokerClient
-from remit_broker.cli.common import Config, Json, Unreachable, command, out, say
+from remit_broker.cli.common import Config, Json, Unreachable, command
+from remit_broker.cli.printing import line, out, say
 from remit_broker.config import Settings, load
-from remit_broker.edges.attach.run import run_attach
-from remit_broker.edges.attach.servers_file import ServerEntry, ServersFileError, read_servers, write_servers
-from remit_broker.edges.attach.source import SourceError, source
 
 app = typer.Typer(help="MCP servers on the bus.", no_args_is_help=True)
 
@@ -51,6 +49,9 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Have the broker run (or reach) an MCP server on its own machine: remit servers add git -- mcp-server-git."""
+    from remit_broker.edges.attach.servers_file import ServerEntry, ServersFileError, read_servers, write_servers
+    from remit_broker.edges.attach.source import SourceError, source
+
     settings = load(config)
     try:
         entry = ServerEntry(name, source(words, url, cwd=cwd.absolute() if cwd else None, env=_variables(env) or None))
@@ -66,7 +67,8 @@ def add(
     if as_json:
         say({"server": name, "source": str(entry.source)})
     else:
-        out.print(f"added {name}: {entry.source}\n  → remit servers list shows when its tools are there")
+        out.print(line(f"added {name}: {entry.source}"))
+        out.print(line("  → remit servers list shows when its tools are there"))
 
 
 @app.command("list")
@@ -79,13 +81,17 @@ def list_(config: Config = None, as_json: Json = False) -> None:
         return
     for server in found:
         tools = server.get("serves", [])
-        out.print(f"[bold]{server['name']}[/]  {server['state']}  {len(tools)} tools  {server.get('reason', '')}")
-        if tools:
-            out.print("  " + " ".join(tools))
-        if server.get("waiting"):
-            out.print(
-                f"  [yellow]changed, not callable:[/] {' '.join(server['waiting'])}  → remit servers accept {server['name']}"
+        out.print(
+            line(
+                (server["name"], "bold"),
+                f"  {server['state']}  {len(tools)} tools  {server.get('reason', '')}".rstrip(),
             )
+        )
+        if tools:
+            out.print(line("  " + " ".join(tools)))
+        if server.get("waiting"):
+            changed = f" {' '.join(server['waiting'])}  → remit servers accept {server['name']}"
+            out.print(line(("  changed, not callable:", "yellow"), changed))
     if not found:
         out.print("none yet  → remit servers add NAME -- CMD")
 
@@ -94,6 +100,8 @@ def list_(config: Config = None, as_json: Json = False) -> None:
 @command
 def remove(name: Annotated[str, typer.Argument()], config: Config = None, as_json: Json = False) -> None:
     """Stop a server and forget it."""
+    from remit_broker.edges.attach.servers_file import ServersFileError, read_servers, write_servers
+
     settings = load(config)
     client = BrokerClient(settings)
     try:
@@ -108,7 +116,7 @@ def remove(name: Annotated[str, typer.Argument()], config: Config = None, as_jso
     if as_json:
         say({"removed": name})
     else:
-        out.print(f"removed {name}")
+        out.print(line(f"removed {name}"))
 
 
 @app.command("accept")
@@ -119,7 +127,7 @@ def accept(name: Annotated[str, typer.Argument()], config: Config = None, as_jso
     if as_json:
         say(told)
     else:
-        out.print("accepted: " + (", ".join(told["accepted"]) or "nothing was waiting"))
+        out.print(line("accepted: " + (", ".join(told["accepted"]) or "nothing was waiting")))
 
 
 @command
@@ -136,6 +144,8 @@ def attach(
     as_json: Json = False,
 ) -> None:
     """Attach an MCP server to the bus from where it runs, until Ctrl-C: remit attach files -- npx some-server DIR."""
+    from remit_broker.edges.attach.run import run_attach
+
     path = credentials or _own(load(config), name)
     raise typer.Exit(run_attach(name, path, command=words, url=url, cwd=cwd, env=_variables(env) or None))
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
-from rich.tree import Tree
+
+from remit_broker.cli.printing import line
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+    from remit_broker.core.evidence import Verdict
 
 _MARK = {"ok": ("✓", "green"), "failed": ("✗", "yellow"), "open": ("…", "cyan"), "refused": ("✗", "red")}
 
@@ -20,22 +26,22 @@ def cost(budget: dict[str, int]) -> str:
     parts = [dollars(budget["usd_micros"])]
     if budget["tokens"]:
         parts.append(f"{budget['tokens']} tokens")
-    parts.append(f"{budget['calls']} call{'s' if budget['calls'] != 1 else ''}")
+    parts.append(count(budget["calls"], "call"))
     return " ".join(parts)
+
+
+def count(number: int, what: str) -> str:
+    """``1 call``, ``2 calls``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def tree(records: list[dict[str, Any]], refusals: list[dict[str, Any]]) -> Tree:
     """The chain of one txn from its records (in order) and the refusals under it."""
+    from rich.tree import Tree
+
     root = records[0]
     closed = {record["hop"]: record for record in records if record["kind"] == "hop.closed"}
-    end = records[-1] if records[-1]["kind"] == "txn.closed" else None
-    state = f"closed ({end['reason']}), spent {cost(end['spent'])}" if end else "open"
-    top = Tree(
-        Text.assemble(
-            (root["user"], "bold"), f" → {root['agent']}  ",
-            (f"txn {root['txn']}  {root['at']}  {state}, of {cost(root['budget'])}", "dim"),
-        )
-    )  # fmt: skip
+    top = Tree(root_line(root, records[-1]))
     branches = {root["hop"]: top}
     waiting = sorted(refusals, key=lambda record: str(record["at"]))
     for record in records[1:]:
@@ -43,35 +49,94 @@ def tree(records: list[dict[str, Any]], refusals: list[dict[str, Any]]) -> Tree:
             branch = branches.get(record["parent"], top)
             branches[record["hop"]] = branch.add(hop_line(record, closed.get(record["hop"])))
         elif record["kind"] == "grant.revoked":
-            branches.get(record["hop"], top).add(Text(f"⊘ revoked by {record['who']}: {record['why']}", "red"))
+            why = f": {record['why']}" if record["why"] else ""
+            branches.get(record["hop"], top).add(line((f"⊘ revoked by {record['who']}{why}", "red")))
     for record in waiting:
         branches.get(record["parent"] or "", top).add(refusal_line(record))
     return top
 
 
+def root_line(root: dict[str, Any], last: dict[str, Any]) -> Text:
+    """Who handed what to whom, and what became of it."""
+    budget = cost(root["budget"])
+    state = f"open, may spend {budget}"
+    if last["kind"] == "txn.closed":
+        how = "closed" if last["reason"] == "closed" else f"closed: {last['reason']}"
+        state = f"{how}, spent {cost(last['spent'])} of {budget}"
+    who = line((root["user"], "bold"), f" → {root['agent']}  ", (f"txn {root['txn']}", "dim"))
+    return Text("\n").join([who, line((f"{root['at']}  {state}", "dim"))])
+
+
 def hop_line(opened: dict[str, Any], closed: dict[str, Any] | None) -> Text:
-    """One hop on one line."""
+    """One hop on one line, with what went wrong below it."""
     outcome = closed["outcome"] if closed else "open"
     mark, colour = _MARK.get(outcome, ("✗", "red"))
-    line = Text.assemble((f"{mark} ", colour), (opened["resource"], "bold"), (f"  {opened['hop']}  ", "dim"))
+    head = line((f"{mark} ", colour), (opened["resource"], "bold"), (f"  {opened['hop']}  ", "dim"))
     if closed is None:
-        line.append(f"running, holds {cost(opened['budget'])}", "cyan")
-        return line
-    line.append(f"{closed['ms']} ms  {cost(closed['spent'])}", "dim")
-    if outcome != "ok":
-        line.append(f"  {closed['code'] or outcome}: {closed['reason'] or 'the tool reports a failure'}", colour)
+        return head + line((f"running, holds {cost(opened['budget'])}", "cyan"))
+    head += line((f"{closed['ms']} ms  {cost(closed['spent'])}", "dim"))
     if opened["redacted"] or closed["redacted"]:
-        line.append(f"  redacted {len(opened['redacted']) + len(closed['redacted'])}", "yellow")
-    return line
+        head += line((f"  redacted {len(opened['redacted']) + len(closed['redacted'])}", "yellow"))
+    if outcome == "ok":
+        return head
+    why = line((f"{closed['code'] or outcome}: {closed['reason'] or 'the tool reports a failure'}", colour))
+    return Text("\n").join([head, why])
 
 
 def refusal_line(record: dict[str, Any]) -> Text:
-    """One refusal on one line, with what to ask for below it."""
+    """One refusal: what and by which rule, why, and what to ask for."""
     times = f" x{record['count']}" if record["count"] > 1 else ""
-    line = Text.assemble(
+    head = line(
         ("⊘ ", "red"), (record["resource"], "bold"), (f"  {record['hop']}  ", "dim"),
-        (f"{record['code']}{times}", "red"), f" {record['message']} ", (f"[{record['rule']}]", "dim"),
+        (f"{record['code']}{times}", "red"), (f" ({record['rule']})", "dim"),
     )  # fmt: skip
+    lines = [head, line(record["message"])]
     if record["ask"]:
-        line.append(f"\n  → {record['ask']}", "dim")
-    return line
+        lines.append(line((f"→ {record['ask']}", "dim")))
+    return Text("\n").join(lines)
+
+
+def explained(record: dict[str, Any]) -> list[Text]:
+    """A record in a few lines: what was asked, what decided, what to ask for."""
+    if record["kind"] == "hop.refused":
+        found = [
+            line(("refused ", "red"), f"{record['caller']} → ", (record["resource"], "bold"),
+                 f" at {record['at']}, in stage {record['stage']}"),
+            line(f"  {record['code']}: {record['message']}"),
+            line(f"  rule: {record['rule']}"),
+        ]  # fmt: skip
+        return [*found, *([line(f"  → {record['ask']}")] if record["ask"] else []), *_decided(record)]
+    if record["kind"] == "hop.opened":
+        head = line(("opened ", "green"), f"{record['caller']} → ", (record["resource"], "bold"),
+                    f" at {record['at']}, depth {record['depth']}")  # fmt: skip
+        return [head, line(f"  held {cost(record['budget'])}"), *_decided(record)]
+    if record["kind"] == "hop.closed":
+        found = [line(f"closed {record['outcome']} after {record['ms']} ms, spent {cost(record['spent'])}")]
+        why = line(f"  {record['code']}: {record['reason']} ({record['rule']})")
+        return found + ([why] if record["code"] else [])
+    if record["kind"] == "txn.opened":
+        scopes = ", ".join(detail["resource"] for detail in record["scope"])
+        head = line(f"{record['user']} handed a task to ", (record["agent"], "bold"), f" at {record['at']}")
+        return [head, line(f"  may spend {cost(record['budget'])}, on {scopes}")]
+    return [line(f"{record['kind']} at {record['at']} by {record.get('who', record['by'])}")]
+
+
+def _decided(record: dict[str, Any]) -> list[Text]:
+    decision = record["decision"]
+    lines = []
+    if decision:
+        rules = ", ".join(decision["rules"]) or "no policy permits it (default deny)"
+        lines.append(line(f"  policy: {decision['effect']} by {rules}, revision {decision['revision'][:12]}"))
+    if record["findings"]:
+        seen = ", ".join(f"{f['kind']} at {f['where'] or '/'}" for f in record["findings"])
+        lines.append(line(f"  found: {seen}"))
+    return lines
+
+
+def verdict_lines(verdict: Verdict) -> list[Text]:
+    """What a verification found, check by check."""
+    lines = [
+        line(("  ✓ ", "green") if check.ok else ("  ✗ ", "red"), f"{check.check}: {check.where}")
+        for check in verdict.checks
+    ]
+    return [*lines, line(("verified", "bold green") if verdict.verified else ("NOT verified", "bold red"))]

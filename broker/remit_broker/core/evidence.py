@@ -1,8 +1,13 @@
 """Evidence of one chain: one file that somebody who trusts nobody here can check offline with the published keys.
 
 What it proves: every record is as it was sealed and in its place; every grant was signed by a published key, names the
-record that authorised it, and is no wider than the grant above it; the accounts add up. What it cannot prove yet: that
-the operator, who holds the keys, did not make the whole chain up, or leave another one out.
+record that authorised it, and is no wider than the grant above it; the accounts add up.
+
+What it does not prove. A record is bound by a signature where a grant names its hash, and so is everything before it,
+since each record names the one before. The records after the last grant, and the refusals, are sealed by a hash that
+anybody can compute: whoever may rewrite the file may rewrite them, or cut them off and call the txn open. The check
+``signed`` says where that begins; signed checkpoints will close it. Nor does a file show that the operator, who holds
+the keys, did not make the whole chain up or leave another one out.
 """
 
 from __future__ import annotations
@@ -64,24 +69,34 @@ def read(data: bytes) -> dict[str, Any]:
 
 
 def verify_evidence(evidence: Mapping[str, Any], keys: KeySet, allowed_cycles: frozenset[tuple[str, str]]) -> Verdict:
-    """Check everything, with no trust in anything but ``keys``. Never raises for what a file may contain."""
+    """Check everything, with no trust in anything but ``keys``. Never raises for what a file may contain.
+
+    Where the form or the records do not hold, what rests on them is not looked at.
+    """
     checks = [_form(evidence)]
     if checks[0].ok:
         records: list[dict[str, Any]] = evidence["records"]
         accounts, fold = _records(evidence["txn"], records)
-        checks.append(accounts)
-        grants, found = _grants(evidence["grants"], records, keys)
-        checks += [grants, _links(found, records, allowed_cycles), _refusals(evidence["refusals"], evidence["txn"])]
-        checks.append(_complete(evidence, fold))
+        checks += [accounts, _keys(evidence["keys"], keys)]
+        if fold is not None:
+            grants, found = _grants(evidence["grants"], records, keys)
+            checks += [grants, _links(found, records, allowed_cycles), _signed(found, records)]
+            checks.append(_complete(evidence["complete"], fold))
+        checks.append(_refusals(evidence["refusals"], evidence["txn"]))
     return Verdict(all(check.ok for check in checks), tuple(checks))
 
 
+_FORM: Final[dict[str, type]] = {
+    "txn": str, "records": list, "grants": list, "refusals": list, "keys": dict, "complete": bool,
+}  # fmt: skip
+
+
 def _form(evidence: Mapping[str, Any]) -> Check:
-    if evidence.get("v") != VERSION:
+    if type(evidence.get("v")) is not int or evidence["v"] != VERSION:
         return Check("form", False, f"v is {evidence.get('v')!r}, this verifier knows {VERSION}")
-    for name in ("records", "grants", "refusals"):
-        if not isinstance(evidence.get(name), list):
-            return Check("form", False, f"{name} is not a list")
+    for name, kind in _FORM.items():
+        if not isinstance(evidence.get(name), kind):
+            return Check("form", False, f"{name} is missing or not a {kind.__name__}")
     if not all(isinstance(record, dict) for record in [*evidence["records"], *evidence["refusals"]]):
         return Check("form", False, "a record is not an object")
     return Check("form", True, f"version {VERSION}")
@@ -98,9 +113,21 @@ def _records(txn: Any, records: list[dict[str, Any]]) -> tuple[Check, Fold | Non
     return Check("records", True, f"{len(records)} records, hash chain and accounts"), fold
 
 
+def _keys(claimed: dict[str, Any], trusted: KeySet) -> Check:
+    """The keys in the file are a claim that nothing rests on; one that nobody published is named all the same."""
+    try:
+        said = KeySet.from_jwks(claimed)
+    except Refusal as bad:
+        return Check("keys", False, f"the keys in the file: {bad.body.message}")
+    for key in said:
+        if trusted.get(key.kid) != key:
+            return Check("keys", False, f"the key {key.kid} in the file is not among the trusted ones")
+    return Check("keys", True, f"{len(said)} of the {len(trusted)} trusted keys named, and no other")
+
+
 def _grants(tokens: list[Any], records: list[dict[str, Any]], keys: KeySet) -> tuple[Check, dict[str, Grant]]:
     """Every record that mints a grant has it here, signed, and each names that record's hash."""
-    minting = {raw["jti"]: raw for raw in records if raw.get("kind") in ("txn.opened", "hop.opened") and "jti" in raw}
+    minting = {raw["jti"]: raw for raw in records if raw["kind"] in ("txn.opened", "hop.opened")}
     found: dict[str, Grant] = {}
     issuer = ""
     for index, token in enumerate(tokens):
@@ -116,14 +143,10 @@ def _grants(tokens: list[Any], records: list[dict[str, Any]], keys: KeySet) -> t
         if record is None:
             return Check("grants", False, f"grant {index}: no record names {jti}, or it is there twice"), found
         if mismatch := _mismatch(grant, record):
-            return Check(
-                "grants", False, f"grant {index}: its {mismatch} is not that of record {record.get('seq')}"
-            ), found
+            return Check("grants", False, f"grant {index}: its {mismatch} is not that of record {record['seq']}"), found
         found[grant.jti.hop] = grant
     if minting:
-        return Check(
-            "grants", False, f"the grant of record {next(iter(minting.values())).get('seq')} is missing"
-        ), found
+        return Check("grants", False, f"the grant of record {next(iter(minting.values()))['seq']} is missing"), found
     return Check("grants", True, f"{len(found)} grants, signatures and the records they name"), found
 
 
@@ -131,56 +154,62 @@ def _mismatch(grant: Grant, record: dict[str, Any]) -> str:
     """The first claim that is not what the record says, or nothing."""
     claims = grant.claims
     said = {
-        "rec": (claims.rec, record.get("hash")),
-        "exp": (claims.exp, record.get("exp")),
-        "budget": (msgspec.to_builtins(claims.budget), record.get("budget")),
-        "max_depth": (claims.max_depth, record.get("max_depth")),
+        "rec": (claims.rec, record["hash"]),
+        "tenant": (claims.tenant, record["tenant"]),
+        "sub": (claims.sub, record.get("user", claims.sub)),
+        "exp": (claims.exp, record["exp"]),
+        "budget": (msgspec.to_builtins(claims.budget), record["budget"]),
+        "max_depth": (claims.max_depth, record["max_depth"]),
         "depth": (claims.depth, record.get("depth", 0)),
-        "authorization_details": (claims.authorization_details, _details(record.get("scope"))),
-        "aud": (claims.aud, record.get("agent") or str(record.get("resource", "")).split("/")[1:2][0]),
+        "authorization_details": (claims.authorization_details, msgspec.convert(record["scope"], tuple[Detail, ...])),
+        "aud": (claims.aud, record["agent"] if "agent" in record else record["resource"].split("/")[1]),
     }
     return next((name for name, (one, other) in said.items() if one != other), "")
-
-
-def _details(raw: Any) -> tuple[Detail, ...] | None:
-    try:
-        return msgspec.convert(raw, tuple[Detail, ...])
-    except msgspec.ValidationError:
-        return None
 
 
 def _links(found: dict[str, Grant], records: list[dict[str, Any]], allowed: frozenset[tuple[str, str]]) -> Check:
     """Each grant is no wider than the one it was delegated from."""
     for raw in records:
-        if raw.get("kind") != "hop.opened":
+        if raw["kind"] != "hop.opened":
             continue
-        parent, child = found.get(raw.get("parent", "")), found.get(raw.get("hop", ""))
+        parent, child = found.get(raw["parent"]), found.get(raw["hop"])
         if parent is None or child is None:
-            return Check("links", False, f"record {raw.get('seq')}: the grant, or the one above it, is missing")
+            return Check("links", False, f"record {raw['seq']}: the grant, or the one above it, is missing")
         try:
             verify_link(parent, child, allowed)
         except Refusal as bad:
-            return Check("links", False, f"record {raw.get('seq')}: {bad.body.message} ({bad.body.rule})")
+            return Check("links", False, f"record {raw['seq']}: {bad.body.message} ({bad.body.rule})")
     return Check("links", True, f"{max(len(found) - 1, 0)} delegations, none wider than its parent")
+
+
+def _signed(found: Mapping[str, Grant], records: list[dict[str, Any]]) -> Check:
+    """How far signatures reach: a grant names the hash of its record, and that record all before it."""
+    last = max(
+        (raw["seq"] for raw in records if raw["kind"] in ("txn.opened", "hop.opened") and raw["hop"] in found),
+        default=-1,
+    )
+    if last < 0:
+        return Check("signed", False, "record 0: no grant stands for it")
+    rest = len(records) - 1 - last
+    after = f"; the {rest} after it by hashes alone, which whoever may rewrite the file can do anew" if rest else ""
+    return Check("signed", True, f"records 0 to {last} are bound by signatures{after}")
 
 
 def _refusals(refusals: list[dict[str, Any]], txn: Any) -> Check:
     for index, raw in enumerate(refusals):
         try:
             msgspec.convert(raw, HopRefused)
-            good = raw.get("hash") == hash_of(raw) and raw.get("txn") == txn
-        except (ValueError, TypeError):
+            good = raw.get("hash") == hash_of(raw) and raw["txn"] == txn
+        except (ValueError, TypeError, RecursionError):
             good = False
         if not good:
             return Check("refusals", False, f"refusal {index}: it is not as it was sealed, or of another txn")
     return Check("refusals", True, f"{len(refusals)} refusals as they were sealed; that these are all is not proved")
 
 
-def _complete(evidence: Mapping[str, Any], fold: Fold | None) -> Check:
+def _complete(claimed: bool, fold: Fold) -> Check:
     """A closed txn ends with its closing record; an open one may have gone on, and says so."""
-    if fold is None:
-        return Check("complete", False, "the records do not hold")
-    if evidence.get("complete") is not (fold.state == "closed"):
+    if claimed is not (fold.state == "closed"):
         return Check("complete", False, "the file says otherwise than its last record")
     if fold.state == "closed":
         return Check("complete", True, f"closed by record {fold.seq}; nothing can follow")

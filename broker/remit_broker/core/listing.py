@@ -9,7 +9,7 @@ import msgspec
 from remit_schemas.budget import Budget
 
 
-class ChainFilter(msgspec.Struct, frozen=True, kw_only=True):
+class ChainFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which txns to list; what is None does not narrow.
 
     ``agent`` is any principal of the chain, ``tool`` a resource or the beginning of one, ``code`` that of a failed hop

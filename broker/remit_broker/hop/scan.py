@@ -18,6 +18,7 @@ async def close_orphans(overdue: Iterable[tuple[str, str, str]], ports: Ports) -
     closed = 0
     for tenant, txn, hop in overdue:
         try:
+            await ports.ledger.newest(tenant, txn)  # another replica may have opened it
             async with ports.ledger.turn(tenant, txn) as turn:
                 if turn.fold.is_open(hop):
                     await sweep(hop, ports, turn, "nobody closed it before its deadline")

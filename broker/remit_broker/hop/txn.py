@@ -119,6 +119,7 @@ async def revoke(tenant: str, jti: str, who: str, why: str, ports: Ports) -> Fol
     parsed = parse_jti(jti)
     if parsed is None:
         raise refusal(Code.MALFORMED, f"{jti!r} is not the id of a grant", rule="revoke.jti", ask="<txn>.<hop>.<n>")
+    await ports.ledger.newest(tenant, parsed.txn)  # another replica may have opened that hop
     async with ports.ledger.turn(tenant, parsed.txn) as turn:
         while True:
             fold = turn.fold

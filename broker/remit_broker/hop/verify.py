@@ -31,6 +31,10 @@ async def verify(hop: Hop, ports: Ports) -> Hop:
         )  # fmt: skip
     fold = hop.fold if hop.fold is not None else await ports.ledger.fold(ask.tenant, jti.txn)
     node = fold.nodes.get(jti.hop)
+    if node is None:
+        # Another replica may have opened that hop a moment ago: only the ledger itself can say that it does not exist.
+        fold = await ports.ledger.newest(ask.tenant, jti.txn)
+        node = fold.nodes.get(jti.hop)
     # INVARIANT: a grant counts only if the ledger's record names it back (test_grant_unknown_to_the_ledger_is_refused).
     if node is None or node.callee != ask.caller or jti.n != node.n or claims.rec != node.rec:
         raise refusal(

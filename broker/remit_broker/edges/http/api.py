@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from remit_broker.core import nkey
 from remit_broker.core.listing import ChainFilter
 from remit_broker.core.registry import Principal
 from remit_broker.core.times import rfc3339
@@ -141,6 +142,11 @@ class Api:
             raise refusal(
                 Code.MALFORMED, f"{new.name!r} cannot name an agent", rule="agents.name",
                 ask="use [a-z0-9][a-z0-9_-]*, at most 63 characters, not remit, new or broker",
+            )  # fmt: skip
+        if not nkey.is_public("U", new.nkey):
+            raise refusal(
+                Code.MALFORMED, "that is not the public key of a NATS user", rule="agents.nkey",
+                ask="draw a user nkey and send its public half: 56 characters that begin with U",
             )  # fmt: skip
         if new.kind not in ("agent", "mcp") or not is_principal(new.tier):
             raise refusal(Code.MALFORMED, "kind is agent or mcp, tier a plain name", rule="agents.kind", ask="see docs")

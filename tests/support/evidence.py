@@ -1,0 +1,86 @@
+"""Evidence for tests: a closed txn of three hops, its records sealed and its grants signed as a broker would."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from remit_broker.core.evidence import export
+from remit_schemas.budget import Budget
+from remit_schemas.claims import Actor, Claims
+from remit_schemas.grant import mint, parse
+from remit_schemas.keys import KeySet, SigningKey
+from remit_schemas.records import hash_of, plain
+from remit_schemas.scope import Detail
+from tests.support.story import LARGE, ROOT, TXN, Story, hop_id, opened, refused
+
+KEY = SigningKey.from_seed(b"\x01" * 32)
+OTHER = SigningKey.from_seed(b"\x02" * 32)
+TRUSTED = KeySet([KEY.public])
+SCOPE = (Detail(resource="agent/researcher/brief"), Detail(resource="mcp/git/git_log"))
+CHILD, GRANDCHILD, SECOND = hop_id(1), hop_id(2), hop_id(3)
+
+
+class Case:
+    """A txn whose records and grants go together; :meth:`evidence` is what would be exported."""
+
+    def __init__(self, key: SigningKey = KEY) -> None:
+        self.key = key
+        self.story = Story(opened(scope=SCOPE))
+        self.grants: dict[str, str] = {ROOT: self._mint(0, None)}
+
+    def open(self, hop: str, parent: str, resource: str, budget: Budget = Budget(1000, 100, 5)) -> None:
+        """A hop and its grant."""
+        self.story.open(hop, parent, budget, scope=SCOPE, resource=resource)
+        self.grants[hop] = self._mint(len(self.story.records) - 1, parent)
+
+    def _mint(self, index: int, parent: str | None) -> str:
+        return mint(self.claims(index, parent), self.key)
+
+    def claims(self, index: int, parent: str | None) -> Claims:
+        """The claims of the grant that record ``index`` names."""
+        record = self.story.records[index]
+        above = parse(self.grants[parent]) if parent else None
+        node = self.story.fold.nodes[record["hop"]]
+        return Claims(
+            iss="http://127.0.0.1:7480", sub="ann", tenant="default", aud=node.callee, iat=1_800_000_000,
+            exp=record["exp"], jti=record["jti"], txn=TXN, depth=record.get("depth", 0), max_depth=record["max_depth"],
+            rec=record["hash"], authorization_details=SCOPE, budget=Budget(**record["budget"]), labels=("*",),
+            act=Actor(above.claims.aud, above.claims.act) if above else None, par=above.digest if above else None,
+        )  # fmt: skip
+
+    def evidence(self) -> dict[str, Any]:
+        """The file, as JSON values."""
+        entries = [
+            {"record": record, "grant": self.grants[record["hop"]] if "jti" in record and record["kind"] != "grant.revoked" else None}
+            for record in self.story.records
+        ]  # fmt: skip
+        under = {"txn": TXN, "parent": ROOT, "user": "ann"}
+        refusals = [plain(refused(hop_id(9), **under)), plain(refused(hop_id(10), **under, message="other"))]
+        keys = KeySet([self.key.public]).to_jwks()
+        value: dict[str, Any] = json.loads(json.dumps(export(entries, json.loads(json.dumps(refusals)), keys)))
+        return value
+
+
+def closed_case(key: SigningKey = KEY) -> Case:
+    """Two hops inside one another, one beside them, all closed, the txn too."""
+    case = Case(key)
+    case.open(CHILD, ROOT, "agent/researcher/brief", Budget(5000, 500, 6))
+    case.open(GRANDCHILD, CHILD, "mcp/git/git_log", Budget(1000, 100, 2))
+    case.story.close(GRANDCHILD, Budget(500, 0, 0))
+    case.story.close(CHILD)
+    case.open(SECOND, ROOT, "agent/critic/review")
+    case.story.close(SECOND)
+    case.story.end()
+    return case
+
+
+def resealed(records: list[dict[str, Any]], start: int) -> None:
+    """Give every record from ``start`` on the hash and ``prev`` that its new content calls for: what a forger would do."""
+    for index in range(start, len(records)):
+        if index:
+            records[index]["prev"] = records[index - 1]["hash"]
+        records[index]["hash"] = hash_of(records[index])
+
+
+__all__ = ["CHILD", "GRANDCHILD", "KEY", "LARGE", "OTHER", "SECOND", "TRUSTED", "Case", "closed_case", "resealed"]
