@@ -1,21 +1,22 @@
-"""The one fixture for a running broker. The NATS server is the embedded one, or a container where a Docker daemon answers."""
+"""The one fixture for a running broker. The NATS server is the embedded one, and a container too where a Docker daemon answers."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from remit_broker.testing import Lab
+from remit_broker.testing import Lab, running_broker
+from tests.support.nats import VARIANTS, container_url
 
 
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+@pytest.fixture(params=VARIANTS)
+async def lab(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Lab]:
     """A running broker in a folder of its own."""
-    from remit_broker.testing import running_broker
-
-    async with running_broker(tmp_path) as running:
-        yield running
+    async with AsyncExitStack() as stack:
+        config = {}
+        if request.param == "container":
+            config = {"bus": {"url": await stack.enter_async_context(container_url(tmp_path))}}
+        yield await stack.enter_async_context(running_broker(tmp_path, config))

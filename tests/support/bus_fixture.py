@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.nats import Bus, docker_missing, running_bus
+from tests.support.nats import VARIANTS, Bus, running_bus
 
 
-@pytest.fixture(params=["embedded", "container"])
+@pytest.fixture(params=VARIANTS)
 async def bus(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bus]:
     """A bus with two agents and a server of tools; the same tests run against a container where a Docker daemon answers."""
-    if request.param == "container" and (reason := docker_missing()):
-        pytest.skip(reason)
     async with running_bus(tmp_path, {"alice": "agent", "bob": "agent", "files": "mcp"}, request.param) as running:
         yield running

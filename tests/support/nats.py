@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import nats
 from nats.aio.client import Client
@@ -171,6 +171,19 @@ def docker_missing() -> str:
     except Exception as problem:
         return f"no Docker daemon answers: {type(problem).__name__}"
     return ""
+
+
+DOCKER_MISSING: Final = docker_missing()
+VARIANTS: Final = ("embedded",) if DOCKER_MISSING else ("embedded", "container")
+"""Where the NATS server of a test may run. What is missing is reported once, by ``test_the_nats_server_may_be_a_container``."""
+
+
+@asynccontextmanager
+async def container_url(folder: Path) -> AsyncIterator[str]:
+    """A NATS server in a container for the broker whose data folder is ``folder/data``."""
+    keys = KeyFiles.open(folder / "data", create=True)
+    async with _container(keys, folder) as url:
+        yield url
 
 
 @asynccontextmanager

@@ -71,6 +71,9 @@ def _ending(hop: Hop, body: ErrorBody | None) -> tuple[Outcome, Effect]:
     if body is not None:
         if body.code in (Code.RESULT_DENIED, Code.RESULT_INVALID):
             return "refused", body.effect
+        if body.code is Code.DEADLINE_EXCEEDED and body.effect == "unknown":
+            # Nobody knows what it did in time, as for an orphan: all that it held is charged.
+            return "unknown", body.effect
         return "cancelled" if body.code is Code.CANCELLED else "error", body.effect
     if isinstance(hop.final, Error):
         return "error", hop.final.error.effect

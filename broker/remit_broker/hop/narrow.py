@@ -31,7 +31,8 @@ async def narrow(hop: Hop, ports: Ports) -> Hop:
         child=Child(
             scope=_scope(hop, held),
             budget=_budget(hop, node),
-            exp=min(claims.exp, -(-hop.deadline // 1000)),
+            # Rounded down, so that no grant outlives its hop by a fraction, but never to nothing.
+            exp=min(claims.exp, max(hop.deadline // 1000, int(hop.ask.at) + 1)),
             depth=depth,
             max_depth=max_depth,
             labels=claims.labels,
