@@ -21,7 +21,7 @@ import msgspec
 from remit_broker import __version__
 from remit_broker.adapters.cedar import CedarEngine
 from remit_broker.adapters.detectors import SecretDetectors
-from remit_broker.adapters.errors import ConfigError
+from remit_broker.adapters.errors import ConfigError, ServiceError
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.json_schema import JsonSchemas
 from remit_broker.adapters.keyfiles import KeyFiles
@@ -69,6 +69,7 @@ class Broker:
         self.ended: asyncio.Event = asyncio.Event()
         """Set when something the broker cannot live without has ended."""
         self._stack = AsyncExitStack()
+        self._bus_said: dict[str, str] = {}
 
     async def __aenter__(self) -> Broker:
         try:
@@ -88,7 +89,7 @@ class Broker:
         server = self._bind_http()
         self.observer = self._observe()
         self.bus = config.bus.url or await self._embed()
-        self.nats = await connect_all(self.bus, self.keys, self._bus_error)
+        self.nats = await self._connect()
         on_exit.push_async_callback(_close, self.nats)
         self.ledger = await JetStreamLedger.start(
             self.nats.core, replicas=config.bus.replicas, max_bytes=config.bus.ledger_bytes or -1
@@ -136,18 +137,27 @@ class Broker:
         move_bus(self.settings.credentials, server.url)
         return server.url
 
+    async def _connect(self) -> Connections:
+        try:
+            return await connect_all(self.bus, self.keys, self._bus_error)
+        except ConfigError as error:
+            if self.settings.config.bus.url:
+                raise ServiceError(error.message, error.ask) from None
+            raise
+
     async def _server_died(self, status: int) -> None:
         self.observer.fault("nats-server", RuntimeError(f"the NATS server ended with {status}"))
         self.ended.set()
 
     def _bus_error(self, name: str, error: Exception) -> None:
-        log.warning("%s: %s", name, error)
+        # Every attempt to connect again says the same: once is enough.
+        if self._bus_said.get(name) != str(error):
+            self._bus_said[name] = str(error)
+            log.warning("%s: %s", name, error)
 
     async def _callout(self) -> None:
         keys = CalloutKeys(issuer=self.keys.seed("issuer"), xkey=self.keys.seed("xkey"))
-        callout = Callout(
-            self.nats.auth, keys, self.registry, SystemClock(), lambda who, why: log.info("%s: %s", who, why)
-        )
+        callout = Callout(self.nats.auth, keys, self.registry, SystemClock(), _log_callout)
         await callout.start()
         self._stack.push_async_callback(callout.stop)
 
@@ -219,7 +229,7 @@ class Broker:
         try:
             await supervisor.start()
         except ServersFileError as bad:
-            raise ConfigError(str(bad)) from None
+            raise ConfigError(str(bad), "mend the file, or move it away and use: remit servers add") from None
         self._stack.push_async_callback(supervisor.stop)
         extras = {
             "published": self.published(),
@@ -322,6 +332,10 @@ async def _close(connections: Connections) -> None:
     for connection in connections:
         with contextlib.suppress(Exception):
             await connection.close()
+
+
+def _log_callout(who: str, why: str) -> None:
+    log.info("bus: %s", f"{who or 'somebody'} is refused: {why}" if why else f"{who} connects")
 
 
 def _same_port(file: Path) -> int:

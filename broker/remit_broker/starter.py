@@ -26,7 +26,7 @@ issuer = "{issuer}"          # `iss` of every grant; changing it invalidates gra
 
 [http]
 # host = "127.0.0.1"         # loopback only
-port = {port}                # 0 takes a free port at each start
+port = {port:<22}# 0 takes a free port at each start
 auth = "{auth}"              # "local": the OS user, by the token in data/keys/local.token
 
 [limits]

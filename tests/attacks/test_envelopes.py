@@ -43,6 +43,8 @@ async def stage(arena: Arena) -> Stage:
     files.handlers["read"] = lambda taken: taken.done("content")
     await files.serve(tool("read"))
     await bob.serve(skill("brief"))
+    await alice.overhear()
+    await bob.overhear()
     return Stage(arena, alice, bob, files)
 
 
@@ -195,25 +197,18 @@ FOREIGN = [
 async def test_a_reply_subject_that_is_not_ones_own_inbox_is_never_answered(stage: Stage, name: str) -> None:
     root = await stage.root()
     reply = foreign(stage, root.txn)[name]
-    broker = stage.arena.lab.broker.nats
-    heard: list[str] = []
-
-    async def hear(message: Any) -> None:
-        heard.append(message.subject)
-
-    ears = [await nc.subscribe(">", cb=hear) for nc in (broker.sys,)]
-    known = len(stage.arena.refused.records)
+    bus = stage.arena.lab.broker.nats.bus
+    known, said = len(stage.arena.refused.records), bus.stats["out_msgs"]
+    heard = len(stage.alice.heard), len(stage.bob.heard)
     await stage.alice.nc.publish(stage.alice.subject(READ, root.txn), request(root), reply=reply)
     await stage.alice.nc.flush()
     record = await stage.arena.refused.number(known)
     assert (record["code"], record["rule"], record["caller"]) == ("MALFORMED", "admit.reply", "alice")
+    assert await stage.arena.kinds(root.txn) == ["txn.opened"]
     await stage.arena.silent(stage.bob)
     await stage.arena.silent(stage.alice)
-    for ear in ears:
-        await ear.unsubscribe()
-    assert [subject for subject in heard if subject == reply] == []
-    assert [taken for taken in stage.bob.dispatched if taken.message.subject == reply] == []
-    assert await stage.arena.kinds(root.txn) == ["txn.opened"]
+    assert bus.stats["out_msgs"] == said, "the broker published something"
+    assert (len(stage.alice.heard), len(stage.bob.heard)) == heard
     assert stage.files.work(root.txn) == []
 
 
@@ -389,6 +384,15 @@ async def test_a_lifetime_of_a_moment_ends_as_a_deadline_and_nothing_else(stage:
         assert error_of(frames).code == "DEADLINE_EXCEEDED"
     kinds = await stage.arena.kinds(root.txn)
     assert kinds.count("hop.opened") == kinds.count("hop.closed")
+
+
+async def test_a_call_whose_deadline_passes_while_it_waits_for_its_turn_is_not_opened(stage: Stage) -> None:
+    root = await stage.root()
+    async with stage.arena.lab.broker.ledger.turn("default", root.txn):
+        calling = asyncio.ensure_future(stage.alice.call(READ, root.txn, root.grant, want={"ttl_ms": 100}))
+        await asyncio.sleep(0.2)
+    body = error_of(await calling)
+    await stage.arena.refused_before_opening(body, "DEADLINE_EXCEEDED", "open.deadline", root.txn)
 
 
 # The broker lives on

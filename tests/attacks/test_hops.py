@@ -397,7 +397,9 @@ async def test_a_revocation_that_races_opens_is_in_one_line_with_them(stage: Sta
         kinds = await stage.arena.kinds(root.txn)
         assert "hop.opened" not in kinds[kinds.index("grant.revoked") :]
         assert kinds.count("hop.opened") == kinds.count("hop.closed") == len(stage.files.work(root.txn))
-        assert {error_of(frames).code for frames in ends[-4:]} == {"GRANT_REVOKED"}
+        assert all(isinstance(frames[-1], Error) for frames in ends[-4:])
+        # Those that lost the race were decided on again, and are told why.
+        assert {error_of(frames).code for frames in ends if isinstance(frames[-1], Error)} == {"GRANT_REVOKED"}
 
 
 async def test_a_closing_that_races_opens_leaves_nothing_open(stage: Stage) -> None:

@@ -342,22 +342,12 @@ async def test_refusals_and_tool_errors_are_raised_with_all_they_say(broker: Scr
         assert failed.value.value["isError"] is True
 
 
-async def test_a_task_for_a_user_is_opened_and_closed(broker: ScriptedBroker) -> None:
-    broker.scripts["remit/txn/open"] = lambda _: [Result(value={"txn": "x", "grant": root("cli"), "exp": 1})]
+async def test_the_holder_of_the_root_closes_its_task(broker: ScriptedBroker) -> None:
     broker.scripts["mcp/web/fetch"] = lambda _: [accepted(), Result(value=1)]
-    async with open_task(
-        user="token-of-ann",
-        credentials=broker.credentials("cli"),
-        scopes=["mcp/web/*"],
-        budget="0.5usd 40calls",
-        ttl="4h",
-    ) as task:
+    async with open_task(grant=root("cli"), credentials=broker.credentials("cli")) as task:
         assert await task.call("mcp/web/fetch") == 1
-    opened, _, closed = broker.requests
-    assert opened[0].txn == "new" and opened[1].args == {
-        "user_token": "token-of-ann", "scopes": ["mcp/web/*"], "ttl_ms": 14_400_000,
-        "budget": {"usd_micros": 500_000, "tokens": 0, "calls": 40},
-    }  # fmt: skip
+        await task.close()
+    _, closed = broker.requests
     assert (closed[0].kind, closed[0].name, closed[0].op) == ("remit", "txn", "close") and closed[1].grant
 
 

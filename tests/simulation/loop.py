@@ -43,7 +43,7 @@ class SimulatedLoop(asyncio.base_events.BaseEventLoop):
     def _write_to_self(self) -> None:
         raise RuntimeError("a thread woke the loop inside a simulation")
 
-    def run_in_executor(self, *_: Any) -> Any:
+    def run_in_executor(self, *_: Any) -> Any:  # type: ignore[override]
         raise RuntimeError("an executor inside a simulation")
 
 

@@ -96,6 +96,7 @@ def _root(world: World, txn: str) -> str:
 def _check(story: Story) -> None:
     """The promises, read from the records and the order of events alone."""
     assert not story.faults, f"a fault: {story.faults[0]}"
+    fold = fold_all(story.records)
     for upto in range(1, len(story.records) + 1):
         fold = fold_all(story.records[:upto])
         for node in fold.nodes.values():

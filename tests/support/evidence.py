@@ -18,6 +18,7 @@ KEY = SigningKey.from_seed(b"\x01" * 32)
 OTHER = SigningKey.from_seed(b"\x02" * 32)
 TRUSTED = KeySet([KEY.public])
 SCOPE = (Detail(resource="agent/researcher/brief"), Detail(resource="mcp/git/git_log"))
+SMALL = Budget(1000, 100, 5)
 CHILD, GRANDCHILD, SECOND = hop_id(1), hop_id(2), hop_id(3)
 
 
@@ -29,7 +30,7 @@ class Case:
         self.story = Story(opened(scope=SCOPE))
         self.grants: dict[str, str] = {ROOT: self._mint(0, None)}
 
-    def open(self, hop: str, parent: str, resource: str, budget: Budget = Budget(1000, 100, 5)) -> None:
+    def open(self, hop: str, parent: str, resource: str, budget: Budget = SMALL) -> None:
         """A hop and its grant."""
         self.story.open(hop, parent, budget, scope=SCOPE, resource=resource)
         self.grants[hop] = self._mint(len(self.story.records) - 1, parent)

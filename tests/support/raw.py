@@ -85,6 +85,7 @@ class RawAgent:
         self.errors: list[str] = []
         self.handlers: dict[str, Handler] = {}
         self.dispatched: list[Taken] = []
+        self.heard: list[str] = []
         self._nc: Client | None = None
         self._grew = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -187,7 +188,17 @@ class RawAgent:
         final = (await self.attach(*definitions))[-1]
         assert isinstance(final, Result), final
 
+    async def overhear(self) -> None:
+        """Keep in ``heard`` the subject of whatever reaches the private inbox of this connection, as of all work."""
+
+        async def hear(message: Msg) -> None:
+            self.heard.append(message.subject)
+
+        await self.nc.subscribe(f"_INBOX_{self.name}.{self.connection}.>", cb=hear)
+        await self.nc.flush()
+
     async def _on_work(self, message: Msg) -> None:
+        self.heard.append(message.subject)
         taken = Taken(self, message)
         handler = self.handlers.get(parse_resource(taken.dispatch.resource).op)
         if handler is not None:

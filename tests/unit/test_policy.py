@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import cedarpy
@@ -405,3 +406,28 @@ def test_a_bad_policy_keeps_the_last_good(tmp_path: Path):
 def test_the_packaged_policies_are_valid_and_change_nothing_unseen(tmp_path: Path):
     policies = CedarEngine.load(written(tmp_path, default=packaged("default.cedar")))
     assert policies.decide(asked(resource=TOOL, left=Budget(0, 0, 0))).allowed
+
+
+# The documentation
+
+DOCS = Path(__file__).parents[2] / "docs" / "policy.md"
+
+
+def test_the_examples_of_the_documentation_do_what_it_says(tmp_path: Path):
+    blocks = re.findall(r"```\n(@id.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    harmless, examples = blocks
+    # The one example replaces a starter policy of the same id.
+    starter = re.sub(
+        r'@id\("destructive-needs-approval"\).*?;', "", packaged("default.cedar"), count=1, flags=re.DOTALL
+    )
+    policies = CedarEngine.load(written(tmp_path, default=starter, harmless=harmless, examples=examples))
+    unannotated = {"annotations": DESTROYS, "now": MONDAY_9}
+    log, commit = Resource("mcp", "git", "git_log"), Resource("mcp", "git", "git_commit")
+    assert policies.decide(asked(resource=log, **unannotated)).approve == ()
+    assert policies.decide(asked(resource=commit, **unannotated)).approve == ("destructive-needs-approval",)
+    mail = asked(resource=Resource("mcp", "mail", "send"), annotations=WRITES, labels=("web",))
+    assert policies.decide(mail).decision.rules == ("no-mail-after-web",)
+    assert policies.decide(asked(annotations=WRITES, now=MONDAY_9 + 5 * 86_400)).decision.rules == (
+        "office-hours-for-writing",
+    )
+    assert policies.decide(asked(annotations=WRITES, depth=5)).decision.rules == ("deep-chains-do-not-write",)

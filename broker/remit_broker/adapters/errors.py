@@ -10,3 +10,7 @@ class ConfigError(Exception):
         super().__init__(f"{message}; {ask}" if ask else message)
         self.message = message
         self.ask = ask
+
+
+class ServiceError(ConfigError):
+    """A service that the configuration names cannot be reached. Exit code 3 on the command line."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
+from typing import Final
 
 from remit_broker.ports import Clock
+
+_NANOS: Final = 1_000_000_000
 
 
 class Gcra:
@@ -12,18 +16,19 @@ class Gcra:
 
     def __init__(self, clock: Clock, per_second: float, burst: int, remember: int = 10_000) -> None:
         self._clock = clock
-        self._interval = 1.0 / per_second
+        # Whole nanoseconds: in floats the last call of a burst is late by a rounding error.
+        self._interval = math.ceil(_NANOS / per_second)
         self._tolerance = self._interval * max(burst - 1, 0)
-        self._arrivals: OrderedDict[str, float] = OrderedDict()
+        self._arrivals: OrderedDict[str, int] = OrderedDict()
         self._remember = remember
 
     def admit(self, caller: str) -> float:
         """0 when the call may go on, else the seconds to wait until it would."""
-        now = self._clock.monotonic()
+        now = round(self._clock.monotonic() * _NANOS)
         due = max(self._arrivals.get(caller, now), now)
         early = due - self._tolerance - now
         if early > 0:
-            return early
+            return early / _NANOS
         self._arrivals[caller] = due + self._interval
         self._arrivals.move_to_end(caller)
         if len(self._arrivals) > self._remember:

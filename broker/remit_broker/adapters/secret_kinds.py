@@ -143,7 +143,7 @@ KINDS: Final[tuple[Kind, ...]] = (
     Kind("azure_sas_signature", r"[?&;]sig=([0-9A-Za-z%/+_-]{40,}(?:=|%3[dD]){0,2})", _mixed),
     Kind(
         "azure_client_secret",
-        rf"(?:[^0-9A-Za-z_~.-]|^)([0-9A-Za-z_~.-]{{3}}[78]Q~[0-9A-Za-z_~.-]{{31,34}})(?:[^0-9A-Za-z_~.-]|$)",
+        r"(?:[^0-9A-Za-z_~.-]|^)([0-9A-Za-z_~.-]{3}[78]Q~[0-9A-Za-z_~.-]{31,34})(?:[^0-9A-Za-z_~.-]|$)",
         _mixed,
     ),
     Kind("digitalocean_token", _word(r"do[opr]_v1_[0-9a-f]{64}")),

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, NoReturn, ParamSpec, TypeVar
 
 import typer
 
-from remit_broker.adapters.errors import ConfigError
+from remit_broker.adapters.errors import ConfigError, ServiceError
 from remit_broker.cli.printing import err, line, say
 from remit_schemas.errors import SURFACES, Code, ErrorBody, Refusal
 
@@ -78,12 +78,17 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except Refusal as no:
             fail(no.body, SURFACES[no.body.code].exit, as_json)
+        except ServiceError as gone:
+            fail(own(Code.TARGET_UNAVAILABLE, "unreachable", gone.message, gone.ask), UNREACHABLE, as_json)
         except ConfigError as wrong:
             fail(own(Code.MALFORMED, "usage", wrong.message, wrong.ask), USAGE, as_json)
         except Unreachable as gone:
             fail(own(Code.TARGET_UNAVAILABLE, "unreachable", str(gone), gone.ask), UNREACHABLE, as_json)
         except BrokenPipeError:
             raise  # whoever read has read enough
+        except (TimeoutError, ConnectionError) as gone:
+            what = f"a service did not answer: {str(gone) or type(gone).__name__}"
+            fail(own(Code.TARGET_UNAVAILABLE, "unreachable", what, "try again"), UNREACHABLE, as_json)
         except OSError as error:
             what = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
             fail(own(Code.MALFORMED, "file", what, "name a file or folder that can be used"), USAGE, as_json)

@@ -12,8 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from remit_broker.adapters.errors import ConfigError
-from remit_broker.cli.common import UNREACHABLE, Config, Json, command, run_loop
+from remit_broker.cli.common import UNREACHABLE, USAGE, Config, Json, command, run_loop
 from remit_broker.cli.printing import err, line, out, say
 from remit_broker.config import Settings, load
 
@@ -47,39 +46,20 @@ def init(
 
 @command
 def check(config: Config = None, as_json: Json = False) -> None:
-    """Check configuration, policies, keys and the servers to run; says what is wrong and where."""
+    """Check configuration, policies, keys, ports and the servers to run; says everything that is wrong, and where."""
+    from remit_broker.cli.checking import checks
+
     settings = load(config)
-    found = checked(settings)
+    found = list(checks(settings))
     if as_json:
-        say({"ok": True, "config": str(settings.file), **found})
+        say({"ok": all(part.ok for part in found), "config": str(settings.file), "checks": found})
     else:
-        for name, text in found.items():
-            out.print(line(("✓ ", "green"), f"{name}: {text}"))
-
-
-def checked(settings: Settings) -> dict[str, str]:
-    """What is right, by part. Raises :class:`ConfigError` for the first thing that is not."""
-    from remit_broker.adapters.cedar import CedarEngine
-    from remit_broker.adapters.keyfiles import KEYS, KeyFiles
-    from remit_broker.adapters.nats_server import find_binary
-    from remit_broker.edges.attach.servers_file import ServersFileError, read_servers
-
-    found = {"configuration": str(settings.file)}
-    engine = CedarEngine.load(settings.policies)
-    found["policies"] = f"{settings.policies}, revision {engine.revision[:12]}"
-    try:
-        entries = read_servers(settings.servers_file)
-    except ServersFileError as bad:
-        raise ConfigError(str(bad)) from None
-    found["servers"] = ", ".join(entries) or "none run by the broker"
-    if not settings.config.bus.url:
-        found["nats-server"] = str(find_binary())
-    if (settings.data / KEYS).exists():
-        keys = KeyFiles.open(settings.data)
-        found["keys"] = f"{keys.folder / 'keys'}, signing with {keys.signing.kid}"
-    else:
-        found["keys"] = "will be drawn at the first start"
-    return found
+        for part in found:
+            out.print(line(("✓ ", "green") if part.ok else ("✗ ", "red"), f"{part.check}: {part.said}"))
+            if part.ask:
+                out.print(line(f"    → {part.ask}"))
+    if not all(part.ok for part in found):
+        raise typer.Exit(USAGE)
 
 
 @command

@@ -57,7 +57,7 @@ def add(
         entry = ServerEntry(name, source(words, url, cwd=cwd.absolute() if cwd else None, env=_variables(env) or None))
         entries = read_servers(settings.servers_file)
     except (SourceError, ServersFileError) as bad:
-        raise ConfigError(str(bad)) from None
+        raise ConfigError(str(bad), "remit servers add --help") from None
     if name in entries:
         raise ConfigError(f"a server {name} is there already", f"remit servers remove {name}")
     client = BrokerClient(settings)
@@ -107,7 +107,7 @@ def remove(name: Annotated[str, typer.Argument()], config: Config = None, as_jso
     try:
         entries = read_servers(settings.servers_file)
     except ServersFileError as bad:
-        raise ConfigError(str(bad)) from None
+        raise ConfigError(str(bad), "remit servers add --help") from None
     entries.pop(name, None)
     write_servers(settings.servers_file, entries)
     client.post("/api/servers/reload")

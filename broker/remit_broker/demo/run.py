@@ -14,6 +14,7 @@ import httpx
 import msgspec
 
 from remit import Agent, Refused
+from remit_broker.adapters.errors import ServiceError
 from remit_broker.app import Broker
 from remit_broker.config import load
 from remit_broker.core.evidence import Verdict, verify_evidence
@@ -21,7 +22,7 @@ from remit_broker.core.registry import Principal
 from remit_broker.credentials import credentials_file
 from remit_broker.demo.intruder import Attempt, intrude
 from remit_broker.demo.people import DESK, PLANNER, RESEARCHER, SERVER, planner, researcher
-from remit_broker.demo.repository import SERVER_PACKAGE, find_repository, server_command
+from remit_broker.demo.repository import SERVER_PACKAGE, find_repository, require_git, server_command
 from remit_broker.edges.attach.servers_file import ServerEntry, write_servers
 from remit_broker.edges.attach.source import source
 from remit_broker.hop.txn import Delegation, Opened, close_txn, open_txn
@@ -33,6 +34,7 @@ from remit_schemas.scope import Scope, parse_scope
 
 Say = Callable[[str], None]
 
+ATTACH_SECONDS = 20
 SCOPES = ("agent/planner/*", "agent/researcher/*", "mcp/git/git_log", "mcp/git/git_reset")
 BUDGET = "usd=0.05,tokens=1000,calls=30"
 PRICES = '\n[prices]\n"mcp/git/*" = "usd=0.001,calls=1"\n'
@@ -54,6 +56,8 @@ class Shown(msgspec.Struct, kw_only=True):
 
 async def demo(folder: Path, say: Say) -> Shown:
     """Run it in ``folder``, which then holds a configuration, a ledger and keys that ``remit up`` can go on with."""
+    require_git()
+    server_command(folder)  # before anything is written: is it there?
     file = write_starter(folder, "local", 0)
     text = file.read_text(encoding="utf-8")
     file.write_text(text.replace("\n[prices]", "\n# [prices]") + PRICES, encoding="utf-8")
@@ -86,12 +90,16 @@ async def _enrol(broker: Broker, name: str, kind: Kind) -> str:
 
 async def _attached(broker: Broker) -> None:
     """Wait until the server's tools can be called."""
-    async with asyncio.timeout(20):
-        while broker.registry.target(Resource("mcp", SERVER, "git_log")) is None:
-            failed = [state for state in broker.servers() if state["state"] == "failed"]
-            if failed:
-                raise RuntimeError(f"{SERVER}: {failed[0]['reason']}")
-            await asyncio.sleep(0.05)
+    try:
+        async with asyncio.timeout(ATTACH_SECONDS):
+            while broker.registry.target(Resource("mcp", SERVER, "git_log")) is None:
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        states = ", ".join(f"{state['state']} {state['reason']}".strip() for state in broker.servers())
+        raise ServiceError(
+            f"{SERVER_PACKAGE} did not attach within {ATTACH_SECONDS} s: {states}",
+            "try it by itself: mcp-server-git --help",
+        ) from None
 
 
 async def _delegate(broker: Broker) -> Opened:

@@ -50,6 +50,8 @@ class BusEdge:
         self._subscription = await self._nc.subscribe(
             "req.*.*.*.*.*", queue=subjects.BROKER_QUEUE, cb=self._on_request, pending_msgs_limit=-1
         )
+        # Twice: nats-py writes its PING past what is still buffered, so only the second answer says that the server knows.
+        await self._nc.flush()
         await self._nc.flush()
 
     async def stop(self, seconds: float) -> None:

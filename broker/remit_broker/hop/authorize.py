@@ -50,4 +50,6 @@ def denied(hop: Hop, code: Code) -> Exception:
     verdict = hop.judged
     rule = ", ".join(verdict.decision.rules) or "policy.default-deny"
     what = f"{hop.resource}: {verdict.reason}" if verdict.reason else f"no policy permits {hop.resource}"
-    return refusal(code, what, rule=rule, ask=verdict.ask or "ask an operator to permit it in a policy")
+    return refusal(
+        code, what, rule=rule, ask=verdict.ask or "ask an operator to permit it in a policy", cause=verdict.cause
+    )

@@ -21,6 +21,11 @@ async def open_(hop: Hop, ports: Ports, turn: Turn) -> Hop | LostRace:
     The grant names the record's hash and is signed before the append, but nobody gets it before the ack.
     """
     fold = turn.fold
+    if ports.clock.monotonic() >= hop.mono_deadline:
+        raise refusal(
+            Code.DEADLINE_EXCEEDED, "the deadline passed before the call could be opened", rule="open.deadline",
+            ask="allow more time; many calls of this task are waiting for their turn",
+        )  # fmt: skip
     _not_repeated(hop, ports, fold)
     # INVARIANT: held + spent never exceeds the limit at any node
     # (test_replicas_that_race_never_spend_more_than_the_root).

@@ -75,11 +75,12 @@ def _private(path: Path) -> bytes:
         raise CredentialsError(
             f"{path} cannot be opened ({error.strerror}): it must be a plain file, not a link"
         ) from None
+    # On the open file: what was checked is what is read.
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise CredentialsError(f"{path} is not a plain file")
     with os.fdopen(descriptor, "rb") as file:
-        # On the open file: what was checked is what is read.
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise CredentialsError(f"{path} is not a plain file")
         # INVARIANT: a seed that others could read is not used (test_credentials_that_others_can_read_are_refused).
         if found.st_mode & 0o077 or found.st_uid != os.geteuid():
             mode = stat.S_IMODE(found.st_mode)

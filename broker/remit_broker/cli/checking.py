@@ -1,0 +1,95 @@
+"""What ``remit check`` looks at: each part for itself, so that one that is wrong does not hide another."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from remit_broker.adapters.cedar import CedarEngine
+from remit_broker.adapters.errors import ConfigError
+from remit_broker.adapters.keyfiles import KEYS, KeyFiles
+from remit_broker.adapters.nats_server import find_binary
+from remit_broker.cli.client import BrokerClient
+from remit_broker.cli.common import Unreachable
+from remit_broker.config import Settings
+from remit_broker.edges.attach.servers_file import ServersFileError, read_servers
+from remit_broker.edges.attach.source import StdioSource
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One part: what it is or what is wrong with it, and then what to do."""
+
+    check: str
+    ok: bool
+    said: str
+    ask: str = ""
+
+
+def checks(settings: Settings) -> Iterator[Part]:
+    """Every part of a configuration that has been read. Starts nothing and changes nothing."""
+    parts: dict[str, Callable[[Settings], str]] = {
+        "configuration": lambda settings: str(settings.file),
+        "policies": _policies,
+        "keys": _keys,
+        "servers": _servers,
+        "nats-server": _nats,
+        "ports": _ports,
+    }
+    for name, look in parts.items():
+        try:
+            yield Part(name, True, look(settings))
+        except ConfigError as wrong:
+            yield Part(name, False, wrong.message, wrong.ask)
+        except ServersFileError as wrong:
+            yield Part(name, False, str(wrong), "mend the file, or move it away and use: remit servers add")
+
+
+def _policies(settings: Settings) -> str:
+    return f"{settings.policies}, revision {CedarEngine.load(settings.policies).revision[:12]}"
+
+
+def _keys(settings: Settings) -> str:
+    if not (settings.data / KEYS).exists():
+        return "will be drawn at the first start"
+    keys = KeyFiles.open(settings.data)
+    return f"{keys.folder / KEYS}, signing with {keys.signing.kid}"
+
+
+def _servers(settings: Settings) -> str:
+    entries = read_servers(settings.servers_file)
+    for name, entry in entries.items():
+        if isinstance(entry.source, StdioSource) and shutil.which(word := entry.source.command[0]) is None:
+            raise ConfigError(f"{name}: there is no program {word}", "install it, or give its whole path")
+    return ", ".join(entries) or "none run by the broker"
+
+
+def _nats(settings: Settings) -> str:
+    return settings.config.bus.url or str(find_binary())
+
+
+def _ports(settings: Settings) -> str:
+    try:
+        client = BrokerClient(settings)
+        client.get("/api/status")
+    except Unreachable:
+        http, bus = settings.config.http, settings.config.bus
+        _free("http.port", http.host, http.port)
+        if not bus.url:
+            _free("bus.port", "127.0.0.1", bus.port)
+        return "free; no broker runs"
+    return f"a broker runs at {client.http}"
+
+
+def _free(key: str, host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"{key} {port} on {host} cannot be used: {error.strerror}",
+                f"stop what listens there, or choose another {key} (0 takes a free one)",
+            ) from None

@@ -1,0 +1,263 @@
+"""`python -m tools.prove_guards` (`make guards`): a test that holds a guarantee fails when its guard is taken away.
+
+`tests/guards.toml` names, for each claim of `docs/guarantees.md`, the guard in the code and the test that holds it. In a
+copy of the tree this removes one guard after the other and runs exactly that test. Only a test that *fails* proves
+something: one that passes (a survivor), cannot be collected, breaks in a fixture or runs out of time does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+GUARDS: Final = "tests/guards.toml"
+COPIED: Final = ("schemas", "agents_sdk", "broker", "tests", "pyproject.toml")
+IMPORTED: Final = {"schemas": "remit_schemas", "agents_sdk": "remit", "broker": "remit_broker"}
+SECONDS: Final = 150.0
+"""How long one run of one test may take."""
+
+_KEYS: Final = {"claim", "file", "remove", "put", "test", "also"}
+_TOO_LATE: Final = re.compile(r"Failed: Timeout|\+\+\+ Timeout \+\+\+")
+_BROKEN: Final = re.compile(r"^E +(?:NameError|UnboundLocalError|SyntaxError|IndentationError|ImportError)\b", re.M)
+"""The removal broke the code instead of opening a door."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One exact text that stands once in a file, and what is put in its place."""
+
+    file: str
+    remove: str
+    put: str
+
+    def applied(self, text: str) -> str:
+        """``text`` without the guard. Raises ValueError where it does not stand there exactly once."""
+        if (count := text.count(self.remove)) != 1:
+            raise ValueError(f"{self.file}: stands there {count} times: {self.remove!r}")
+        return text.replace(self.remove, self.put)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A claim, the test that holds it, and the edits that take its guard away (several where it stands more than once)."""
+
+    claim: str
+    test: str
+    edits: tuple[Edit, ...]
+
+    @property
+    def name(self) -> str:
+        """Short enough for a line of a table."""
+        return f"{self.edits[0].file.rpartition('/')[2]}: {' '.join(self.edits[0].remove.split())}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run of a test came to: ``failed``, ``passed``, or why it proves nothing."""
+
+    what: str
+    seconds: float
+    output: str
+
+
+def read_guards(path: Path = ROOT / GUARDS) -> list[Guard]:
+    """The entries of the file, in order. Raises ValueError for what is no entry."""
+    whole = tomllib.loads(path.read_text(encoding="utf-8"))
+    return [_guard(number, raw) for number, raw in enumerate(whole.pop("guard", []), 1)]
+
+
+def _guard(number: int, raw: dict[str, Any]) -> Guard:
+    if unknown := raw.keys() - _KEYS:
+        raise ValueError(f"entry {number}: {', '.join(sorted(unknown))} is not one of {', '.join(sorted(_KEYS))}")
+    try:
+        edits = (_edit(raw), *(_edit({"file": raw["file"], **more}) for more in raw.get("also", [])))
+        return Guard(raw["claim"], raw["test"], edits)
+    except KeyError as missing:
+        raise ValueError(f"entry {number}: {missing} is missing") from None
+
+
+def _edit(raw: dict[str, Any]) -> Edit:
+    return Edit(raw["file"], raw["remove"], raw.get("put", "pass"))
+
+
+class Copy:
+    """A copy of the tree in which guards are removed and put back. One test at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._clock = int(time.time())
+        for name in COPIED:
+            source, target = ROOT / name, folder / name
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+            else:
+                shutil.copy2(source, target)
+        # Before the paths that an editable installation adds.
+        paths = os.pathsep.join(str(folder / name) for name in IMPORTED)
+        self._environment = {**os.environ, "PYTHONPATH": paths}
+
+    def check_imports(self) -> None:
+        """Raise RuntimeError unless it is the copy that is imported."""
+        for name, package in IMPORTED.items():
+            command = [sys.executable, "-c", f"import {package}; print({package}.__file__)"]
+            found = subprocess.run(
+                command, cwd=self.folder, env=self._environment, capture_output=True, text=True, check=True
+            ).stdout.strip()
+            if not Path(found).resolve().is_relative_to((self.folder / name).resolve()):
+                raise RuntimeError(f"{package} is imported from {found}, not from the copy")
+
+    def run(self, *tests: str, seconds: float = SECONDS) -> Outcome:
+        """Run the tests as they are."""
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--color=no", "-p", "no:cacheprovider", *tests]
+        began = time.monotonic()
+        # In a session of its own, so that what a test started ends with it.
+        with subprocess.Popen(
+            command, cwd=self.folder, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                output, _ = process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, 9)
+                output, _ = process.communicate()
+                return Outcome("ran out of time", time.monotonic() - began, output)
+        return Outcome(_judged(process.returncode, output), time.monotonic() - began, output)
+
+    def run_without(self, guard: Guard) -> Outcome:
+        """Run the guard's test while the guard is away."""
+        kept = {edit.file: (self.folder / edit.file).read_text(encoding="utf-8") for edit in guard.edits}
+        changed = dict(kept)
+        try:
+            for edit in guard.edits:
+                changed[edit.file] = edit.applied(changed[edit.file])
+            for name, text in changed.items():
+                if name.endswith(".py"):
+                    compile(text, name, "exec")
+        except (ValueError, SyntaxError) as error:
+            return Outcome(f"cannot be removed: {error}", 0.0, "")
+        try:
+            self._write(changed)
+            return self.run(guard.test)
+        finally:
+            self._write(kept)
+
+    def _write(self, texts: dict[str, str]) -> None:
+        for name, text in texts.items():
+            path = self.folder / name
+            path.write_text(text, encoding="utf-8")
+            # Byte code is taken for current by second and size, and an edit may keep both.
+            self._clock += 1
+            os.utime(path, (self._clock, self._clock))
+
+
+def _judged(status: int, output: str) -> str:
+    """What the exit status and the last lines of pytest say."""
+    if status == 0:
+        return "passed" if re.search(r"\b\d+ passed", output) else "was skipped"
+    if _TOO_LATE.search(output):
+        return "ran out of time"
+    if status != 1:
+        return f"was not run (pytest exit {status})"
+    if not re.search(r"^(?:\d+ \w+, )*\d+ failed\b", output, re.M):
+        return "broke in a fixture"
+    return "broke: the removal left code that cannot run" if _BROKEN.search(output) else "failed"
+
+
+def prove(guards: Sequence[Guard], jobs: int, verbose: bool) -> int:
+    """Run everything and print what was found. Returns the exit status."""
+    with tempfile.TemporaryDirectory(prefix="guards-") as folder, ThreadPoolExecutor(jobs) as pool:
+        copies: SimpleQueue[Copy] = SimpleQueue()
+        for number in range(jobs):
+            copies.put(Copy(Path(folder) / str(number)))
+        first = copies.get()
+        first.check_imports()
+        print(f"the copy in {folder} is what is imported", flush=True)
+        copies.put(first)
+        broken = _unmutated(guards, copies, pool, jobs)
+        began = time.monotonic()
+
+        def one(guard: Guard) -> tuple[Guard, Outcome]:
+            copy = copies.get()
+            try:
+                outcome = copy.run_without(guard)
+            finally:
+                copies.put(copy)
+            mark = "ok" if outcome.what == "failed" else "NO"
+            said = "" if mark == "ok" else f"  <- the test {outcome.what}"
+            print(f"{mark}  {outcome.seconds:5.1f} s  {guard.name[:88]:<88}  {guard.test}{said}", flush=True)
+            if verbose:
+                print(outcome.output, flush=True)
+            return guard, outcome
+
+        found = list(pool.map(one, guards))
+        took = time.monotonic() - began
+    proven = [guard for guard, outcome in found if outcome.what == "failed" and guard.test not in broken]
+    print(f"{len(found)} guards removed, {len(proven)} tests failed as they should ({took:.0f} s)")
+    for guard, outcome in found:
+        if outcome.what != "failed":
+            print(f"not proven: {guard.claim}\n    {guard.name}\n    {guard.test} {outcome.what}")
+    for test in sorted(broken):
+        print(f"not proven: {test} does not pass with every guard in place")
+    return 0 if len(proven) == len(found) else 1
+
+
+def _unmutated(guards: Sequence[Guard], copies: SimpleQueue[Copy], pool: ThreadPoolExecutor, jobs: int) -> set[str]:
+    """The tests that do not pass while every guard is in place: their failing proves nothing."""
+    tests = sorted({guard.test for guard in guards})
+    # A file stays whole, so that its fixtures are made once.
+    files = sorted({test.partition("::")[0] for test in tests})
+    shares = [[test for test in tests if test.partition("::")[0] in files[job::jobs]] for job in range(jobs)]
+
+    def passing(share: list[str]) -> set[str]:
+        copy = copies.get()
+        try:
+            if not share or copy.run(*share, seconds=SECONDS * 10).what == "passed":
+                return set()
+            # Together they did not: one by one shows which.
+            return {test for test in share if copy.run(test).what != "passed"}
+        finally:
+            copies.put(copy)
+
+    broken = set().union(*pool.map(passing, shares))
+    print(f"{len(tests) - len(broken)} of {len(tests)} tests pass with every guard in place", flush=True)
+    return broken
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit status: 0 if every guard was proven, 1 if not, 2 for a wrong file."""
+    parser = argparse.ArgumentParser(prog="python -m tools.prove_guards", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", default="", metavar="TEXT", help="entries that have TEXT in claim, file, guard or test")
+    parser.add_argument("--list", action="store_true", help="say what there is, run nothing")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="tests at once, each in a copy of its own")
+    parser.add_argument("--verbose", action="store_true", help="show what pytest said")
+    options = parser.parse_args(arguments)
+    try:
+        every = read_guards()
+    except (ValueError, OSError) as error:
+        print(f"{GUARDS}: {error}", file=sys.stderr)
+        return 2
+    guards = [guard for guard in every if options.only in f"{guard.claim}\n{guard.test}\n{guard.edits}\n{guard.name}"]
+    if options.list:
+        for guard in guards:
+            print(f"{guard.claim}\n    {guard.name}\n    {guard.test}")
+        print(f"{len(guards)} guards, {len({guard.test for guard in guards})} tests")
+        return 0
+    return prove(guards, max(options.jobs, 1), options.verbose)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
