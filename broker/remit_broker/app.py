@@ -304,6 +304,8 @@ class Broker:
         private_folder(self.settings.runtime_file.parent, create=True)
         about = {"http": self.http, "nats": self.bus, "pid": os.getpid(), "version": __version__}
         write_private(self.settings.runtime_file, json.dumps(about).encode())
+        # The public keys as a file too, the same as at /.well-known/jwks.json: for evidence that is verified on this machine.
+        write_private(self.settings.data / "jwks.json", json.dumps(self.keys.jwks(), indent=1).encode())
         self._stack.callback(self.settings.runtime_file.unlink, missing_ok=True)
 
     async def status(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from nats.js.errors import APIError, BucketNotFoundError
 from nats.js.kv import KV_DEL, KV_PURGE, KeyValue
 
 from remit_broker.core.registry import (
+    MAX_DEFINITIONS,
     Attachment,
     Definition,
     Principal,
@@ -31,6 +32,8 @@ from remit_schemas.errors import Code, refusal
 from remit_schemas.names import Resource
 
 BUCKET: Final = "registry"
+MAX_PINS: Final = 2 * MAX_DEFINITIONS
+"""Definitions remembered for one server: one that attaches with new names for ever does not fill the bucket."""
 SEEN_WITHIN: Final = 5.0
 """Seconds a write may take to come back through the watch."""
 
@@ -128,6 +131,13 @@ class KvRegistry:
         if attachment.kind == "mcp":
             pins = self._pins.get(attachment.name, {})
             new = {d.op: d.digest for d in attachment.definitions if d.op not in pins}
+            if len(pins) + len(new) > MAX_PINS:
+                raise refusal(
+                    Code.TOO_LARGE,
+                    f"{attachment.name} has had more than {MAX_PINS} different tools",
+                    rule="attach.pins",
+                    ask=f"an operator can forget the old ones: remit servers accept {attachment.name}",
+                )
             if new:
                 await self._put(f"pins.{attachment.name}", {**pins, **new})
         known = self._attachments.get(attachment.name)

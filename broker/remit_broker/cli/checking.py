@@ -12,6 +12,7 @@ from remit_broker.adapters.cedar import CedarEngine
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.keyfiles import KEYS, KeyFiles
 from remit_broker.adapters.nats_server import find_binary
+from remit_broker.adapters.private_files import private_folder
 from remit_broker.cli.client import BrokerClient
 from remit_broker.cli.common import Unreachable
 from remit_broker.config import Settings
@@ -45,6 +46,8 @@ def checks(settings: Settings) -> Iterator[Part]:
             yield Part(name, False, wrong.message, wrong.ask)
         except ServersFileError as wrong:
             yield Part(name, False, str(wrong), "mend the file, or move it away and use: remit servers add")
+        except OSError as wrong:
+            yield Part(name, False, f"{wrong.filename}: {wrong.strerror}", "name a file or folder that can be used")
 
 
 def _policies(settings: Settings) -> str:
@@ -52,6 +55,8 @@ def _policies(settings: Settings) -> str:
 
 
 def _keys(settings: Settings) -> str:
+    if settings.data.exists():
+        private_folder(settings.data, create=False)
     if not (settings.data / KEYS).exists():
         return "will be drawn at the first start"
     keys = KeyFiles.open(settings.data)
