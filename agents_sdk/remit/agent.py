@@ -99,7 +99,8 @@ class Agent:
             trust = await self._attach(client, seconds(patience))
             self._worker = worker = Worker(client, trust, self.skills, self._concurrency)
             client.on_reconnect = self._attach_again
-            # INVARIANT: only with the queue group of our own name; the bus permits nothing else (test_bus_permissions).
+            # INVARIANT: only with the queue group of our own name; the bus permits nothing else
+            # (test_a_plain_subscription_beside_the_queue_copies_nothing).
             await client.serve(f"svc.agent.{token(self.name)}.>", worker.take, worker.control)
         except BaseException:
             await self.stop(0)

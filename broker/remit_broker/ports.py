@@ -203,8 +203,8 @@ class Digester(Protocol):
 class RateLimit(Protocol):
     """How often one caller may ask."""
 
-    def admit(self, caller: str) -> float:
-        """0 when the call may go on, else the seconds to wait."""
+    def admit(self, caller: str, weight: int = 1) -> float:
+        """0 when the call may go on, else the seconds to wait. ``weight`` is how many ordinary calls it counts as."""
 
 
 class Observer(Protocol):

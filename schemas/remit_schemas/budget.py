@@ -14,7 +14,7 @@ from remit_schemas.errors import Code, refusal
 UNITS: Final = ("usd_micros", "tokens", "calls")
 
 
-class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """An amount of each unit: millionths of a US dollar, model tokens, calls."""
 
     usd_micros: int
@@ -22,10 +22,11 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     calls: int
 
     def __post_init__(self) -> None:
-        for unit in UNITS:
-            amount = getattr(self, unit)
-            if not 0 <= amount <= MAX_INTEGER:
-                raise ValueError(f"{unit} must be between 0 and 2^53-1")
+        if not (
+            0 <= self.usd_micros <= MAX_INTEGER and 0 <= self.tokens <= MAX_INTEGER and 0 <= self.calls <= MAX_INTEGER
+        ):
+            unit = next(unit for unit in UNITS if not 0 <= getattr(self, unit) <= MAX_INTEGER)
+            raise ValueError(f"{unit} must be between 0 and 2^53-1")
 
     def __add__(self, other: Budget) -> Budget:
         return Budget(

@@ -33,24 +33,27 @@ def canonical(value: Any) -> bytes:
     return _encoder.encode(value) if _is_simple(value) else rfc8785.dumps(value)
 
 
+_TEXT: Final = {str}
+
+
 def _is_simple(value: Any) -> bool:
     """Whether ``value`` holds only ASCII names, strings, booleans, null and interoperable integers."""
     waiting = [value]
     for item in waiting:
         kind = type(item)
-        if kind is dict:
-            if not all(type(name) is str and name.isascii() for name in item):
+        if kind is str:
+            # A lone surrogate has no UTF-8 form: the standard's encoder says so in its own words.
+            if not item.isascii() and not _encodes(item):
+                return False
+        elif kind is int:
+            if not -MAX_INTEGER <= item <= MAX_INTEGER:
+                return False
+        elif kind is dict:
+            if item and (set(map(type, item)) != _TEXT or not "".join(item).isascii()):
                 return False
             waiting.extend(item.values())
         elif kind is list or kind is tuple:
             waiting.extend(item)
-        elif kind is int:
-            if not -MAX_INTEGER <= item <= MAX_INTEGER:
-                return False
-        elif kind is str:
-            # A lone surrogate has no UTF-8 form: the standard's encoder says so in its own words.
-            if not item.isascii() and not _encodes(item):
-                return False
         elif kind is not bool and item is not None:
             return False
     return True
@@ -129,6 +132,25 @@ def _is_unicode(value: Any) -> bool:
     return True
 
 
+_ODD: Final = object()
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+
+
+def _plain_document(data: bytes) -> Any:
+    """The value of a document that is certain to be strict, or ``_ODD``: then only the strict parser can tell.
+
+    It is certain where writing the value again gives the same bytes (so no name comes twice and nothing follows) and the
+    value holds nothing but plain names, text and interoperable integers. This is ten times as fast, and what programs
+    send is nearly always so.
+    """
+    try:
+        value = _decode(data)
+        return value if _encode(value) == data and _is_simple(value) else _ODD
+    except (ValueError, RecursionError):
+        return _ODD
+
+
 def loads(data: bytes, *, max_bytes: int, max_depth: int = MAX_DEPTH) -> Any:
     """Parse untrusted JSON.
 
@@ -140,6 +162,9 @@ def loads(data: bytes, *, max_bytes: int, max_depth: int = MAX_DEPTH) -> Any:
             Code.TOO_LARGE, f"{len(data)} bytes, at most {max_bytes} are accepted", rule="json.size",
             ask="send less, or send a reference instead of the content",
         )  # fmt: skip
+    # INVARIANT: the short way accepts nothing that the long way refuses or reads otherwise (test_the_short_way_is_exact).
+    if data.count(b"{") + data.count(b"[") <= max_depth and (known := _plain_document(data)) is not _ODD:
+        return known
     try:
         value = _decoder.decode(data.decode())
     except UnicodeDecodeError:

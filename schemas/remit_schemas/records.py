@@ -158,7 +158,7 @@ class HopRefused(
     """A call that never became a hop. It has a stream of its own: a caller cannot grow a txn with calls that were refused.
 
     ``txn``, ``parent`` and ``user`` are those of a *verified* grant, else None. ``count`` aggregates a flood. ``cause``
-    is for operators and never leaves the broker's own records.
+    is for operators and never leaves the broker's own records: ``hash`` is taken with it empty, as it stands in evidence.
     """
 
     v: int = VERSION
@@ -196,6 +196,26 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     grant: str | None = None
 
 
+class _Outgoing(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An :class:`Entry` whose record is encoded already."""
+
+    record: msgspec.Raw
+    grant: str | None = None
+
+
+_encode = msgspec.json.Encoder().encode
+_SEAL: Final = len(f',"hash":"{GENESIS}"')
+"""Bytes of a record that its hash does not cover: the hash itself."""
+
+
+def encode_entry(record: Record, grant: str | None) -> bytes:
+    """The message of the ledger's stream for a sealed record. Raises ValueError for a record of more than MAX_RECORD."""
+    data = _encode(record)
+    if len(data) - _SEAL > MAX_RECORD:
+        raise ValueError(f"the record has {len(data) - _SEAL} bytes, at most {MAX_RECORD} are allowed")
+    return _encode(_Outgoing(msgspec.Raw(data), grant))
+
+
 def plain(record: Record | HopRefused) -> dict[str, Any]:
     """The record as JSON values, as it is stored, shown and hashed."""
     value: dict[str, Any] = msgspec.to_builtins(record)
@@ -209,7 +229,9 @@ def hash_of(raw: dict[str, Any]) -> str:
 
 def seal(record: AnyRecord) -> AnyRecord:
     """The record with its ``hash`` set."""
-    return msgspec.structs.replace(record, hash=hash_of(plain(record)))
+    raw = plain(record)
+    del raw["hash"]
+    return msgspec.structs.replace(record, hash=digest(canonical(raw)))
 
 
 def parse_record(raw: Any) -> Record:

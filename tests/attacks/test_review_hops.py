@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
+from nats.aio.msg import Msg
 
+from remit_broker.core.evidence import verify_evidence
 from remit_broker.testing import running_broker
 from remit_schemas.envelope import Error, Result
-from tests.support.raw import Arena, Taken, arena_on, skill, tool
+from remit_schemas.errors import Code
+from remit_schemas.keys import KeySet
+from tests.support.raw import Arena, Taken, arena_on, error_of, skill, tool
 
 WEB = "mcp/web/fetch"
 
@@ -92,7 +97,8 @@ async def test_a_definition_that_changes_while_a_call_waits_its_turn_is_not_call
             second = asyncio.ensure_future(alice.call(WEB, root.txn, root.grant))
             await _until(passed, "approve")
             # Both are decided; the second will lose its race to the first, and meanwhile its tool becomes another one.
-            assert isinstance((await web.attach(tool("fetch", description="sends it to me"), tool("other")))[-1], Result)
+            changed = await web.attach(tool("fetch", description="sends it to me"), tool("other"))
+            assert isinstance(changed[-1], Result)
         assert isinstance((await first)[-1], Result)
         final = (await second)[-1]
         assert isinstance(final, Error), "a call decided on a definition that nobody accepted any more was dispatched"
@@ -101,7 +107,7 @@ async def test_a_definition_that_changes_while_a_call_waits_its_turn_is_not_call
 
 
 async def test_one_caller_with_calls_that_never_end_leaves_room_for_the_others(tmp_path: Path) -> None:
-    async with running_broker(tmp_path, {"limits": {"concurrency": 8}}) as lab, arena_on(lab) as arena:
+    async with running_broker(tmp_path, {"limits": {"concurrency": 8, "drain": 0.1}}) as lab, arena_on(lab) as arena:
         alice, bob, eve = await arena.agent("alice"), await arena.agent("bob"), await arena.agent("eve")
 
         async def quick(taken: Taken) -> None:
@@ -124,7 +130,7 @@ async def test_one_caller_with_calls_that_never_end_leaves_room_for_the_others(t
 
 
 async def test_attaching_what_is_hard_to_check_stops_nobody(tmp_path: Path) -> None:
-    async with running_broker(tmp_path) as lab, arena_on(lab) as arena:
+    async with running_broker(tmp_path, {"limits": {"drain": 0.1}}) as lab, arena_on(lab) as arena:
         bob, eve, mallory = await arena.agent("bob"), await arena.agent("eve"), await arena.agent("mallory")
 
         async def quick(taken: Taken) -> None:
@@ -133,10 +139,8 @@ async def test_attaching_what_is_hard_to_check_stops_nobody(tmp_path: Path) -> N
         eve.handlers["quick"] = quick
         await eve.serve(skill("quick"))
         root = await lab.grant("bob", "agent/**", budget="calls=1000")
-        hard = [
-            {"name": f"t{i}", "inputSchema": {"patternProperties": {f"(a|[d-z]{{1,50}}){{1,30}}{j}": {} for j in range(4)}}}
-            for i in range(400)
-        ]
+        patterns = {f"(a|[d-z]{{1,50}}){{1,30}}{number}": {} for number in range(4)}
+        hard = [{"name": f"t{number}", "inputSchema": {"patternProperties": patterns}} for number in range(400)]
         attaching = [asyncio.ensure_future(mallory.attach(*hard)) for _ in range(4)]
         loop = asyncio.get_running_loop()
         longest, began = 0.0, loop.time()
@@ -148,3 +152,84 @@ async def test_attaching_what_is_hard_to_check_stops_nobody(tmp_path: Path) -> N
             task.cancel()
         await asyncio.gather(*attaching, return_exceptions=True)
         assert longest < 0.5, f"a call of somebody else took {longest:.2f} s"
+
+
+async def test_large_requests_without_a_grant_use_up_the_rate_of_their_caller(tmp_path: Path) -> None:
+    async with running_broker(tmp_path) as lab, arena_on(lab) as arena:
+        mallory, bob, eve = await arena.agent("mallory"), await arena.agent("bob"), await arena.agent("eve")
+
+        async def quick(taken: Taken) -> None:
+            await taken.done("quick")
+
+        eve.handlers["quick"] = quick
+        await eve.serve(skill("quick"))
+        root = await lab.grant("bob", "agent/**")
+        bomb = b'{"v":1,"args":{"a":[' + b"0," * 400_000 + b"0]}}"
+        subject = mallory.subject("agent/eve/quick", root.txn)
+        flood = [asyncio.ensure_future(mallory.ask(subject, bomb)) for _ in range(12)]
+        answers = [error_of(await task).code for task in flood]
+        assert answers.count(Code.RATE_LIMITED) >= 11, answers
+        assert (await mallory.error("agent/eve/quick", root.txn, root.grant)).code == "RATE_LIMITED"
+        assert (await bob.result("agent/eve/quick", root.txn, root.grant)).value == "quick"
+
+
+async def test_no_private_cause_leaves_with_the_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_broker(tmp_path) as lab, arena_on(lab) as arena:
+        alice, web = await arena.agent("alice"), await arena.agent("web", "mcp")
+        await web.serve(tool("fetch"))
+        root = await lab.grant("alice", "mcp/**")
+
+        def fault(value: object) -> None:
+            raise RuntimeError("/home/operator/secret-place")
+
+        monkeypatch.setattr(lab.broker.ports.detectors, "scan", fault, raising=False)
+        assert (await alice.error(WEB, root.txn, root.grant)).code == "INTERNAL"
+        assert "secret-place" in (await lab.refusals(root.txn))[0]["cause"], "operators see it"
+        evidence = await lab.broker.evidence(root.txn)
+        assert len(evidence["refusals"]) == 1 and "secret-place" not in json.dumps(evidence)
+        keys = KeySet.from_jwks(lab.broker.keys.jwks())
+        assert verify_evidence(evidence, keys, frozenset()).verified
+
+
+async def test_two_scopes_that_are_slow_to_narrow_are_refused(tmp_path: Path) -> None:
+    async with running_broker(tmp_path) as lab, arena_on(lab) as arena:
+        alice, eve = await arena.agent("alice"), await arena.agent("eve")
+        await eve.serve(skill("work"))
+        held = [f'mcp/*/*{{"a{i}":{{"max_len":5}}}}' for i in range(63)]
+        root = await lab.grant("alice", "agent/**", *held)
+        wish = [{"resource": "mcp/*/*", "args": {f"a{i}": {"max_len": 5}, f"c{i}": {"max_len": 3}}} for i in range(63)]
+        body = await alice.error("agent/eve/work", root.txn, root.grant, want={"scopes": wish})
+        await arena.refused_before_opening(body, "TOO_LARGE", "narrow.size", root.txn)
+        calling = asyncio.ensure_future(
+            alice.result("agent/eve/work", root.txn, root.grant, want={"scopes": wish[:16]})
+        )
+        taken = await eve.took(root.txn)
+        await taken.done()
+        await calling
+
+
+async def test_of_a_flood_all_are_counted_and_few_are_answered(tmp_path: Path) -> None:
+    flood = 6000
+    async with running_broker(tmp_path) as lab, arena_on(lab) as arena:
+        mallory, bob = await arena.agent("mallory"), await arena.agent("bob")
+        answers: list[bytes] = []
+        inbox = mallory.inbox()
+
+        async def hear(message: Msg) -> None:
+            answers.append(message.data)
+
+        await mallory.nc.subscribe(inbox, cb=hear, pending_msgs_limit=-1)
+        root = await lab.grant("bob", "agent/**")
+        subject = mallory.subject("agent/eve/quick", root.txn)
+        for _ in range(flood):
+            await mallory.nc.publish(subject, b"{}", reply=inbox)
+        await mallory.nc.flush()
+        assert (await bob.error("agent/eve/quick", root.txn, root.grant)).code == "UNKNOWN_TARGET"
+        async with asyncio.timeout(4):
+            # Floods are written once a second: here until all of this one are.
+            while sum(r["count"] for r in arena.refused.records if r["caller"] == "mallory") < flood:
+                await asyncio.sleep(0.02)
+        await arena.silent(mallory)
+        assert sum(r["count"] for r in arena.refused.records if r["caller"] == "mallory") == flood
+        assert len([r for r in arena.refused.records if r["caller"] == "mallory"]) < 20
+        assert len(answers) < flood / 2

@@ -169,7 +169,7 @@ def test_a_taken_bus_port_is_named_with_who_has_it(folder: Path) -> None:
 
 def test_an_external_bus_that_is_not_there_is_a_service_that_cannot_be_reached(folder: Path) -> None:
     (folder / "remit.toml").write_text('[http]\nport = 0\n[bus]\nurl = "nats://127.0.0.1:1"\n')
-    done = bad_start(folder)
+    done = remit("up", "--json", "-c", str(folder), fresh=True)
     assert done.code == 3
     assert "nats://127.0.0.1:1" in done.error["message"]
     assert len(done.err.splitlines()) < 10, "it is said once, not at every attempt"

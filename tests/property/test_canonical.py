@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from unittest.mock import patch
+
 import msgspec
 import pytest
 import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
+from remit_schemas import canonical as canonical_module
 from remit_schemas.budget import ZERO
-from remit_schemas.canonical import _is_simple, canonical
+from remit_schemas.canonical import _is_simple, canonical, loads
+from remit_schemas.errors import Refusal
 from remit_schemas.records import GENESIS, TxnClosed, plain
 
 leaves = st.none() | st.booleans() | st.integers(-(2**54), 2**54) | st.floats(allow_nan=False) | st.text()
@@ -45,3 +50,33 @@ def test_records_take_the_fast_way():
     )  # fmt: skip
     assert _is_simple(plain(record))
     assert _is_simple(msgspec.to_builtins(record))
+
+
+_LEAF = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+_TREE = st.recursive(
+    _LEAF, lambda below: st.lists(below, max_size=3) | st.dictionaries(st.text(max_size=4), below, max_size=3)
+)
+_TWICE = st.sampled_from(
+    [b'{"a":1,"a":1}', b'{"a":1} ', b"01", b"-0", b"1e2", b"9007199254740993", b'"\\u0061"', b'"\\ud800"', b"[1,2", b"",
+     b'{"b":1,"a":{"b":2,"b":2}}', b"[" * 65 + b"]" * 65, b"NaN", b"[1e999]", b'"\x7f"', b'{"\xc3\xa9":1}', b"-1", b"[]"]
+)  # fmt: skip
+
+
+def _read(data: bytes) -> object:
+    try:
+        return ("value", repr(loads(data, max_bytes=10_000)))
+    except Refusal as no:
+        return ("refused", no.body.rule)
+
+
+_DOCUMENTS = _TREE.map(
+    lambda value: json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
+)
+
+
+@given(_DOCUMENTS | _TWICE | st.binary(max_size=12))
+def test_the_short_way_is_exact(data: bytes) -> None:
+    """What the fast parser takes is what the strict one would have read, and nothing that it would have refused."""
+    short = _read(data)
+    with patch.object(canonical_module, "_plain_document", lambda _: canonical_module._ODD):
+        assert _read(data) == short

@@ -323,7 +323,7 @@ class Lenient:
 
 
 class Unlimited:
-    def admit(self, caller: str) -> float:
+    def admit(self, caller: str, weight: int = 1) -> float:
         return 0.0
 
 

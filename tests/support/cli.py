@@ -149,7 +149,7 @@ class Running:
         """A command that works, and its JSON."""
         before = words.index("--") if "--" in words else len(words)
         done = self.remit(*words[:before], "--json", *words[before:], **rest)
-        assert done.code == 0, done.err
+        assert done.code == 0, done.err + (self.folder / "up.log").read_text(encoding="utf-8")
         return done.json()
 
     def agent(self, name: str) -> None:

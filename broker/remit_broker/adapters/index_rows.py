@@ -36,9 +36,14 @@ class Rows:
         self.heads: dict[Key, Head] = dict(heads)
         self.records: list[Row] = []
         self.txns: list[Row] = []
-        self.hops: list[Row] = []
+        self.hops: dict[tuple[Key, str], Row] = {}
         self.closings: list[Row] = []
-        self.charges: list[Row] = []
+        self.charges: dict[tuple[Key, str], list[int]] = {}
+        """What was charged to each parent: only a root's is kept."""
+        self.late_charges: list[Row] = []
+        """Charges of hops that an earlier batch opened, whose parent is in the table."""
+        self.counts: dict[Key, list[int]] = {}
+        """Hops opened and closed, by txn."""
         self.endings: list[Row] = []
         self.last: dict[Key, Row] = {}
         self.broken: list[Row] = []
@@ -53,6 +58,7 @@ def key_of(message: Message) -> Key:
 def project(messages: Sequence[Message], heads: Mapping[Key, Head]) -> Rows:
     """The rows of ``messages``, whose txns stood at ``heads`` before."""
     rows = Rows(heads)
+    # All of a batch is one transaction: what it changes twice in one row is written once.
     for message in messages:
         key = key_of(message)
         head = rows.heads.get(key, Head(-1, GENESIS))
@@ -70,7 +76,7 @@ def project(messages: Sequence[Message], heads: Mapping[Key, Head]) -> Rows:
         body = _json(record).decode()
         rows.records.append((message.seq, *key, record["seq"], at, record["kind"], hop, body, grant))
         rows.heads[key] = Head(record["seq"], record["hash"])
-        rows.last[key] = (at, record["seq"], record["hash"], message.seq, *key)
+        rows.last[key] = (at, record["seq"], record["hash"], message.seq)
     return rows
 
 
@@ -98,13 +104,28 @@ def _add(rows: Rows, key: Key, record: dict[str, Any], stream_seq: int) -> None:
         resource = record["resource"]
         callee = resource.split("/")[1]
         opened = (record["parent"], record["caller"], callee, resource, at, record["deadline"])
-        rows.hops.append((*key, hop, *opened))
+        rows.hops[key, hop] = (*key, hop, *opened, None, None, None)
+        rows.counts.setdefault(key, [0, 0])[0] += 1
     elif kind == "hop.closed":
-        spent = [record["spent"][unit] for unit in UNITS]
-        rows.closings.append((at, record["outcome"], record["code"], *key, hop))
-        rows.charges.append((*spent, *key, *key, hop))
+        _close(rows, key, record)
+        rows.counts.setdefault(key, [0, 0])[1] += 1
     elif kind == "txn.closed":
         rows.endings.append((at, record["reason"], *key))
+
+
+def _close(rows: Rows, key: Key, record: dict[str, Any]) -> None:
+    spent = [record["spent"][unit] for unit in UNITS]
+    closing = (record["at"], record["outcome"], record["code"])
+    hop = record["hop"]
+    opened = rows.hops.get((key, hop))
+    if opened is None:
+        rows.closings.append((*closing, *key, hop))
+        rows.late_charges.append((*spent, *key, *key, hop))
+        return
+    rows.hops[key, hop] = (*opened[:-3], *closing)
+    charged = rows.charges.setdefault((key, opened[3]), [0, 0, 0])
+    for index, amount in enumerate(spent):
+        charged[index] += amount
 
 
 def refusal_row(message: Message) -> Row | None:

@@ -19,11 +19,9 @@ operator has looked.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from typing import Any, Final, NamedTuple, TypeVar
 
-import msgspec
 from nats.aio.client import Client
 
 from remit_broker.adapters.jetstream import (
@@ -47,18 +45,18 @@ from remit_broker.adapters.ledger_memory import (
     parsed,
     subject_of,
 )
-from remit_broker.core.fold import Corrupt, Fold, apply
+from remit_broker.core.fold import Corrupt, Fold, extend
 from remit_broker.ports import LostRace
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.records import (
     MAX_ENTRY,
-    Entry,
     GrantRevoked,
     HopClosed,
     HopOpened,
+    Record,
     TxnClosed,
     TxnOpened,
-    plain,
+    encode_entry,
 )
 
 __all__ = ["STREAM", "SUBJECTS", "JetStreamLedger", "Turn"]
@@ -70,7 +68,6 @@ _WEIGH: Final = 5.0
 """How often, in seconds, the stream is asked for its size: other replicas append to it too."""
 
 _T = TypeVar("_T")
-_encode = msgspec.json.Encoder().encode
 
 
 class JetStreamLedger:
@@ -89,6 +86,7 @@ class JetStreamLedger:
         self._soft_mark = soft_mark
         self._locks: dict[Key, tuple[asyncio.Lock, int]] = {}
         self._bytes = 0
+        self._found = 0
         self._weigh_at = 0.0
         self._halted: str | None = None
 
@@ -107,6 +105,7 @@ class JetStreamLedger:
         size = info["config"].get("max_bytes", -1)
         ledger = cls(js, soft_mark=int(size * soft_mark) if size > 0 else 0, **limits)
         ledger._bytes = info["state"]["bytes"]
+        ledger._found = info["state"]["last_seq"]
         await nc.subscribe(ADVISORIES, cb=ledger._memory.advised)
         return ledger
 
@@ -117,8 +116,8 @@ class JetStreamLedger:
 
     @property
     def high(self) -> int:
-        """The newest stream sequence that this replica has appended or read: what a projection must have reached."""
-        return self._memory.high.seq
+        """The newest stream sequence that this replica has appended, read or found: what a projection must have reached."""
+        return max(self._memory.high.seq, self._found)
 
     def halt(self, cause: str) -> None:
         """Refuse everything from now on: an acknowledged record is not there any more. ``cause`` is for operators."""
@@ -128,9 +127,8 @@ class JetStreamLedger:
     async def create(self, record: TxnOpened, grant: str) -> Fold:
         """Start a txn whose id this broker drew. Refuses LEDGER_UNAVAILABLE, or CONFLICT where the txn exists."""
         await self._within(self._require_room())
-        fold = _checked_apply(None, plain(record))
         key = (record.tenant, record.txn)
-        appended = await self._within(self._append(key, None, fold, _entry(record, grant)), key)
+        appended = await self._append(key, None, _ready(None, record, grant))
         if isinstance(appended, LostRace):
             raise refusal(Code.CONFLICT, "a txn of this id exists", rule="ledger.txn-exists", ask="try again")
         return appended
@@ -140,104 +138,148 @@ class JetStreamLedger:
 
         Refuses GRANT_INVALID for an unknown txn and LEDGER_UNAVAILABLE for one with a gap or an unreachable ledger.
         """
-        return (await self._within(self._memory.know((tenant, txn)))).fold
+        return (await self._known((tenant, txn))).fold
 
     async def newest(self, tenant: str, txn: str) -> Fold:
         """The fold after a leader read: for answers that nothing is appended after. Refuses as :meth:`fold`."""
         return (await self._within(self._memory.renew((tenant, txn)))).fold
 
-    @contextlib.asynccontextmanager
-    async def turn(self, tenant: str, txn: str, patience: float | None = None) -> AsyncIterator[Turn]:
+    def turn(self, tenant: str, txn: str, patience: float | None = None) -> _Waiting:
         """Wait, first come first served, for this replica's turn to append to a txn.
 
         Refuses LEDGER_UNAVAILABLE when it does not come in ``patience`` seconds (the ledger's own by default).
         """
-        key = (tenant, txn)
+        return _Waiting(self, (tenant, txn), patience)
+
+    async def enter(self, key: Key, patience: float | None) -> Turn:
+        """For ``async with`` :meth:`turn`."""
         lock, users = self._locks.get(key, (None, 0))
         lock = lock or asyncio.Lock()
         self._locks[key] = (lock, users + 1)
         try:
-            await self._within(lock.acquire(), patience=patience)
+            # Nobody has it or waits for it: taken at once, and no timer needed.
+            await (self._within(lock.acquire(), patience=patience) if users else lock.acquire())
             try:
-                known = await self._within(self._memory.know(key))
-                yield Turn(self, key, known.fold)
-            finally:
+                return Turn(self, key, (await self._known(key)).fold)
+            except BaseException:
                 lock.release()
-        finally:
-            users = self._locks[key][1] - 1
-            if users:
-                self._locks[key] = (lock, users)
-            else:
-                del self._locks[key]
+                raise
+        except BaseException:
+            self._forgo(key)
+            raise
 
-    async def append(self, key: Key, after: Fold, entry: Entry) -> Fold | LostRace:
-        """Append ``entry``; ``after`` is the fold that it makes. For :class:`Turn`."""
-        if entry.record["kind"] == "hop.opened":
+    def leave(self, key: Key) -> None:
+        """For the end of ``async with`` :meth:`turn`."""
+        self._locks[key][0].release()
+        self._forgo(key)
+
+    def _forgo(self, key: Key) -> None:
+        lock, users = self._locks[key]
+        if users > 1:
+            self._locks[key] = (lock, users - 1)
+        else:
+            del self._locks[key]
+
+    async def _known(self, key: Key) -> Known:
+        """What is remembered of a txn where that is good without asking, else what the stream says."""
+        known = self._memory.at_hand(key) if self._halted is None else None
+        return known if known is not None else await self._within(self._memory.know(key))
+
+    async def append(self, key: Key, ready: Ready) -> Fold | LostRace:
+        """Append a record that was made ready on a fold. For :class:`Turn`."""
+        if self._soft_mark and isinstance(ready.record, HopOpened):
             await self._within(self._require_room())
-        known = await self._within(self._memory.know(key))
-        if entry.record["prev"] != known.fold.hash:
+        known = await self._known(key)
+        if ready.record.prev != known.fold.hash:
             return LostRace(known.fold)
-        return await self._within(self._append(key, known, after, entry), key)
+        return await self._append(key, known, ready)
 
-    async def _append(self, key: Key, known: Known | None, after: Fold, entry: Entry) -> Fold | LostRace:
-        payload = _encode(entry)
-        if len(payload) > MAX_ENTRY:
-            raise refusal(
-                Code.TOO_LARGE, f"a record and its grant have {len(payload)} bytes, at most {MAX_ENTRY} are stored",
-                rule="ledger.entry", ask="ask for fewer scopes or shorter constraints",
-            )  # fmt: skip
-        subject = subject_of(key)
-        expected = known.at if known else 0
-        headers = {EXPECT_SUBJECT: str(expected), EXPECT_STREAM: STREAM}
+    async def _append(self, key: Key, known: Known | None, ready: Ready) -> Fold | LostRace:
+        """One publish, and where its ack settles the matter, as nearly always, nothing more; else :meth:`_insist`."""
+        self._require_working()
+        due = asyncio.get_running_loop().time() + self._patience
+        headers = {EXPECT_SUBJECT: str(known.at if known else 0), EXPECT_STREAM: STREAM}
+        shot = _Shot(key, known, subject_of(key), headers, ready)
+        try:
+            stored = await self._publish(shot, min(self._attempt, self._patience))
+            if stored is not None and stored.ack.error is None and self._is_same_stream(known, stored):
+                self._acknowledged(shot, stored)
+                return self._remembered(shot, stored.ack.seq, stored.generation)
+            async with asyncio.timeout_at(due):
+                return await self._insist(shot, stored)
+        except BaseException as error:
+            # INVARIANT: a turn cut short leaves nothing believed (test_a_cancelled_append_leaves_the_next_turn_right).
+            self._memory.forget(key)
+            raise self._translated(error) from None
+
+    async def _publish(self, shot: _Shot, seconds: float) -> _Stored | None:
+        """One attempt, or None where it had no answer."""
+        before, generation = self._memory.high.seq, self._memory.generation
+        try:
+            ack = await self._js.publish(shot.subject, shot.ready.payload, shot.headers, seconds)
+        except Unreachable:
+            # INVARIANT: an append without an answer is never taken for done or undone
+            # (test_an_append_whose_ack_is_lost_is_stored_once).
+            self._memory.doubt()
+            return None
+        return _Stored(ack, before, generation)
+
+    async def _insist(self, shot: _Shot, stored: _Stored | None) -> Fold | LostRace:
+        """Until it is known what became of a record: the same bytes again at the same place, or what is there instead."""
         pause = 0.005
         while True:
-            before, generation = self._memory.high.seq, self._memory.generation
-            try:
-                ack = await self._js.publish(subject, payload, headers, self._attempt)
-            except Unreachable:
-                # INVARIANT: an append without an answer is never taken for done or undone
-                # (test_an_append_whose_ack_is_lost_is_stored_once).
-                self._memory.doubt()
-                pause = await _wait(pause)
-                continue
-            if ack.error is None:
-                return await self._stored(key, known, after, _Stored(ack, before, generation, subject, payload))
-            if ack.error.err_code not in (WRONG_LAST_SEQUENCE, IN_FLIGHT):
-                self._memory.forget(key)
-                raise ApiError(ack.error.err_code, ack.error.description)
-            if (outcome := await self._lost(key, known, entry)) is not None:
-                return outcome
+            if stored is not None:
+                error = stored.ack.error
+                if error is None:
+                    return await self._stored(shot, stored)
+                if error.err_code not in (WRONG_LAST_SEQUENCE, IN_FLIGHT):
+                    raise ApiError(error.err_code, error.description)
+                if (outcome := await self._lost(shot.key, shot.known, shot.ready.record)) is not None:
+                    return outcome
             pause = await _wait(pause)
+            stored = await self._publish(shot, self._attempt)
 
-    async def _stored(self, key: Key, known: Known | None, after: Fold, stored: _Stored) -> Fold:
-        """The record was acknowledged: it counts when what it stands on is still there."""
+    def _is_same_stream(self, known: Known | None, stored: _Stored) -> bool:
+        """Whether nothing happened since the record was decided after which the stream may be another one."""
+        generation = self._memory.generation
+        return stored.generation == generation and (known is None or known.generation == generation)
+
+    def _acknowledged(self, shot: _Shot, stored: _Stored) -> None:
+        """What an ack says of the stream itself, which only grows."""
         seq = stored.ack.seq
         # INVARIANT: acknowledged sequences grow (test_a_stream_whose_sequence_goes_backwards_halts_the_ledger).
         if stored.ack.stream != STREAM or seq <= stored.before:
             raise Lost(f"an append was acknowledged at {seq} of {stored.ack.stream!r} after {stored.before} was")
-        self._memory.raise_high(Message(seq, stored.subject, stored.payload))
-        self._bytes += len(stored.payload) + _OVERHEAD
-        generation = self._memory.generation
-        if stored.generation != generation or (known is not None and known.generation != generation):
-            await self._memory.check_log()
-            await self._memory.check_known(known)
-            await self._memory.check_message(Message(seq, stored.subject, stored.payload))
-        return self._memory.remember(key, Known(after, seq, generation)).fold
+        self._memory.raise_high(Message(seq, shot.subject, shot.ready.payload))
+        self._bytes += len(shot.ready.payload) + _OVERHEAD
 
-    async def _lost(self, key: Key, known: Known | None, entry: Entry) -> Fold | LostRace | None:
+    def _remembered(self, shot: _Shot, seq: int, generation: int) -> Fold:
+        return self._memory.remember(shot.key, Known(shot.ready.after, seq, generation)).fold
+
+    async def _stored(self, shot: _Shot, stored: _Stored) -> Fold:
+        """The record was acknowledged, perhaps by another stream: it counts when what it stands on is still there."""
+        self._acknowledged(shot, stored)
+        generation = self._memory.generation
+        if not self._is_same_stream(shot.known, stored):
+            await self._memory.check_log()
+            await self._memory.check_known(shot.known)
+            await self._memory.check_message(Message(stored.ack.seq, shot.subject, shot.ready.payload))
+        return self._remembered(shot, stored.ack.seq, generation)
+
+    async def _lost(self, key: Key, known: Known | None, record: Record) -> Fold | LostRace | None:
         """After a refused compare-and-set: our own record (an earlier attempt won), a lost race, or None: unknown."""
         if known is None:
             found = await self._js.next(STREAM, subject_of(key), 1)
             if found is None:
                 return None
             newest = await self._memory.read_all(key)
-            mine = parsed(key, found).record["hash"] == entry.record["hash"]
+            mine = parsed(key, found).record["hash"] == record.hash
         else:
             tail = await self._memory.tail(key, known)
             if not tail:
                 return None
             newest = self._memory.advance(known, tail)
-            mine = parsed(key, tail[0]).record["hash"] == entry.record["hash"]
+            mine = parsed(key, tail[0]).record["hash"] == record.hash
         fold = self._memory.remember(key, newest).fold
         return fold if mine else LostRace(fold)
 
@@ -253,20 +295,23 @@ class JetStreamLedger:
                 "ledger.soft-mark", "the ledger is nearly full; nothing new is opened", f"{self._bytes} B"
             )
 
-    async def _within(self, work: Awaitable[_T], key: Key | None = None, patience: float | None = None) -> _T:
-        """Do ``work`` in time, or refuse. Whatever stops it, what was known of ``key`` is forgotten."""
-        if self._halted:
+    async def _within(self, work: Awaitable[_T], patience: float | None = None) -> _T:
+        """Do ``work`` in time, or refuse."""
+        try:
+            self._require_working()
+        except Refusal:
             if asyncio.iscoroutine(work):
                 work.close()
-            raise _unavailable("ledger.halted", "the ledger has halted; an operator must look at it", self._halted)
+            raise
         try:
             async with asyncio.timeout(self._patience if patience is None else patience):
                 return await work
         except BaseException as error:
-            # INVARIANT: a turn cut short leaves nothing believed (test_a_cancelled_append_leaves_the_next_turn_right).
-            if key is not None:
-                self._memory.forget(key)
             raise self._translated(error) from None
+
+    def _require_working(self) -> None:
+        if self._halted:
+            raise _unavailable("ledger.halted", "the ledger has halted; an operator must look at it", self._halted)
 
     def _translated(self, error: BaseException) -> BaseException:
         match error:
@@ -283,13 +328,46 @@ class JetStreamLedger:
 
 
 class _Stored(NamedTuple):
-    """An ack, with what was known when its record was published."""
+    """An answer to a publish, with what was known when the record was published."""
 
     ack: Ack
     before: int
     generation: int
-    subject: str
+
+
+class Ready(NamedTuple):
+    """A sealed record that may stand where it is to be appended: what it makes of the fold, and its message."""
+
+    record: Record
+    after: Fold
     payload: bytes
+
+
+class _Shot(NamedTuple):
+    """One append, as it is published, however often."""
+
+    key: Key
+    known: Known | None
+    subject: str
+    headers: dict[str, str]
+    ready: Ready
+
+
+class _Waiting:
+    """The way into a turn and out of it: ``async with``."""
+
+    __slots__ = ("_key", "_ledger", "_patience")
+
+    def __init__(self, ledger: JetStreamLedger, key: Key, patience: float | None) -> None:
+        self._ledger = ledger
+        self._key = key
+        self._patience = patience
+
+    async def __aenter__(self) -> Turn:
+        return await self._ledger.enter(self._key, self._patience)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._ledger.leave(self._key)
 
 
 class Turn:
@@ -312,23 +390,25 @@ class Turn:
 
         Refuses LEDGER_UNAVAILABLE: then it may be stored or not, and nothing may be done on its authority.
         """
-        after = _checked_apply(self._fold, plain(record))
-        appended = await self._ledger.append(self._key, after, _entry(record, grant))
+        appended = await self._ledger.append(self._key, _ready(self._fold, record, grant))
         self._fold = appended.fold if isinstance(appended, LostRace) else appended
         return appended
 
 
-def _checked_apply(fold: Fold | None, raw: dict[str, Any]) -> Fold:
+def _ready(fold: Fold | None, record: Record, grant: str | None) -> Ready:
     try:
-        return apply(fold, raw)
-    except Corrupt as corrupt:
+        after = extend(fold, record)
+        payload = encode_entry(record, grant)
+    except (Corrupt, ValueError) as unfit:
         raise refusal(
-            Code.INTERNAL, "the broker made a record that cannot stand here", rule="ledger.unfit", cause=str(corrupt)
+            Code.INTERNAL, "the broker made a record that cannot stand here", rule="ledger.unfit", cause=str(unfit)
         ) from None
-
-
-def _entry(record: TxnOpened | HopOpened | HopClosed | GrantRevoked | TxnClosed, grant: str | None) -> Entry:
-    return Entry(record=plain(record), grant=grant)
+    if len(payload) > MAX_ENTRY:
+        raise refusal(
+            Code.TOO_LARGE, f"a record and its grant have {len(payload)} bytes, at most {MAX_ENTRY} are stored",
+            rule="ledger.entry", ask="ask for fewer scopes or shorter constraints",
+        )  # fmt: skip
+    return Ready(record, after, payload)
 
 
 def _unavailable(rule: str, message: str, cause: str) -> Refusal:

@@ -150,7 +150,8 @@ def _bearable(code: Code, compiled: _Compiled, value: Any) -> int:
     """The looks that ``value`` makes, at most. Refuses one that would take too long."""
     items, depth = size_of(value)
     work = items * max(compiled.table[: depth + 1])
-    # INVARIANT: no value keeps the validator busy without end (test_a_schema_that_doubles_the_work_with_every_level).
+    # INVARIANT: no value keeps the validator busy without end
+    # (test_what_is_more_work_than_the_bound_is_refused_and_not_tried).
     if work * compiled.weight > MAX_WORK:
         raise refusal(
             code, f"{items} items on {depth} levels are too much work for this schema", rule="schema.work",

@@ -22,14 +22,17 @@ class Gcra:
         self._arrivals: OrderedDict[str, int] = OrderedDict()
         self._remember = remember
 
-    def admit(self, caller: str) -> float:
-        """0 when the call may go on, else the seconds to wait until it would."""
+    def admit(self, caller: str, weight: int = 1) -> float:
+        """0 when the call may go on, else the seconds to wait until it would.
+
+        A call of more than the whole burst goes on as well where nothing was used up before: those after it wait.
+        """
         now = round(self._clock.monotonic() * _NANOS)
         due = max(self._arrivals.get(caller, now), now)
         early = due - self._tolerance - now
         if early > 0:
             return early / _NANOS
-        self._arrivals[caller] = due + self._interval
+        self._arrivals[caller] = due + self._interval * weight
         self._arrivals.move_to_end(caller)
         if len(self._arrivals) > self._remember:
             self._arrivals.popitem(last=False)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import OrderedDict, deque
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -37,14 +35,19 @@ BACKLOG = 1024
 BACKLOG_BYTES = 8 * MAX_ENVELOPE
 """What those frames may take together."""
 
+_SAME = 0.001
+"""Two deadlines no further apart than this, in seconds, are one: they are computed from two readings of the clock."""
+
 
 class FrameQueue:
     """The frames of one callee for one hop, in the order the bus delivered them."""
 
     def __init__(self) -> None:
-        self._frames: asyncio.Queue[bytes | None] = asyncio.Queue(BACKLOG)
+        self._frames: deque[bytes | None] = deque()
         self._bytes = 0
         self._cancelled = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def put(self, frame: bytes | None) -> None:
         """Add a frame; when full, the oldest go, so that the final one always fits.
@@ -53,14 +56,17 @@ class FrameQueue:
         (test_frames_that_wait_for_a_slow_caller_do_not_fill_the_memory).
         """
         size = len(frame or b"")
-        while self._frames.full() or (self._bytes + size > BACKLOG_BYTES and not self._frames.empty()):
-            self._taken(self._frames.get_nowait())
+        while len(self._frames) >= BACKLOG or (self._bytes + size > BACKLOG_BYTES and self._frames):
+            self._take()
         self._bytes += size
-        self._frames.put_nowait(frame)
+        self._frames.append(frame)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
-    def _taken(self, frame: bytes | None) -> bytes | None:
-        self._bytes -= len(frame or b"")
-        return frame
+    def close(self) -> None:
+        """Nobody waits any more."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def cancel(self) -> None:
         """The caller does not wait any more; whoever waits for a frame is woken."""
@@ -69,18 +75,63 @@ class FrameQueue:
 
     async def next(self, seconds: float) -> bytes | None:
         """The next frame; None when the server said that nobody listens. Raises TimeoutError or CallerCancelled."""
+        if self._cancelled and not self._frames:
+            raise CallerCancelled
         frame = await self._next(seconds)
-        if self._cancelled:
+        # What came before the wish comes first: it may say who works on the hop, and so whom to tell
+        # (test_a_wish_to_end_does_not_swallow_who_has_started).
+        if self._cancelled and frame == b"":
             raise CallerCancelled
         return frame
 
     async def _next(self, seconds: float) -> bytes | None:
         if seconds <= 0:
             raise TimeoutError
-        if not self._frames.empty():
-            return self._taken(self._frames.get_nowait())
-        async with asyncio.timeout(seconds):
-            return self._taken(await self._frames.get())
+        if not self._frames:
+            loop = asyncio.get_running_loop()
+            # All waiting for one hop ends at the same moment, so that the timer of the first serves the others.
+            due = loop.time() + seconds
+            if self._timer is None or self._timer.cancelled() or abs(self._timer.when() - due) > _SAME:
+                self.close()
+                self._timer = loop.call_at(due, self._expire)
+            self._waiter = loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._take()
+
+    def _take(self) -> bytes | None:
+        frame = self._frames.popleft()
+        self._bytes -= len(frame or b"")
+        return frame
+
+    def _expire(self) -> None:
+        self._timer = None
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(TimeoutError())
+
+
+_Name = tuple[str, str, str]
+_Queues = dict[_Name, FrameQueue]
+
+
+class _Listening:
+    """``async with``: a hop's queue is where the frames of its callee and the wishes of its caller find it."""
+
+    __slots__ = ("_answers", "_called", "_open", "_queue", "_wishes")
+
+    def __init__(self, open_: _Queues, answers: _Name, called: _Queues, wishes: _Name) -> None:
+        self._open, self._answers, self._called, self._wishes = open_, answers, called, wishes
+        self._queue = FrameQueue()
+
+    async def __aenter__(self) -> FrameQueue:
+        self._open[self._answers] = self._called[self._wishes] = self._queue
+        return self._queue
+
+    async def __aexit__(self, *_: object) -> None:
+        self._queue.close()
+        del self._open[self._answers], self._called[self._wishes]
 
 
 class NatsBus:
@@ -129,15 +180,9 @@ class NatsBus:
         if queue is not None and message.data == CANCEL:
             queue.cancel()
 
-    @asynccontextmanager
-    async def channel(self, parties: Parties, txn: str, hop: str) -> AsyncIterator[FrameQueue]:
+    def channel(self, parties: Parties, txn: str, hop: str) -> _Listening:
         """Listen to the callee's frames for a hop, and to its caller's wish to end it."""
-        answers, wishes, queue = (parties.callee, txn, hop), (parties.caller, txn, hop), FrameQueue()
-        self._open[answers] = self._called[wishes] = queue
-        try:
-            yield queue
-        finally:
-            del self._open[answers], self._called[wishes]
+        return _Listening(self._open, (parties.callee, txn, hop), self._called, (parties.caller, txn, hop))
 
     async def cancel(self, callee: str, connection: str, txn: str, hop: str) -> None:
         """Ask the connection that works on a hop to stop; where none has said so yet (""), as soon as one does."""

@@ -87,6 +87,7 @@ class RecordObserver:
     def __init__(self, emit: Emit | None) -> None:
         self._emit = emit
         self.registry = CollectorRegistry()
+        self._series: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
         self._hops = Counter("remit_hops", "Hops that ended", ["kind", "outcome"], registry=self.registry)
         self._refused = Counter("remit_refusals", "Calls refused", ["stage", "code"], registry=self.registry)
         self._faults = Counter("remit_faults", "Failures inside the broker", ["where"], registry=self.registry)
@@ -102,8 +103,9 @@ class RecordObserver:
     def closed(self, opened: HopOpened, closed: HopClosed, user: str) -> None:
         """A hop ended."""
         kind = opened.resource.partition("/")[0]
-        self._hops.labels(kind, closed.outcome).inc()
-        self._seconds.labels(kind).observe(closed.ms / 1000)
+        ended, took = self._of(kind, closed.outcome)
+        ended.inc()
+        took.observe(closed.ms / 1000)
         self._span(lambda: spans.closed(opened, closed, user))
 
     def swept(self, node: Node, closed: HopClosed, user: str) -> None:
@@ -124,6 +126,13 @@ class RecordObserver:
     def metrics(self) -> bytes:
         """The text format of Prometheus."""
         return generate_latest(self.registry)
+
+    def _of(self, kind: str, outcome: str) -> tuple[Counter, Histogram]:
+        """The two series of a hop, looked up by their labels once."""
+        found = self._series.get((kind, outcome))
+        if found is None:
+            found = self._series[kind, outcome] = (self._hops.labels(kind, outcome), self._seconds.labels(kind))
+        return found
 
     def _span(self, make: Callable[[], SpanData]) -> None:
         if self._emit is None:

@@ -38,19 +38,22 @@ _INSERTS: Final[Mapping[str, str]] = {
     "txns": "INSERT INTO txn (tenant, txn, user, agent, root, continues, opened_at, last_at, exp, limit_usd_micros, "
     "limit_tokens, limit_calls, last_seq, last_hash, last_stream_seq) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
     "records": "INSERT INTO record VALUES (?,?,?,?,?,?,?,?,?)",
-    "hops": "INSERT INTO hop (tenant, txn, hop, parent, caller, callee, resource, opened_at, deadline) "
-    "VALUES (?,?,?,?,?,?,?,?,?)",
+    "hops": "INSERT INTO hop (tenant, txn, hop, parent, caller, callee, resource, opened_at, deadline, closed_at, "
+    "outcome, code) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
     "broken": "INSERT OR REPLACE INTO broken VALUES (?,?,?)",
     "closings": "UPDATE hop SET closed_at = ?, outcome = ?, code = ? WHERE (tenant, txn, hop) = (?,?,?)",
-    "charges": "UPDATE txn SET spent_usd_micros = spent_usd_micros + ?, spent_tokens = spent_tokens + ?, "
+    "late_charges": "UPDATE txn SET spent_usd_micros = spent_usd_micros + ?, spent_tokens = spent_tokens + ?, "
     "spent_calls = spent_calls + ? WHERE (tenant, txn) = (?,?) "
     "AND root = (SELECT parent FROM hop WHERE (tenant, txn, hop) = (?,?,?))",
     "endings": "UPDATE txn SET closed_at = ?, reason = ? WHERE (tenant, txn) = (?,?)",
 }
-_OPENED: Final = "UPDATE txn SET hops = hops + 1, open_hops = open_hops + 1 WHERE (tenant, txn) = (?,?)"
-_CLOSED: Final = "UPDATE txn SET open_hops = open_hops - 1 WHERE (tenant, txn) = (?,?)"
+_CHARGES: Final = (
+    "UPDATE txn SET spent_usd_micros = spent_usd_micros + ?, spent_tokens = spent_tokens + ?, "
+    "spent_calls = spent_calls + ? WHERE (tenant, txn) = (?,?) AND root = ?"
+)
 _LAST: Final = (
-    "UPDATE txn SET last_at = ?, last_seq = ?, last_hash = ?, last_stream_seq = ? WHERE (tenant, txn) = (?,?)"
+    "UPDATE txn SET last_at = ?, last_seq = ?, last_hash = ?, last_stream_seq = ?, hops = hops + ?, "
+    "open_hops = open_hops + ? WHERE (tenant, txn) = (?,?)"
 )
 _REFUSAL: Final = "INSERT INTO refusal VALUES (?,?,?,?,?,?,?,?,?,?,?)"
 _HEADS: Final = (
@@ -68,6 +71,8 @@ class SqliteIndex(IndexQueries):
         self._writer = writer
         self._position = dict(position)
         self._moved = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._waiters = 0
         self._writing = asyncio.Lock()
         self._running = False
         self._halted: str | None = None
@@ -159,11 +164,20 @@ class SqliteIndex(IndexQueries):
         await self._wait_for(refusal_stream.STREAM, stream_seq, seconds)
 
     async def _wait_for(self, stream: str, seq: int, seconds: float) -> None:
-        async with asyncio.timeout(seconds):
-            while self._position[stream] < seq:
-                if self._halted:
-                    raise TimeoutError(self._halted)
-                await self._moved.wait()
+        if self._position[stream] >= seq:
+            return
+        self._waiters += 1
+        self._hurry.set()
+        try:
+            async with asyncio.timeout(seconds):
+                while self._position[stream] < seq:
+                    if self._halted:
+                        raise TimeoutError(self._halted)
+                    await self._moved.wait()
+        finally:
+            self._waiters -= 1
+            if not self._waiters:
+                self._hurry.clear()
 
     async def rebuild(self) -> None:
         """Empty the tables, so that the next :meth:`run` makes them again. What was witnessed is kept."""
@@ -197,12 +211,12 @@ class SqliteIndex(IndexQueries):
         self._moved_to(refusal_stream.STREAM, fresh[-1].seq)
 
     async def _follow_ledger(self, nc: Client) -> None:
-        tail = StreamTail(nc, jetstream_ledger.STREAM, jetstream_ledger.SUBJECTS, whole=True)
+        tail = StreamTail(nc, jetstream_ledger.STREAM, jetstream_ledger.SUBJECTS, whole=True, hurry=self._hurry)
         async for batch in tail.batches(self.position):
             await self._patiently(functools.partial(self.add, batch))
 
     async def _follow_refusals(self, nc: Client) -> None:
-        tail = StreamTail(nc, refusal_stream.STREAM, refusal_stream.SUBJECTS, whole=False)
+        tail = StreamTail(nc, refusal_stream.STREAM, refusal_stream.SUBJECTS, whole=False, hurry=self._hurry)
         try:
             async for batch in tail.batches(self._position[refusal_stream.STREAM]):
                 await self._patiently(functools.partial(self.add_refusals, batch))
@@ -265,13 +279,19 @@ async def _positions(db: aiosqlite.Connection) -> dict[str, int]:
 async def _write(db: aiosqlite.Connection, rows: Rows) -> None:
     for name, statement in _INSERTS.items():
         if values := getattr(rows, name):
-            await db.executemany(statement, values)
-    if rows.hops:
-        await db.executemany(_OPENED, [row[:2] for row in rows.hops])
-    if rows.closings:
-        await db.executemany(_CLOSED, [row[3:5] for row in rows.closings])
+            await db.executemany(statement, list(values.values()) if isinstance(values, dict) else values)
+    if rows.charges:
+        await db.executemany(
+            _CHARGES, [(*spent, *key, parent) for (key, parent), spent in rows.charges.items() if any(spent)]
+        )
     if rows.last:
-        await db.executemany(_LAST, list(rows.last.values()))
+        await db.executemany(_LAST, [(*last, *_counted(rows, key), *key) for key, last in rows.last.items()])
+
+
+def _counted(rows: Rows, key: Key) -> tuple[int, int]:
+    """How many more hops a txn has, and how many more that are open."""
+    opened, closed = rows.counts.get(key, (0, 0))
+    return opened, opened - closed
 
 
 async def _move(db: aiosqlite.Connection, stream: str, seq: int, sealed: str) -> None:
@@ -295,6 +315,8 @@ async def _prepare(db: aiosqlite.Connection, path: Path) -> None:
     await db.execute("PRAGMA journal_mode = WAL")
     await db.execute("PRAGMA synchronous = FULL")
     await db.execute("PRAGMA foreign_keys = ON")
+    # In KiB. Ids are random, so that without it nearly every row is looked for on a page that must be read again.
+    await db.execute("PRAGMA cache_size = -32768")
     steps = _migrations()
     async with db.execute("PRAGMA user_version") as rows:
         version = [int(row[0]) async for row in rows]

@@ -22,6 +22,8 @@ from remit_broker.adapters.jetstream import API, ApiError, JetStream, Message, U
 _BEAT: Final = 5.0
 _BATCH: Final = 512
 _EXPIRES: Final = 60.0
+_LINGER: Final = 0.1
+"""How long, in seconds, the first message of a group waits for more where nobody waits for it."""
 _GO_ON: Final = frozenset({"404", "408"})
 """Statuses that end a pull but not the consumer: nothing there, and expired."""
 
@@ -31,16 +33,24 @@ class Regressed(Exception):  # noqa: N818
 
 
 class StreamTail:
-    """One reader of one stream. ``whole`` says that no message of the stream may be missing."""
+    """One reader of one stream. ``whole`` says that no message of the stream may be missing.
 
-    def __init__(self, nc: Client, stream: str, subjects: str, *, whole: bool) -> None:
+    Messages come in groups, since what is done with a group costs little more than what is done with one. While ``hurry``
+    is set, somebody waits for the next one, and no message waits for more; nor does what was there before the reader.
+    """
+
+    def __init__(
+        self, nc: Client, stream: str, subjects: str, *, whole: bool, hurry: asyncio.Event | None = None
+    ) -> None:
         self._nc = nc
         self._js = JetStream(nc)
         self._stream = stream
         self._subjects = subjects
         self._whole = whole
+        self._hurry = hurry or asyncio.Event()
         self._arrived: asyncio.Queue[Msg] = asyncio.Queue()
         self._newest: Message | None = None
+        self._there = 0
 
     async def batches(self, after: int) -> AsyncIterator[list[Message]]:
         """All messages after ``after``, as they come, in groups of what is there. Raises :class:`Regressed`."""
@@ -73,7 +83,7 @@ class StreamTail:
         subscription = await self._nc.subscribe(inbox, cb=self._arrived.put)
         try:
             await self._js.api(f"CONSUMER.CREATE.{self._stream}.{name}.{self._subjects}", self._request(name, after))
-            async for batch in self._pulled(name, inbox):
+            async for batch in self._pulled(name, inbox, after):
                 if fresh := [message for message in batch if message.seq > after]:
                     after = fresh[-1].seq
                     yield fresh
@@ -83,6 +93,7 @@ class StreamTail:
     async def _still_there(self, after: int) -> None:
         """Before reading on: what was read is where it was. (A consumer would wait in silence for a lost end.)"""
         last = (await self._js.state(self._stream))["last_seq"]
+        self._there = last
         if last < after:
             raise Regressed(f"{self._stream} ends at {last}, it was read up to {after}")
         if self._whole and self._newest is not None and await self._js.at(self._stream, after) != self._newest:
@@ -93,7 +104,7 @@ class StreamTail:
         del request["config"]["deliver_subject"]
         return request
 
-    async def _pulled(self, name: str, inbox: str) -> AsyncIterator[list[Message]]:
+    async def _pulled(self, name: str, inbox: str, after: int) -> AsyncIterator[list[Message]]:
         connection = self._js.reconnects
         wanted = 0
         heard = asyncio.get_running_loop().time()
@@ -101,24 +112,31 @@ class StreamTail:
             if wanted <= 0:
                 await self._pull(name, inbox)
                 wanted = _BATCH
-            arrived = await self._next()
+            arrived = await self._next(linger=after >= self._there)
             now = asyncio.get_running_loop().time()
             if self._js.reconnects != connection or (not arrived and now - heard > 2.5 * _BEAT):
                 return
             heard = now if arrived else heard
             batch, ended = _sort(arrived)
+            after = batch[-1].seq if batch else after
             wanted = 0 if ended else wanted - len(batch)
             if batch:
                 yield batch
             if ended and ended not in _GO_ON:
                 return
 
-    async def _next(self) -> list[Msg]:
-        """What has arrived; empty after a second of silence, so that a new connection is noticed."""
+    async def _next(self, *, linger: bool) -> list[Msg]:
+        """What has arrived, and with ``linger`` what comes soon after it.
+
+        Empty after a second of silence, so that a new connection is noticed.
+        """
         try:
             arrived = [await asyncio.wait_for(self._arrived.get(), 1.0)]
         except TimeoutError:
             return []
+        if linger and not self._hurry.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), _LINGER)
         while not self._arrived.empty():
             arrived.append(self._arrived.get_nowait())
         return arrived

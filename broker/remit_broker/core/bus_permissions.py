@@ -38,7 +38,8 @@ def publishes(kind: Kind, name: str) -> tuple[str, ...]:
 def subscribes(kind: Kind, name: str, connection: str) -> tuple[str, ...]:
     """Where a connection may listen: its services in the queue group of its own name, and its own inbox.
 
-    INVARIANT: never a service without its queue, or a second listener could copy the traffic (test_bus_permissions).
+    INVARIANT: never a service without its queue, or a second listener could copy the traffic
+    (test_a_plain_subscription_beside_the_queue_copies_nothing).
     """
     return (f"{_head('svc', kind, name)} {name}", f"{inbox_prefix(name, connection)}.>")
 

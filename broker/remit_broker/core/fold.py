@@ -1,7 +1,8 @@
 """The fold of a txn: its records applied one after the other, each checked against everything before it.
 
-:func:`apply` is the only way to make a :class:`Fold`, and it is the definition of a valid sequence: the broker asks it
-before it appends, and again about everything it reads. What it does not accept is :class:`Corrupt`.
+:func:`apply` is the definition of a valid sequence, asked about everything that is read. :func:`extend` is the same
+question about a record that this process has just built and sealed, so that its form and hash need no second look; the
+broker asks it before it appends. What they do not accept is :class:`Corrupt`, and there is no other way to a :class:`Fold`.
 
 It judges the sequence and the accounts. That a scope only narrows is judged on the grants, which carry the same scope
 (``remit_schemas.bundle``).
@@ -10,7 +11,7 @@ It judges the sequence and the accounts. That a scope only narrows is judged on 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from immutables import Map
@@ -40,7 +41,7 @@ from remit_schemas.records import (
     parse_record,
 )
 
-__all__ = ["Corrupt", "Fold", "Node", "Settlement", "apply", "fold_all", "open_path", "settle"]
+__all__ = ["Corrupt", "Fold", "Node", "Settlement", "apply", "extend", "fold_all", "open_path", "settle"]
 
 MAX_DEPTH: Final = 16
 """Deepest delegation anywhere (contract: ``max_depth`` ≤ 16)."""
@@ -69,28 +70,46 @@ def fold_all(raws: Iterable[dict[str, Any]]) -> Fold:
 
 def apply(fold: Fold | None, raw: dict[str, Any]) -> Fold:
     """``fold`` after one more record (None: before the first). O(log n) in its hops. Raises :class:`Corrupt`."""
-    expected = 0 if fold is None else fold.seq + 1
-    where = f"{'' if fold is None else fold.txn}#{expected}"
     try:
-        record = _sealed(raw)
-        _require(record.seq == expected, f"seq is {record.seq}, expected {expected}")
-        _require(
-            record.prev == (GENESIS if fold is None else fold.hash), "prev is not the hash of the record before it"
-        )
-        if fold is None:
-            return _open_txn(record)
-        return _continue(fold, record)
+        return _follow(fold, _sealed(raw))
     except _Unfit as unfit:
-        raise Corrupt(where, str(unfit)) from None
+        raise _corrupt(fold, unfit) from None
+
+
+def extend(fold: Fold | None, record: Record) -> Fold:
+    """:func:`apply` for a record as ``seal`` returned it, never for one that was read. Raises :class:`Corrupt`.
+
+    Its type, its size and its hash are what this process made them; everything it says is judged all the same.
+    """
+    try:
+        return _follow(fold, record)
+    except _Unfit as unfit:
+        raise _corrupt(fold, unfit) from None
+
+
+def _corrupt(fold: Fold | None, unfit: Exception) -> Corrupt:
+    return Corrupt("#0" if fold is None else f"{fold.txn}#{fold.seq + 1}", str(unfit))
+
+
+def _follow(fold: Fold | None, record: Record) -> Fold:
+    expected = 0 if fold is None else fold.seq + 1
+    _require(record.v == VERSION, f"version {record.v} is unknown")
+    _require(_AT.fullmatch(record.at) is not None, f"at is {record.at!r}, not RFC 3339 UTC with milliseconds")
+    _require(record.seq == expected, f"seq is {record.seq}, expected {expected}")
+    _require(record.prev == (GENESIS if fold is None else fold.hash), "prev is not the hash of the record before it")
+    if fold is None:
+        return _open_txn(record)
+    return _continue(fold, record)
 
 
 class _Unfit(Exception):  # noqa: N818
     """Why a record cannot stand here; :func:`apply` adds the place."""
 
 
-def _require(condition: bool, why: str) -> None:
+def _require(condition: bool, why: str | Callable[[], str]) -> None:
+    """``why`` is a function where saying it costs more than the condition: it is nearly always true."""
     if not condition:
-        raise _Unfit(why)
+        raise _Unfit(why if isinstance(why, str) else why())
 
 
 def _sealed(raw: dict[str, Any]) -> Record:
@@ -102,8 +121,6 @@ def _sealed(raw: dict[str, Any]) -> Record:
         raise _Unfit(f"not a record: {error}") from None
     _require(len(content) <= MAX_RECORD, f"the record has {len(content)} bytes, at most {MAX_RECORD} are allowed")
     _require(digest(content) == record.hash, "hash is not that of the record")
-    _require(record.v == VERSION, f"version {record.v} is unknown")
-    _require(_AT.fullmatch(record.at) is not None, f"at is {record.at!r}, not RFC 3339 UTC with milliseconds")
     return record
 
 
@@ -161,7 +178,7 @@ def _open_hop(fold: Fold, record: HopOpened) -> Fold:
     _require(record.exp <= parent.exp, "exp is later than its parent's")
     # INVARIANT: the tree never authorises more than its root (test_fold: held + spent never exceeds a limit).
     _require(ONE_CALL.within(record.budget), "a hop costs at least one call")
-    _require(record.budget.within(parent.left), f"holds {record.budget}, its parent has {parent.left} left")
+    _require(record.budget.within(parent.left), lambda: f"holds {record.budget}, its parent has {parent.left} left")
     _require(record.idem is None or record.idem not in fold.idem, "the idempotency key was used before")
     _require(record.approval is None or record.approval not in fold.approvals, "the approval was used before")
     node = Node(
@@ -186,7 +203,8 @@ def _open_hop(fold: Fold, record: HopOpened) -> Fold:
 def _open_parent(fold: Fold, record: HopOpened) -> Node:
     path = fold.path(record.parent)
     _require(bool(path), f"its parent {record.parent!r} does not exist")
-    # INVARIANT: nothing is opened under a closed or revoked hop (test_fold: nothing applies under a closed hop).
+    # INVARIANT: nothing is opened under a closed or revoked hop (test_nothing_is_accepted_under_a_closed_hop,
+    # test_nothing_is_accepted_under_a_revoked_hop).
     _require(all(node.state == "open" for node in path), "its parent or an ancestor is closed")
     _require(not any(node.hop in fold.revoked for node in path), "its parent or an ancestor is revoked")
     return path[-1]
@@ -206,8 +224,8 @@ def _close_hop(fold: Fold, record: HopClosed) -> Fold:
     _require(node.state == "open", f"hop {record.hop} is closed")
     _require(not node.open_children, f"hop {record.hop} has open descendants")
     charge = settle(fold, record.hop, record.cost, record.outcome)
-    _require(record.spent == charge.spent, f"spent is {record.spent}, it settles at {charge.spent}")
-    _require(record.overrun == charge.overrun, f"overrun is {record.overrun}, it settles at {charge.overrun}")
+    _require(record.spent == charge.spent, lambda: f"spent is {record.spent}, it settles at {charge.spent}")
+    _require(record.overrun == charge.overrun, lambda: f"overrun is {record.overrun}, it settles at {charge.overrun}")
     returned = frozenset(record.labels)
     parent = fold.nodes[node.parent]
     closed = replace(node, state="closed", outcome=record.outcome, code=record.code)

@@ -36,7 +36,7 @@ class Settlement(NamedTuple):
     overrun: Budget
 
 
-class Node(msgspec.Struct, frozen=True, kw_only=True):
+class Node(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One hop of the tree; the root stands for the opening of the txn, its callee is the user's first agent.
 
     ``seq`` and ``at`` are those of the record that opened it.
@@ -76,7 +76,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
         return self.limit.minus(self.held + self.spent + self.overrun)
 
 
-class Fold(msgspec.Struct, frozen=True, kw_only=True):
+class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A txn after its record ``seq``, whose hash is ``hash``.
 
     ``idem`` and ``approvals`` map what may be used once (as the records name it) to the hop that used it; ``revoked``

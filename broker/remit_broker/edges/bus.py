@@ -28,6 +28,8 @@ from remit_schemas.names import Resource
 
 Service = Callable[[Hop], Awaitable[Any]]
 OVERLOADED: Final = "the broker has as many calls in hand as it may have"
+ANSWERED: Final = 64
+"""Refusals for one caller on their way at once; what comes meanwhile is counted with them, and not answered."""
 SHARE: Final = 4
 """One caller may have a quarter of them."""
 
@@ -47,6 +49,8 @@ class BusEdge:
         self._attach, self._published = attach, published
         self._running: set[asyncio.Task[Any]] = set()
         self._in_hand: collections.Counter[str] = collections.Counter()
+        self._refusing: collections.Counter[str] = collections.Counter()
+        self._unanswered: collections.Counter[str] = collections.Counter()
         self._attaching: set[str] = set()
         self._subscription: Subscription | None = None
         self._services: dict[tuple[str, str], Service] = {("attach", "put"): self._put, ("txn", "close"): self._close}
@@ -91,7 +95,7 @@ class BusEdge:
         )
         if (full := self._full(at.caller)) is not None:
             # Without its content: a flood of large calls must not be kept while it waits to be refused.
-            self._spawn(self._refuse(msgspec.structs.replace(ask, data=b""), "admit", full))
+            self._turn_away(msgspec.structs.replace(ask, data=b""), full)
         elif at.kind == "remit":
             self._take(at.caller, self._serve(ask, at.name, at.op))
         else:
@@ -107,6 +111,27 @@ class BusEdge:
         if self._in_hand[caller] >= max(1, room // SHARE):
             return _overloaded(f"the broker has {self._in_hand[caller]} calls of {caller} in hand, its whole share")
         return _overloaded(OVERLOADED) if self._in_hand.total() >= room else None
+
+    def _turn_away(self, ask: Ask, error: Exception, resource: str = "") -> None:
+        """Refuse what never gets a task of its own kind; of a flood all are counted, and only the first are answered.
+
+        INVARIANT: saying no does not keep the broker busy (test_of_a_flood_all_are_counted_and_few_are_answered).
+        """
+        if self._refusing[ask.caller] >= ANSWERED:
+            self._unanswered[ask.caller] += 1
+            return
+        self._refusing[ask.caller] += 1
+        self._spawn(self._refuse_all(ask, error, resource))
+
+    async def _refuse_all(self, ask: Ask, error: Exception, resource: str) -> None:
+        try:
+            refused = await refuse(Hop(ask=ask, id=self._ports.ids.hop()), "admit", error, self._ports, resource)
+            while more := self._unanswered.pop(ask.caller, 0):
+                await self._ports.refusals.write(msgspec.structs.replace(refused.record, count=more))
+        finally:
+            self._refusing[ask.caller] -= 1
+            if not self._refusing[ask.caller]:
+                del self._refusing[ask.caller]
 
     def _take(self, caller: str, work: Coroutine[Any, Any, Any]) -> None:
         self._in_hand[caller] += 1
@@ -128,9 +153,6 @@ class BusEdge:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._ports.observer.fault("bus", error)
 
-    async def _refuse(self, ask: Ask, stage: str, error: BaseException, resource: str = "") -> None:
-        await refuse(Hop(ask=ask, id=self._ports.ids.hop()), stage, error, self._ports, resource)
-
     async def _malformed(self, message: Msg, now: float, mono: float) -> None:
         caller = message.subject.split(".")[1]
         ask = Ask(
@@ -141,7 +163,7 @@ class BusEdge:
             Code.MALFORMED, "the subject is no request", rule="admit.subject",
             ask="publish on req.<caller>.<txn or new>.<agent|mcp|remit>.<name>.<op>, each one token",
         )  # fmt: skip
-        self._spawn(self._refuse(ask, "admit", error, message.subject[:256]))
+        self._turn_away(ask, error, message.subject[:256])
 
     async def _serve(self, ask: Ask, service: str, op: str) -> None:
         """One call of a service of the broker's own: the same admission and the same refusals as a hop."""

@@ -69,7 +69,8 @@ def identify(request: ConnectRequest, principals: Principals) -> Principal:
     if not request.nonce:
         # Without a nonce a recorded signature would do.
         raise Refused("the server sent no nonce")
-    # INVARIANT: the server passes nkey and signature on unchecked; only this line makes them true (test_callout).
+    # INVARIANT: the server passes nkey and signature on unchecked; only this line makes them true
+    # (test_a_signature_by_another_registered_key_is_refused).
     if not nkey.verify("U", request.nkey, request.nonce.encode(), b64_any(request.signature)):
         raise Refused("the signature is not that key's over this connection's nonce")
     principal = principals.by_nkey(request.nkey)

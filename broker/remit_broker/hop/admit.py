@@ -10,6 +10,23 @@ from remit_schemas.subjects import is_own_inbox
 
 CLOCK_SKEW_MS = 30_000
 
+LIGHT = 8 * 1024
+"""Bytes of an ordinary request; a larger one counts as several."""
+
+_ITEMS = 128
+"""So many items of JSON take about as long to read and search as an ordinary request takes in all."""
+
+
+def weight(data: bytes) -> int:
+    """How many ordinary requests this one counts as, from its size and its commas and brackets: before anything reads it.
+
+    INVARIANT: nobody keeps the broker busy with what is large and refused
+    (test_large_requests_without_a_grant_use_up_the_rate_of_their_caller).
+    """
+    if len(data) <= LIGHT:
+        return 1
+    return 1 + len(data) // LIGHT + (data.count(b",") + data.count(b"[") + data.count(b"{")) // _ITEMS
+
 
 async def admit(hop: Hop, ports: Ports) -> Hop:
     """The envelope, parsed; the deadline in Unix milliseconds and as a monotonic instant.
@@ -27,7 +44,7 @@ async def admit(hop: Hop, ports: Ports) -> Hop:
             Code.UNAUTHENTICATED, f"{ask.caller} is not registered any more", rule="admit.caller",
             ask="ask an operator for: remit agents add " + ask.caller,
         )  # fmt: skip
-    if wait := ports.rates.admit(ask.caller):
+    if wait := ports.rates.admit(ask.caller, weight(ask.data)):
         raise refusal(
             Code.RATE_LIMITED, f"{ask.caller} asks too often", rule="admit.rate",
             ask=f"wait {wait:.3f} s before the next call", retry_after=round(wait, 3),

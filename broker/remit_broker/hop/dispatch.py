@@ -22,7 +22,7 @@ from remit_schemas.errors import Code, Effect, Refusal, refusal
 from remit_schemas.names import is_connection
 
 MAX_FRAMES = 10_000
-MAX_BEFORE_END = 16 * 1024 * 1024
+MAX_BEFORE_END = 4 * 1024 * 1024
 """Bytes of all frames of one hop but the final one: each is read, searched and judged, which the other hops wait for."""
 
 

@@ -27,7 +27,7 @@ def _set(value: T | None) -> T:
     return value
 
 
-class Ask(msgspec.Struct, frozen=True, kw_only=True):
+class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A request as it came off the bus. ``caller`` was established by the NATS server; nothing in ``data`` is believed yet."""
 
     tenant: str
@@ -40,7 +40,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     mono: float
 
 
-class Child(msgspec.Struct, frozen=True, kw_only=True):
+class Child(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What the callee is to be given: never more than the caller holds. ``exp`` is Unix seconds."""
 
     scope: Scope
@@ -51,7 +51,7 @@ class Child(msgspec.Struct, frozen=True, kw_only=True):
     labels: tuple[str, ...]
 
 
-class Hop(msgspec.Struct, frozen=True, kw_only=True):
+class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Everything known about a hop so far. A field that a later stage sets is None (or empty) before it."""
 
     ask: Ask
@@ -135,7 +135,7 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
         return _set(self.opened)
 
 
-class Inspected(msgspec.Struct, frozen=True, kw_only=True):
+class Inspected(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A final frame after inspection: what may be released, and what the close record says of it."""
 
     frame: Result | Error

@@ -10,6 +10,9 @@ from remit_schemas.errors import Code, refusal
 from remit_schemas.names import Resource
 from remit_schemas.scope import Detail, Scope
 
+MAX_PAIRS = 1024
+"""Most pairs of details that are compared to narrow one scope by another: some hundredths of a second."""
+
 
 async def narrow(hop: Hop, ports: Ports) -> Hop:
     """What the callee is to be given (RFC 9396 details, budget, lifetime, depth): in nothing more than the caller holds."""
@@ -54,14 +57,29 @@ def _scope(hop: Hop, held: Scope) -> Scope:
     if hop.aim.kind == "mcp":
         return held & exactly(hop.resource)
     wish = hop.request.want.scopes
-    scope = held if wish is None else held & Scope.of(wish)
+    scope = held if wish is None else _meet(held, Scope.of(wish))
     if wish and not scope:
         raise refusal(
             Code.OUT_OF_SCOPE, "nothing of what is asked for the callee is in the grant", rule="narrow.wish",
             ask="ask for a part of: " + " ".join(detail.resource for detail in held.details[:8]),
         )  # fmt: skip
     ceiling = hop.aim.ceiling
-    return scope if ceiling is None else scope & ceiling
+    return scope if ceiling is None else _meet(scope, ceiling)
+
+
+def _meet(held: Scope, other: Scope) -> Scope:
+    """Both, where that is soon known.
+
+    INVARIANT: nobody keeps the broker busy with scopes of many details
+    (test_two_scopes_that_are_slow_to_narrow_are_refused).
+    """
+    pairs = len(held.details) * len(other.details)
+    if pairs > MAX_PAIRS and held != other:
+        raise refusal(
+            Code.TOO_LARGE, f"{len(other.details)} details within {len(held.details)} are too many to compare",
+            rule="narrow.size", ask=f"ask for at most {MAX_PAIRS // len(held.details)} scopes",
+        )  # fmt: skip
+    return held & other
 
 
 def exactly(resource: Resource) -> Scope:

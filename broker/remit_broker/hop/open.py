@@ -12,7 +12,7 @@ from remit_schemas.canonical import canonical
 from remit_schemas.errors import Code, refusal
 from remit_schemas.grant import Actor, Claims
 from remit_schemas.names import Jti
-from remit_schemas.records import MAX_RECORD, HopOpened, plain, seal
+from remit_schemas.records import MAX_RECORD, HopOpened, seal
 
 
 async def open_(hop: Hop, ports: Ports, turn: Turn) -> Hop | LostRace:
@@ -107,7 +107,7 @@ def intent(hop: Hop, ports: Ports, fold: Fold) -> HopOpened:
             link=trace.traceparent if trace else None,
         )
     )
-    if len(msgspec.json.encode(plain(record))) > MAX_RECORD:
+    if len(msgspec.json.encode(record)) > MAX_RECORD:
         raise refusal(
             Code.TOO_LARGE, "the record of this call would be too large", rule="open.record",
             ask="ask for fewer scopes or shorter constraints",

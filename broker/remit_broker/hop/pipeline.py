@@ -56,7 +56,8 @@ async def govern(ask: Ask, ports: Ports) -> Closed | Refused:
         await _open(trail, ports)
     except (Exception, asyncio.CancelledError) as error:
         return await refuse(trail.hop, trail.stage, error, ports)
-    # INVARIANT: from here a hop.opened record is durable, so exactly one hop.closed follows (tests/crash).
+    # INVARIANT: from here a hop.opened record is durable, so exactly one hop.closed follows
+    # (test_a_broker_killed_at_any_point_loses_and_repeats_nothing).
     body: ErrorBody | None = None
     try:
         await trail.through(EFFECT, ports)

@@ -38,7 +38,6 @@ async def refuse(hop: Hop, stage: str, error: BaseException, ports: Ports, resou
             message=body.message[:1024],
             rule=body.rule[:512],
             ask=body.ask[:512],
-            cause=cause[:512],
             jti=str(grant.jti) if grant else None,
             args_digest=hop.args_digest,
             decision=verdict.decision if verdict else None,
@@ -46,6 +45,7 @@ async def refuse(hop: Hop, stage: str, error: BaseException, ports: Ports, resou
             link=hop.request.trace.traceparent if hop.request.trace else None,
         )
     )
+    record = msgspec.structs.replace(record, cause=cause[:512])
     await ports.refusals.write(record)
     ports.observer.refused(record)
     body = msgspec.structs.replace(body, txn=record.txn, hop=record.hop)
