@@ -49,11 +49,11 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 # "mcp/web/*" = ["untrusted"]
 
 [caps]                       # what may be used up per minute, hour, day or month, over all tasks
-# user.default.day = "usd=5,calls=2000"
-# user."ann".month = "usd=50"
-# agent.default.hour = "tokens=2000000"
-# tool."mcp/mail/*".hour = "calls=20"
-# tenant.default.month = "usd=500"
+# "user".default.day = "usd=5,calls=2000"
+# "user"."ann".month = "usd=50"
+# "agent".default.hour = "tokens=2000000"
+# "tool"."mcp/mail/*".hour = "calls=20"
+# "tenant".default.month = "usd=500"
 """
 
 

@@ -175,6 +175,7 @@ async def test_two_replicas_race_for_a_users_cap(tmp_path: Path) -> None:
         worked = sum(count for count, _ in ends)
         assert {rule for _, rules in ends for rule in rules} == {"caps.user.day"}
         assert worked == sum(len(files.work(root.txn)) for root in roots) <= 40
+        await first.broker.index.wait_for(max(first.broker.ledger.high, second.broker.ledger.high))
         took = {r["by"] for root in roots for r in await first.records(root.txn) if r["kind"] == "hop.opened"}
         assert took == {first.broker.replica, second.broker.replica}, "one replica did it all: nothing was raced"
 
