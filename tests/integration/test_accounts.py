@@ -14,7 +14,7 @@ import pytest
 from remit_broker.core.accounts import Key, bounds
 from remit_broker.core.caps import Whose
 from remit_broker.testing import Lab, running_broker
-from remit_schemas.budget import ONE_CALL, Budget
+from remit_schemas.budget import ONE_CALL, ZERO, Budget
 from remit_schemas.envelope import Error, Result
 from remit_schemas.errors import Refusal
 from tests.support.process import ProcessLab, process_lab
@@ -223,10 +223,11 @@ async def test_what_is_being_given_back_is_not_used_meanwhile(tmp_path: Path) ->
         accounts._write = slow  # type: ignore[method-assign,assignment]
         returning = asyncio.ensure_future(accounts._return(local))
         await writing.wait()
-        assert local.part.free.calls == 0
+        meanwhile = local.part.free
         reserving = asyncio.ensure_future(accounts.reserve(whose, ONE_CALL))
         going_on.set()
         await asyncio.gather(returning, reserving)
+        assert meanwhile == ZERO
         row = (await rows(lab))["user", "ann", "day"]
         assert (row["spent"]["calls"], row["held"]["calls"]) == (4, 1)
 
