@@ -8,6 +8,7 @@ import dataclasses
 import getpass
 import json
 import logging
+import math
 import os
 import secrets
 import socket
@@ -22,10 +23,12 @@ from remit_broker import __version__
 from remit_broker.adapters.cedar import CedarEngine
 from remit_broker.adapters.detectors import SecretDetectors
 from remit_broker.adapters.errors import ConfigError, ServiceError
+from remit_broker.adapters.jetstream import JetStream
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.json_schema import JsonSchemas
 from remit_broker.adapters.keyfiles import KeyFiles
-from remit_broker.adapters.limits import Gcra
+from remit_broker.adapters.kv_accounts import KvAccounts
+from remit_broker.adapters.limits import Gcra, Unlimited
 from remit_broker.adapters.mint import HmacDigester, KeyMint
 from remit_broker.adapters.nats_bus import NatsBus
 from remit_broker.adapters.nats_connect import Connections, connect_all
@@ -49,7 +52,7 @@ from remit_broker.edges.http.app import HttpServer, application
 from remit_broker.edges.http.guard import LocalToken
 from remit_broker.hop.pipeline import STAGES
 from remit_broker.hop.scan import close_expired, close_orphans
-from remit_broker.ports import Limits, Ports
+from remit_broker.ports import Limits, Ports, RateLimit
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.keys import KeySet
 
@@ -165,6 +168,9 @@ class Broker:
         config, clock = self.settings.config, SystemClock()
         self.refusals = await RefusalStream.start(self.nats.core, replicas=config.bus.replicas)
         self._stack.push_async_callback(self.refusals.stop)
+        self.accounts = KvAccounts(JetStream(self.nats.core), self.settings.caps, clock, self.replica)
+        await self.accounts.start(config.bus.replicas, self.observer.fault)
+        self._stack.push_async_callback(self.accounts.stop)
         bus = NatsBus(self.nats.bus, self.replica)
         await bus.start()
         published = KeySet.from_jwks(self.keys.jwks())
@@ -181,6 +187,8 @@ class Broker:
             mint=KeyMint(config.issuer, self.keys.signing, published, clock),
             digester=HmacDigester(self.keys.digest_key),
             rates=Gcra(clock, config.limits.calls_per_second, config.limits.burst),
+            target_rates=_target_rates(clock, config.limits.target_calls_per_second),
+            accounts=self.accounts,
             observer=self.observer,
             failpoints=Failpoints(),
             limits=Limits(
@@ -238,6 +246,7 @@ class Broker:
             "reload": self.reload_servers,
             "caught_up": self.caught_up,
             "status": self.status,
+            "budgets": self.accounts.report,
         }
         operator = LocalToken(self.keys.local_token, getpass.getuser())
         api = Api(self.ports, self.registry, self.index, operator, extras)
@@ -334,6 +343,10 @@ async def _close(connections: Connections) -> None:
     for connection in connections:
         with contextlib.suppress(Exception):
             await connection.close()
+
+
+def _target_rates(clock: SystemClock, per_second: float) -> RateLimit:
+    return Gcra(clock, per_second, math.ceil(per_second)) if per_second else Unlimited()
 
 
 def _log_callout(who: str, why: str) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ import msgspec
 import msgspec.inspect
 
 from remit_broker.adapters.errors import ConfigError
+from remit_broker.core.caps import BadCap, Caps, parse_caps
 from remit_schemas.budget import Budget, parse_budget
 from remit_schemas.errors import Refusal
 from remit_schemas.names import is_principal
@@ -56,6 +58,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     hop_ttl: Annotated[float, msgspec.Meta(gt=0, le=60)] = 60.0
     orphan_grace: Annotated[float, msgspec.Meta(ge=0)] = 30.0
     calls_per_second: Annotated[float, msgspec.Meta(ge=0.001)] = 200.0
+    target_calls_per_second: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     burst: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 400
     concurrency: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 2048
     drain: Seconds = 5.0
@@ -80,6 +83,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     traces: TracesConfig = TracesConfig()
     prices: dict[str, str] = {}
     labels: dict[str, tuple[str, ...]] = {}
+    caps: dict[str, dict[str, dict[str, str]]] = {}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +95,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     policies: Path
     prices: dict[str, Budget]
     cycles: frozenset[tuple[str, str]]
+    caps: Caps = Caps({})
 
     @property
     def servers_file(self) -> Path:
@@ -159,6 +164,7 @@ def settings(file: Path, raw: object) -> Settings:
         policies=folder / config.policies,
         prices={pattern: _price(file, pattern, text) for pattern, text in config.prices.items()},
         cycles=frozenset(_pair(file, text) for text in config.limits.allow_cycles),
+        caps=_caps(file, config.caps),
     )
 
 
@@ -169,7 +175,7 @@ def _sensible(file: Path, config: Config) -> None:
             f"{file}: http.host is {config.http.host!r}, but http.auth = 'local' is for loopback only",
             "use 127.0.0.1, ::1 or localhost",
         )
-    for key in ("hop_ttl", "orphan_grace", "calls_per_second", "drain"):
+    for key in ("hop_ttl", "orphan_grace", "calls_per_second", "target_calls_per_second", "drain"):
         if not math.isfinite(value := getattr(config.limits, key)):
             raise ConfigError(f"{file}: limits.{key} is {value}", "write a finite number")
     for key, url, schemes in (
@@ -245,6 +251,13 @@ def _price(file: Path, pattern: str, text: str) -> Budget:
         return parse_budget(text)
     except Refusal as bad:
         raise ConfigError(f"{file}: prices.{pattern!r}: {bad.body.message}", bad.body.ask) from None
+
+
+def _caps(file: Path, raw: Mapping[str, Mapping[str, Mapping[str, str]]]) -> Caps:
+    try:
+        return parse_caps(raw)
+    except BadCap as bad:
+        raise ConfigError(f"{file}: {bad.key}: {bad.why}", bad.ask) from None
 
 
 def _pair(file: Path, text: str) -> tuple[str, str]:

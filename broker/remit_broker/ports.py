@@ -8,10 +8,13 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from remit_broker.core.accounts import Reservation
+from remit_broker.core.caps import Whose
 from remit_broker.core.fold import Fold, Node
 from remit_broker.core.listing import ChainFilter, ChainPage, HopHit
 from remit_broker.core.policy import PolicyRequest, Verdict
 from remit_broker.core.registry import Attachment, Principal, Target
+from remit_schemas.budget import Budget
 from remit_schemas.envelope import Dispatch, Frame
 from remit_schemas.grant import Claims, Grant
 from remit_schemas.names import Resource
@@ -201,10 +204,23 @@ class Digester(Protocol):
 
 
 class RateLimit(Protocol):
-    """How often one caller may ask."""
+    """How often one caller may ask, or one target be called."""
 
-    def admit(self, caller: str, weight: int = 1) -> float:
+    def admit(self, who: str, weight: int = 1) -> float:
         """0 when the call may go on, else the seconds to wait. ``weight`` is how many ordinary calls it counts as."""
+
+
+class Accounts(Protocol):
+    """What users, agents, tools and tenants may use up in a window of time, over all txns and replicas."""
+
+    async def reserve(self, whose: Whose, amount: Budget) -> Reservation:
+        """Reserve in every account that has a cap, or in none.
+
+        Refuses BUDGET_EXCEEDED by the rule ``caps.<kind>.<window>``, LEDGER_UNAVAILABLE where nobody can say what is left.
+        """
+
+    def settle(self, reservation: Reservation, spent: Budget) -> None:
+        """End a reservation at what was spent, which may be nothing, or more."""
 
 
 class Observer(Protocol):
@@ -301,12 +317,15 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     mint: Mint
     digester: Digester
     rates: RateLimit
+    target_rates: RateLimit
+    accounts: Accounts
     observer: Observer
     failpoints: Failpoints
     limits: Limits
 
 
 __all__ = [
+    "Accounts",
     "Bus",
     "CallerCancelled",
     "Channel",

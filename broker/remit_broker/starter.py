@@ -34,6 +34,7 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 # orphan_grace = 30.0        # seconds after its deadline until an abandoned hop is closed
 # calls_per_second = 200.0   # per caller, on average
 # burst = 400                # per caller, at once
+# target_calls_per_second = 0.0   # per callee; 0 is no limit
 # concurrency = 2048         # hops in hand per broker process
 # drain = 5.0                # seconds a stopping broker gives to running hops
 # allow_cycles = []          # ["planner>critic"]: pairs that may close a loop
@@ -46,6 +47,13 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 
 [labels]                     # labels that results of a target carry from then on
 # "mcp/web/*" = ["untrusted"]
+
+[caps]                       # what may be used up per minute, hour, day or month, over all tasks
+# "user".default.day = "usd=5,calls=2000"
+# "user"."ann".month = "usd=50"
+# "agent".default.hour = "tokens=2000000"
+# "tool"."mcp/mail/*".hour = "calls=20"
+# "tenant".default.month = "usd=500"
 """
 
 

@@ -15,12 +15,15 @@ from typing import Any
 import msgspec
 
 from remit_broker.adapters.mint import HmacDigester, KeyMint
+from remit_broker.core.accounts import Reservation
+from remit_broker.core.caps import Whose
 from remit_broker.core.fold import Fold, apply
 from remit_broker.core.policy import PolicyRequest, Verdict
 from remit_broker.core.registry import Annotations, Principal, Target
 from remit_broker.hop.hop import Ask
 from remit_broker.hop.pipeline import govern
 from remit_broker.ports import Limits, LostRace, Parties, Ports
+from remit_schemas.budget import Budget
 from remit_schemas.envelope import Dispatch, Error, Frame, Result, encode
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.keys import KeySet, SigningKey
@@ -102,6 +105,8 @@ class Replica:
             mint=KeyMint("sim", KEY, KeySet([KEY.public]), clock),
             digester=HmacDigester(b"k" * 32),
             rates=Unlimited(),
+            target_rates=Unlimited(),
+            accounts=Uncapped(),
             observer=Witness(self.world),
             failpoints=self,
             limits=Limits(hop_ttl=5.0),
@@ -323,8 +328,16 @@ class Lenient:
 
 
 class Unlimited:
-    def admit(self, caller: str, weight: int = 1) -> float:
+    def admit(self, who: str, weight: int = 1) -> float:
         return 0.0
+
+
+class Uncapped:
+    async def reserve(self, whose: Whose, amount: Budget) -> Reservation:
+        return Reservation()
+
+    def settle(self, reservation: Reservation, spent: Budget) -> None:
+        pass
 
 
 class Witness:

@@ -1,4 +1,4 @@
-"""How often one caller may ask: GCRA, one number per caller (ITU-T I.371 annex A; the leaky bucket as a meter)."""
+"""How often one caller may ask, or one target be called: GCRA, one number for each (ITU-T I.371 annex A)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NANOS: Final = 1_000_000_000
 
 
 class Gcra:
-    """``per_second`` calls on average, ``burst`` at once, for each caller of this replica."""
+    """``per_second`` calls on average, ``burst`` at once, for each caller or target of this replica."""
 
     def __init__(self, clock: Clock, per_second: float, burst: int, remember: int = 10_000) -> None:
         self._clock = clock
@@ -22,18 +22,26 @@ class Gcra:
         self._arrivals: OrderedDict[str, int] = OrderedDict()
         self._remember = remember
 
-    def admit(self, caller: str, weight: int = 1) -> float:
+    def admit(self, who: str, weight: int = 1) -> float:
         """0 when the call may go on, else the seconds to wait until it would.
 
         A call of more than the whole burst goes on as well where nothing was used up before: those after it wait.
         """
         now = round(self._clock.monotonic() * _NANOS)
-        due = max(self._arrivals.get(caller, now), now)
+        due = max(self._arrivals.get(who, now), now)
         early = due - self._tolerance - now
         if early > 0:
             return early / _NANOS
-        self._arrivals[caller] = due + self._interval * weight
-        self._arrivals.move_to_end(caller)
+        self._arrivals[who] = due + self._interval * weight
+        self._arrivals.move_to_end(who)
         if len(self._arrivals) > self._remember:
             self._arrivals.popitem(last=False)
+        return 0.0
+
+
+class Unlimited:
+    """No limit of this kind is configured."""
+
+    def admit(self, who: str) -> float:
+        """0: the call may go on."""
         return 0.0

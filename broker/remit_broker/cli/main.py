@@ -11,7 +11,7 @@ import sys
 import typer
 
 from remit_broker import __version__
-from remit_broker.cli import agents, bench, calls, chains, demo, evidence, running, servers
+from remit_broker.cli import agents, bench, budgets, calls, chains, demo, evidence, running, servers
 from remit_broker.cli.common import USAGE, own, show_error
 from remit_broker.cli.printing import out, say
 from remit_schemas.errors import Code
@@ -41,6 +41,7 @@ def _options(
 running.register(app)
 calls.register(app)
 chains.register(app)
+budgets.register(app)
 bench.register(app)
 demo.register(app)
 servers.register(app)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from remit_broker.core.fold import Fold, settle
 from remit_broker.core.times import rfc3339, seconds_of
+from remit_broker.core.tree import WHOLE_HOLD
 from remit_broker.hop.hop import Hop
+from remit_broker.hop.open import own_hold
 from remit_broker.ports import LostRace, Ports, Turn
-from remit_schemas.budget import ZERO, Budget
+from remit_schemas.budget import ONE_CALL, ZERO, Budget
 from remit_schemas.envelope import Error, Result
 from remit_schemas.errors import Code, Effect, ErrorBody
 from remit_schemas.names import parse_resource
@@ -14,6 +16,31 @@ from remit_schemas.records import HopClosed, Outcome, seal
 
 
 async def close(hop: Hop, ports: Ports, body: ErrorBody | None) -> HopClosed | None:
+    """As :func:`_close`, with what the hop itself has cost settled in the accounts, whoever closed it.
+
+    INVARIANT: a hop is counted in the accounts once, at its own cost without its descendants'
+    (test_a_tree_is_counted_once_whatever_its_depth).
+    """
+    spent = _reserved(hop)
+    try:
+        record = await _close(hop, ports, body)
+        if record is not None:
+            spent = _own(hop, record)
+        return record
+    finally:
+        ports.accounts.settle(hop.reserved, spent)
+
+
+def _reserved(hop: Hop) -> Budget:
+    """What is counted where nobody knows the cost: at least all that was reserved, and what the callee reported."""
+    return own_hold(hop).join(ONE_CALL + _cost(hop))
+
+
+def _own(hop: Hop, record: HopClosed) -> Budget:
+    return _reserved(hop) if record.outcome in WHOLE_HOLD else ONE_CALL + record.cost
+
+
+async def _close(hop: Hop, ports: Ports, body: ErrorBody | None) -> HopClosed | None:
     """The durable ``hop.closed``; ``body`` is why it failed, where it did. None where the hop had been closed already.
 
     INVARIANT: descendants close first, so that nothing is ever appended under a closed hop

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from remit_broker.core.accounts import Reservation
 from remit_broker.core.fold import Fold, Node
 from remit_broker.core.policy import Verdict
 from remit_broker.core.registry import Target
@@ -83,6 +84,7 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     # open
     opened: HopOpened | None = None
     token: str = ""
+    reserved: Reservation = Reservation()
     # dispatch
     final: Result | Error | None = None
     started: bool = False

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
+from remit_broker.core.caps import Whose
 from remit_broker.core.fold import Fold
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.hop import Hop
 from remit_broker.ports import LostRace, Ports, Turn
+from remit_schemas.budget import ONE_CALL, ZERO, Budget
 from remit_schemas.canonical import canonical
 from remit_schemas.errors import Code, refusal
 from remit_schemas.grant import Actor, Claims
@@ -35,12 +37,44 @@ async def open_(hop: Hop, ports: Ports, turn: Turn) -> Hop | LostRace:
             Code.BUDGET_EXCEEDED, f"this call needs {hop.given.budget}, left are {left}", rule="open.budget",
             ask="ask for less, wait until a running call returns its rest, or ask the user for a larger budget",
         )  # fmt: skip
+    _not_too_often(hop, ports)
     record = intent(hop, ports, fold)
     token = ports.mint.mint(child_claims(hop, ports, record))
-    appended = await turn.append(record, token)
+    # INVARIANT: what a call may cost by itself is reserved in every account before it is opened
+    # (test_a_used_up_cap_refuses_the_next_call_and_nothing_opens).
+    reserved = await ports.accounts.reserve(whose(hop), own_hold(hop))
+    try:
+        appended = await turn.append(record, token)
+    except BaseException:
+        ports.accounts.settle(reserved, ZERO)  # whatever became of the record, nothing is dispatched on it
+        raise
     if isinstance(appended, LostRace):
+        ports.accounts.settle(reserved, ZERO)
         return appended
-    return hop.with_(opened=record, token=token, fold=appended)
+    return hop.with_(opened=record, token=token, fold=appended, reserved=reserved)
+
+
+def whose(hop: Hop) -> Whose:
+    """Who this hop's own cost is counted for: a tool call for the agent that makes it, an agent's work for that agent."""
+    claims, tool = hop.held.claims, hop.aim.kind == "mcp"
+    agent = hop.ask.caller if tool else hop.aim.callee
+    return Whose(hop.ask.tenant, claims.sub, agent, str(hop.resource) if tool else "")
+
+
+def own_hold(hop: Hop) -> Budget:
+    """What is reserved for the hop itself: all that a tool is given, but of an agent's hold, which is its descendants' too,
+    only the price of its own work. Descendants reserve for themselves.
+    """
+    return hop.given.budget if hop.aim.kind == "mcp" else hop.aim.price.join(ONE_CALL)
+
+
+def _not_too_often(hop: Hop, ports: Ports) -> None:
+    """Asked last, so that only calls that would be opened use up a target's rate."""
+    if wait := ports.target_rates.admit(hop.aim.callee):
+        raise refusal(
+            Code.RATE_LIMITED, f"{hop.aim.callee} is called too often", rule="open.target-rate",
+            ask=f"wait {wait:.3f} s before the next call", retry_after=round(wait, 3),
+        )  # fmt: skip
 
 
 def idempotency(hop: Hop, ports: Ports) -> str | None:

@@ -74,6 +74,7 @@ class Api:
         self._reload: Callable[[], Awaitable[None]] = extras["reload"]
         self._describe: Callable[[], Awaitable[dict[str, Any]]] = extras["status"]
         self._caught_up: Callable[[], Awaitable[None]] = extras["caught_up"]
+        self._budgets: Callable[[str], Awaitable[list[dict[str, Any]]]] = extras["budgets"]
         self._tenant = "default"
 
     def routes(self) -> list[Route]:
@@ -87,6 +88,7 @@ class Api:
             ("GET", "/api/servers", self._list_servers),
             ("POST", "/api/servers/reload", self._reload_servers),
             ("POST", "/api/servers/{name}/accept", self._accept),
+            ("GET", "/api/budgets", self._list_budgets),
             ("GET", "/api/chains", self._chains),
             ("GET", "/api/chains/{txn}", self._chain),
             ("GET", "/api/chains/{txn}/evidence", self._export),
@@ -127,6 +129,9 @@ class Api:
 
     async def _status(self, request: Request, who: str) -> Any:
         return {**await self._describe(), "published": self._published}
+
+    async def _list_budgets(self, request: Request, who: str) -> Any:
+        return {"budgets": await self._budgets(self._tenant)}
 
     async def _agents(self, request: Request, who: str) -> Any:
         return {"agents": [self._described(p) for p in self._directory.principals()]}
