@@ -25,6 +25,7 @@ from remit_broker.adapters.errors import ConfigError, ServiceError
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.json_schema import JsonSchemas
 from remit_broker.adapters.keyfiles import KeyFiles
+from remit_broker.adapters.kick import Cutter
 from remit_broker.adapters.limits import Gcra
 from remit_broker.adapters.mint import HmacDigester, KeyMint
 from remit_broker.adapters.nats_bus import NatsBus
@@ -34,16 +35,18 @@ from remit_broker.adapters.observer import OtlpSpans, RecordObserver
 from remit_broker.adapters.private_files import private_folder, read_private, write_private
 from remit_broker.adapters.refusal_stream import RefusalStream
 from remit_broker.adapters.registry import KvRegistry
+from remit_broker.adapters.revocations import KvRevocations
 from remit_broker.adapters.sqlite_index import SqliteIndex
 from remit_broker.adapters.stream_tail import Regressed
 from remit_broker.adapters.world import Failpoints, RandomIds, SystemClock
 from remit_broker.config import Settings
 from remit_broker.core.evidence import export
+from remit_broker.core.revocations import Entry
 from remit_broker.credentials import move_bus
 from remit_broker.edges.attach.servers_file import ServersFileError
 from remit_broker.edges.attach.supervisor import ServerSupervisor
 from remit_broker.edges.bus import BusEdge
-from remit_broker.edges.callout import Callout, CalloutKeys
+from remit_broker.edges.callout import Admitted, Callout, CalloutKeys
 from remit_broker.edges.http.api import Api
 from remit_broker.edges.http.app import HttpServer, application
 from remit_broker.edges.http.guard import LocalToken
@@ -97,6 +100,9 @@ class Broker:
         self.registry = KvRegistry(settings.prices, config.labels)
         await self.registry.start(self.nats.core.jetstream(), config.bus.replicas, self.observer.fault)
         on_exit.push_async_callback(self.registry.stop)
+        self.revocations = KvRevocations(SystemClock(), self.observer.fault)
+        on_exit.push_async_callback(self.revocations.stop)
+        await self.revocations.start(self.nats.core.jetstream(), config.bus.replicas)
         await self._callout()
         self.ports = await self._wire()
         await self._project()
@@ -157,7 +163,7 @@ class Broker:
 
     async def _callout(self) -> None:
         keys = CalloutKeys(issuer=self.keys.seed("issuer"), xkey=self.keys.seed("xkey"))
-        callout = Callout(self.nats.auth, keys, self.registry, SystemClock(), _log_callout)
+        callout = Callout(self.nats.auth, keys, Admitted(self.registry, self.revocations), SystemClock(), _log_callout)
         await callout.start()
         self._stack.push_async_callback(callout.stop)
 
@@ -167,6 +173,7 @@ class Broker:
         self._stack.push_async_callback(self.refusals.stop)
         bus = NatsBus(self.nats.bus, self.replica)
         await bus.start()
+        self._enforce(bus)
         published = KeySet.from_jwks(self.keys.jwks())
         return Ports(
             clock=clock,
@@ -175,6 +182,7 @@ class Broker:
             refusals=self.refusals,
             bus=bus,
             registry=self.registry,
+            revocations=self.revocations,
             policy=CedarEngine.load(self.settings.policies),
             detectors=SecretDetectors(),
             schemas=JsonSchemas(),
@@ -189,6 +197,18 @@ class Broker:
                 allowed_cycles=self.settings.cycles,
             ),
         )
+
+    def _enforce(self, bus: NatsBus) -> None:
+        """What is revoked ends where it runs: hops of this replica are withdrawn, connections of an agent cut."""
+        cutter = Cutter(self.nats.sys, self.observer.fault)
+        self._stack.push_async_callback(cutter.stop)
+
+        def heard(entry: Entry) -> None:
+            bus.withdraw(entry)
+            if entry.kind == "agent" and entry.state == "revoked":
+                cutter.cut(entry.name, lambda: self.revocations.agent(entry.name) is not None)
+
+        self.revocations.on_entry(heard)
 
     async def _project(self) -> None:
         self.index = await SqliteIndex.open(self.settings.data / "index" / "index.db")
@@ -238,6 +258,7 @@ class Broker:
             "reload": self.reload_servers,
             "caught_up": self.caught_up,
             "status": self.status,
+            "revocations": self.revocations,
         }
         operator = LocalToken(self.keys.local_token, getpass.getuser())
         api = Api(self.ports, self.registry, self.index, operator, extras)
@@ -268,6 +289,7 @@ class Broker:
         for name, trouble in (
             ("ledger", self.ledger.halted),
             ("index", self.index.halted or self.index.trouble),
+            ("revocations", None if self.revocations.fresh else "no heartbeat was heard for two seconds"),
             ("refusals", f"{self.refusals.lost} calls could not be recorded" if self.refusals.lost else None),
         ):
             if trouble:
@@ -322,6 +344,8 @@ class Broker:
             "ledger_storage": stream.config.storage,
             "stages": [stage.__name__.rstrip("_") for stage in STAGES],
             "policy": self.ports.policy.revision,
+            "paused": msgspec.to_builtins(self.revocations.paused),
+            "revoked": [str(entry) for entry in self.revocations.entries() if entry.state == "revoked"],
         }
 
     @property

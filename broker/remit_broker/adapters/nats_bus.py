@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from remit_broker.ports import CallerCancelled, Parties
+from remit_broker.core.revocations import Entry, Revoked
+from remit_broker.ports import CallerCancelled, Parties, Withdrawn
 from remit_schemas import subjects
 from remit_schemas.callee import control_subject
 from remit_schemas.envelope import (
@@ -40,7 +41,7 @@ class FrameQueue:
 
     def __init__(self) -> None:
         self._frames: asyncio.Queue[bytes | None] = asyncio.Queue(BACKLOG)
-        self._cancelled = False
+        self._ended: Exception | None = None
 
     def put(self, frame: bytes | None) -> None:
         """Add a frame; when full, the oldest goes, so that the final one always fits."""
@@ -50,14 +51,21 @@ class FrameQueue:
 
     def cancel(self) -> None:
         """The caller does not wait any more; whoever waits for a frame is woken."""
-        self._cancelled = True
+        self._end(CallerCancelled())
+
+    def withdraw(self, why: str, rule: str) -> None:
+        """What the hop depends on was revoked; whoever waits for a frame is woken."""
+        self._end(Withdrawn(why, rule))
+
+    def _end(self, why: Exception) -> None:
+        self._ended = self._ended or why
         self.put(b"")
 
     async def next(self, seconds: float) -> bytes | None:
-        """The next frame; None when the server said that nobody listens. Raises TimeoutError or CallerCancelled."""
+        """The next frame; None when the server said that nobody listens. Raises TimeoutError CallerCancelled or Withdrawn."""
         frame = await self._next(seconds)
-        if self._cancelled:
-            raise CallerCancelled
+        if self._ended is not None:
+            raise self._ended
         return frame
 
     async def _next(self, seconds: float) -> bytes | None:
@@ -79,6 +87,7 @@ class NatsBus:
         # Cancelled before their callee said that it had started: the word is passed on when it does.
         self._unwanted: OrderedDict[tuple[str, str, str], None] = OrderedDict()
         self._called: dict[tuple[str, str, str], FrameQueue] = {}
+        self._running: dict[tuple[str, str], tuple[Parties, FrameQueue]] = {}
 
     async def start(self) -> None:
         """Listen for the frames of callees and the wishes of callers: one subscription each for all hops of this replica."""
@@ -120,10 +129,21 @@ class NatsBus:
         """Listen to the callee's frames for a hop, and to its caller's wish to end it."""
         answers, wishes, queue = (parties.callee, txn, hop), (parties.caller, txn, hop), FrameQueue()
         self._open[answers] = self._called[wishes] = queue
+        self._running[txn, hop] = (parties, queue)
         try:
             yield queue
         finally:
-            del self._open[answers], self._called[wishes]
+            del self._open[answers], self._called[wishes], self._running[txn, hop]
+
+    def withdraw(self, entry: Entry) -> None:
+        """End the running hops of this replica that depend on what was revoked: each asks its callee to stop, and is closed."""
+        if entry.state != "revoked":
+            return
+        revoked, rule = Revoked(), "paused" if entry.kind == "all" else f"revoked.{entry.kind}"
+        revoked.apply(entry)
+        for parties, queue in list(self._running.values()):
+            if revoked.paused or revoked.check(parties.chain, parties.user, parties.resource):
+                queue.withdraw(f"{entry} was revoked", rule)
 
     async def cancel(self, callee: str, connection: str, txn: str, hop: str) -> None:
         """Ask the connection that works on a hop to stop; where none has said so yet (""), as soon as one does."""

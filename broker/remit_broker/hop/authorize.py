@@ -11,7 +11,7 @@ from remit_schemas.records import Epochs, Finding
 
 async def authorize(hop: Hop, ports: Ports) -> Hop:
     """The verdict, and the epochs it was reached under. No permit, an error in deciding or a forbid all refuse."""
-    epochs = Epochs(policy=ports.policy.revision, registry=ports.registry.revision)
+    epochs = Epochs(policy=ports.policy.revision, registry=ports.registry.revision, revocations=hop.revocations)
     verdict = ports.policy.decide(question(hop, ports, "call" if hop.aim.kind == "mcp" else "delegate", hop.findings))
     hop = hop.with_(verdict=verdict, epochs=epochs)
     if not verdict.allowed:
