@@ -6,7 +6,7 @@ TESTS ?= tests
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test demo bench format lock clean
+.PHONY: help setup check test guards demo bench format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ check: setup ## style, types, imports that go one way, promises about files: wha
 
 test: setup ## every test (TESTS=tests/unit ARGS='-k scope' for some)
 	$(BIN)/python -m pytest $(TESTS) $(ARGS)
+
+guards: setup ## take each guard away in a copy and see its test fail (some minutes; ARGS='--only budget')
+	$(BIN)/python -m tools.prove_guards $(ARGS)
 
 demo: setup ## a task through three agents and a real MCP server, refusals, and the proof of it
 	$(BIN)/remit demo $(ARGS)

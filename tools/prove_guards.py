@@ -25,7 +25,7 @@ from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 GUARDS: Final = "tests/guards.toml"
-COPIED: Final = ("schemas", "agents_sdk", "broker", "tests", "pyproject.toml")
+COPIED: Final = ("schemas", "agents_sdk", "broker", "tests", "docs", "pyproject.toml")
 IMPORTED: Final = {"schemas": "remit_schemas", "agents_sdk": "remit", "broker": "remit_broker"}
 SECONDS: Final = 150.0
 """How long one run of one test may take."""
@@ -72,6 +72,12 @@ class Outcome:
     what: str
     seconds: float
     output: str
+
+    @property
+    def why(self) -> str:
+        """What failed, as pytest sums it up."""
+        found = re.search(r"^FAILED \S.*? - (.*)$", self.output, re.M)
+        return found[1][:100] if found else ""
 
 
 def read_guards(path: Path = ROOT / GUARDS) -> list[Guard]:
@@ -197,7 +203,7 @@ def prove(guards: Sequence[Guard], jobs: int, verbose: bool) -> int:
             finally:
                 copies.put(copy)
             mark = "ok" if outcome.what == "failed" else "NO"
-            said = "" if mark == "ok" else f"  <- the test {outcome.what}"
+            said = f"  ({outcome.why})" if mark == "ok" else f"  <- the test {outcome.what}"
             print(f"{mark}  {outcome.seconds:5.1f} s  {guard.name[:88]:<88}  {guard.test}{said}", flush=True)
             if verbose:
                 print(outcome.output, flush=True)
@@ -225,10 +231,7 @@ def _unmutated(guards: Sequence[Guard], copies: SimpleQueue[Copy], pool: ThreadP
     def passing(share: list[str]) -> set[str]:
         copy = copies.get()
         try:
-            if not share or copy.run(*share, seconds=SECONDS * 10).what == "passed":
-                return set()
-            # Together they did not: one by one shows which.
-            return {test for test in share if copy.run(test).what != "passed"}
+            return _failing(copy, share)
         finally:
             copies.put(copy)
 
@@ -237,10 +240,24 @@ def _unmutated(guards: Sequence[Guard], copies: SimpleQueue[Copy], pool: ThreadP
     return broken
 
 
+def _failing(copy: Copy, tests: list[str]) -> set[str]:
+    """Those of ``tests`` that do not pass: all are run at once, and only where that fails in smaller parts."""
+    if not tests or copy.run(*tests, seconds=SECONDS + 20 * len(tests)).what == "passed":
+        return set()
+    if len(tests) == 1:
+        return set(tests)
+    middle = len(tests) // 2
+    return _failing(copy, tests[:middle]) | _failing(copy, tests[middle:])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status: 0 if every guard was proven, 1 if not, 2 for a wrong file."""
-    parser = argparse.ArgumentParser(prog="python -m tools.prove_guards", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", default="", metavar="TEXT", help="entries that have TEXT in claim, file, guard or test")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.prove_guards", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="entries that have TEXT in claim, file, guard or test"
+    )
     parser.add_argument("--list", action="store_true", help="say what there is, run nothing")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="tests at once, each in a copy of its own")
     parser.add_argument("--verbose", action="store_true", help="show what pytest said")

@@ -186,8 +186,8 @@ class Worker:
             final = Error(error=_body(error, skill, hop))
         finally:
             self._cancelled.discard(key)
-            # INVARIANT: one final frame, whatever happened above (test_a_hop_ends_with_exactly_one_final_frame). It is sent by
-            # a task of its own, since this one may be cancelled once more while it waits.
+            # INVARIANT: one final frame, whatever happened above (test_a_cancelled_hop_ends_with_exactly_one_final_frame). It
+            # is sent by a task of its own, since this one may be cancelled once more while it waits.
             self._answer(where, msgspec.structs.replace(final, cost=hop.reported), max(hop.remaining, _LAST_WORD))
             await hop._end()
 

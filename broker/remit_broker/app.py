@@ -30,6 +30,7 @@ from remit_broker.adapters.limits import Gcra
 from remit_broker.adapters.mint import HmacDigester, KeyMint
 from remit_broker.adapters.nats_bus import NatsBus
 from remit_broker.adapters.nats_connect import Connections, connect_all
+from remit_broker.adapters.nats_evict import Evictor
 from remit_broker.adapters.nats_server import EmbeddedServer, Options
 from remit_broker.adapters.observer import OtlpSpans, RecordObserver
 from remit_broker.adapters.private_files import private_folder, read_private, write_private
@@ -200,7 +201,8 @@ class Broker:
 
     def _enforce(self, bus: NatsBus) -> None:
         """What is revoked ends where it runs: hops of this replica are withdrawn, connections of an agent cut."""
-        cutter = Cutter(self.nats.sys, self.observer.fault)
+        evict = Evictor(self.nats.sys, clustered=bool(self.settings.config.bus.url))
+        cutter = Cutter(evict, self.observer.fault)
         self._stack.push_async_callback(cutter.stop)
 
         def heard(entry: Entry) -> None:

@@ -63,7 +63,11 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Budget(self.usd_micros // 2, self.tokens // 2, (self.calls + 1) // 2)
 
     def __str__(self) -> str:
-        return f"${self.usd_micros / 1_000_000:.6g} {self.tokens}tokens {self.calls}calls"
+        parts = [f"${self.usd_micros / 1_000_000:.6f}".rstrip("0").rstrip(".")]
+        if self.tokens:
+            parts.append(f"{self.tokens} token{'s' if self.tokens != 1 else ''}")
+        parts.append(f"{self.calls} call{'s' if self.calls != 1 else ''}")
+        return " ".join(parts)
 
 
 ZERO: Final = Budget(0, 0, 0)

@@ -95,7 +95,7 @@ def inbox_prefix(principal: str, connection: str) -> str:
 def is_own_inbox(subject: str, principal: str) -> bool:
     """Whether a reply subject lies in one of ``principal``'s own private inboxes (and is no wildcard).
 
-    INVARIANT: the broker answers nowhere else, or a caller could make it publish anywhere (test_reply_subject_is_own).
+    INVARIANT: the broker answers nowhere else, or a caller could make it publish anywhere (test_any_other_reply_subject_is_foreign).
     """
     parts = subject.split(".")
     return (

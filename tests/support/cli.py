@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from remit_broker.cli.main import main
 
 SECONDS = 30.0
 REMIT = (sys.executable, "-m", "remit_broker.cli.main")
 SERVER = Path(__file__).parent / "mcp_servers" / "well_behaved.py"
+
+
+for heavy in ("httpx", "uvloop", "remit.agent"):
+    importlib.import_module(heavy)
 
 
 @dataclass(frozen=True)
@@ -45,19 +55,71 @@ def remit(
     env: Mapping[str, str] | None = None,
     stdin: str = "",
     width: int | None = None,
+    fresh: bool = False,
 ) -> Result:
-    """Run a command to its end; it never shows a traceback."""
-    surroundings = {**os.environ, **(env or {})}
-    surroundings.pop("COLUMNS", None)
-    if width:
-        surroundings["COLUMNS"] = str(width)
+    """Run a command to its end in a process of its own; it never shows a traceback.
+
+    Where a new interpreter makes no difference it is a fork of this one, which has loaded everything.
+    """
+    if fresh or cwd or env or width:
+        done = _started(words, cwd, {**(env or {}), **({"COLUMNS": str(width)} if width else {})}, stdin)
+    else:
+        done = _forked(words, stdin)
+    assert "Traceback" not in done.out + done.err, done.err
+    assert "this should not happen" not in done.err, done.err
+    return done
+
+
+def _started(words: tuple[str, ...], cwd: Path | None, env: Mapping[str, str], stdin: str) -> Result:
     done = subprocess.run(
-        [*REMIT, *words], cwd=cwd, env=surroundings, input=stdin, capture_output=True, text=True, timeout=SECONDS,
-        encoding="utf-8",
+        [*REMIT, *words], cwd=cwd, env={**os.environ, **env}, input=stdin, capture_output=True, text=True,
+        timeout=SECONDS, encoding="utf-8",
     )  # fmt: skip
-    assert "Traceback" not in done.stdout + done.stderr, done.stderr
-    assert "this should not happen" not in done.stderr, done.stderr
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+def _forked(words: tuple[str, ...], stdin: str) -> Result:
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        given.write(stdin.encode())
+        given.seek(0)
+        pid = os.fork()
+        if pid == 0:
+            _run(words, (given.fileno(), out.fileno(), err.fileno()))
+        deadline = time.monotonic() + SECONDS
+        while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                raise TimeoutError(f"remit {' '.join(words)} did not end")
+            time.sleep(0.005)
+        out.seek(0)
+        err.seek(0)
+        return Result(os.waitstatus_to_exitcode(ended[1]), out.read().decode(), err.read().decode())
+
+
+def _run(words: tuple[str, ...], files: tuple[int, int, int]) -> NoReturn:
+    """The command, in the child: as ``python -m remit_broker.cli.main`` does it."""
+    code = 70
+    try:
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+        sys.stdin, sys.stdout, sys.stderr = (
+            io.TextIOWrapper(
+                io.BufferedReader(io.FileIO(0)) if mode == "r" else io.BufferedWriter(io.FileIO(number, "w")), "utf-8"
+            )
+            for number, mode in enumerate("rww")
+        )
+        sys.argv = ["remit", *words]
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def bad_start(folder: Path, *words: str, env: Mapping[str, str] | None = None) -> Result:

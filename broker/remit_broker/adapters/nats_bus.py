@@ -35,19 +35,33 @@ CANCEL = b'{"cancel":true}'
 BACKLOG = 1024
 """Frames that may wait for one hop; a callee that sends faster than its caller is served loses progress, never its end."""
 
+BACKLOG_BYTES = 8 * MAX_ENVELOPE
+"""What those frames may take together."""
+
 
 class FrameQueue:
     """The frames of one callee for one hop, in the order the bus delivered them."""
 
     def __init__(self) -> None:
         self._frames: asyncio.Queue[bytes | None] = asyncio.Queue(BACKLOG)
+        self._bytes = 0
         self._ended: Exception | None = None
 
     def put(self, frame: bytes | None) -> None:
-        """Add a frame; when full, the oldest goes, so that the final one always fits."""
-        if self._frames.full():
-            self._frames.get_nowait()
+        """Add a frame; when full, the oldest go, so that the final one always fits.
+
+        INVARIANT: what waits for one hop is bounded in bytes too
+        (test_frames_that_wait_for_a_slow_caller_do_not_fill_the_memory).
+        """
+        size = len(frame or b"")
+        while self._frames.full() or (self._bytes + size > BACKLOG_BYTES and not self._frames.empty()):
+            self._taken(self._frames.get_nowait())
+        self._bytes += size
         self._frames.put_nowait(frame)
+
+    def _taken(self, frame: bytes | None) -> bytes | None:
+        self._bytes -= len(frame or b"")
+        return frame
 
     def cancel(self) -> None:
         """The caller does not wait any more; whoever waits for a frame is woken."""
@@ -72,9 +86,9 @@ class FrameQueue:
         if seconds <= 0:
             raise TimeoutError
         if not self._frames.empty():
-            return self._frames.get_nowait()
+            return self._taken(self._frames.get_nowait())
         async with asyncio.timeout(seconds):
-            return await self._frames.get()
+            return self._taken(await self._frames.get())
 
 
 class NatsBus:

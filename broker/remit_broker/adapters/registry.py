@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -49,6 +49,8 @@ class KvRegistry:
         self._pins: dict[str, dict[str, str]] = {}
         self._targets: dict[Resource, Target] = {}
         self._seen = asyncio.Condition()
+        self.evict: Callable[[str], Awaitable[None]] = _nobody
+        """Ends every connection that was let in under a name."""
         self._revision = 0
         self._kv: KeyValue | None = None
         self._task: asyncio.Task[None] | None = None
@@ -113,6 +115,10 @@ class KvRegistry:
                 Code.CONFLICT, f"{principal.name} is registered already", rule="agents.exists",
                 ask=f"remove it first: remit agents remove {principal.name}",
             )  # fmt: skip
+        if known is None:
+            # INVARIANT: a name that is given anew has no connection of an earlier holder, or that one would be it
+            # (test_whoever_holds_the_old_key_of_a_name_is_nobody_under_the_new_one).
+            await self.evict(principal.name)
         await self._put(f"principal.{principal.name}", principal)
 
     async def remove(self, name: str) -> None:
@@ -123,8 +129,10 @@ class KvRegistry:
                 Code.UNKNOWN_TARGET, f"no agent or server is called {name}", rule="agents.unknown",
                 ask=f"did you mean {near}?" if near else "look with remit agents list",
             )  # fmt: skip
-        for key in (f"attachment.{name}", f"pins.{name}", f"principal.{name}"):
+        # The principal first: from then on the bus lets nobody in under the name, and those who are in can be sent out.
+        for key in (f"principal.{name}", f"attachment.{name}", f"pins.{name}"):
             await self._delete(key)
+        await self.evict(name)
 
     async def attach(self, attachment: Attachment) -> None:
         """Take note of what a principal serves. The first definition of a tool pins it; a changed one waits for acceptance."""
@@ -246,6 +254,10 @@ class KvRegistry:
             labels=tuple(sorted({label for labels in _all(self._labels, resource) for label in labels})),
             quarantined="" if pin in (None, definition.digest) else "it changed since it was accepted",
         )
+
+
+async def _nobody(_: str) -> None:
+    return None
 
 
 def _all(table: Mapping[str, Any], resource: Resource) -> list[Any]:

@@ -90,7 +90,7 @@ def call(
     if as_json:
         say(told)
     else:
-        out.print(visible(_readable(told["result"]), keep="\n\t"))
+        typer.echo(visible(_readable(told["result"]), keep="\n\t"))
     if told.get("failed"):
         err.print("the tool ran and reports a failure of its own")
         raise typer.Exit(REFUSED)

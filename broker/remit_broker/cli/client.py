@@ -50,7 +50,7 @@ class BrokerClient:
         path = self._settings.data / name
         try:
             return path.read_text(encoding="utf-8")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise self._gone(f"no broker runs on {self._settings.file}") from None
         except PermissionError:
             raise ConfigError(f"{path} cannot be read", "run this as the user that runs the broker") from None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import collections
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final
 
+import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from remit_broker.core.registry import Attachment, Principal, definitions_of
+from remit_broker.core.registry import Attachment, Definition, Principal, definitions_of
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.admit import admit
 from remit_broker.hop.hop import Ask, Hop
@@ -27,6 +29,8 @@ from remit_schemas.names import Resource
 
 Service = Callable[[Hop], Awaitable[Any]]
 OVERLOADED: Final = "the broker has as many calls in hand as it may have"
+SHARE: Final = 4
+"""One caller may have a quarter of them."""
 
 
 class BusEdge:
@@ -43,6 +47,8 @@ class BusEdge:
         self._nc, self._tenant, self._ports = nc, tenant, ports
         self._attach, self._published = attach, published
         self._running: set[asyncio.Task[Any]] = set()
+        self._in_hand: collections.Counter[str] = collections.Counter()
+        self._attaching: set[str] = set()
         self._subscription: Subscription | None = None
         self._services: dict[tuple[str, str], Service] = {("attach", "put"): self._put, ("txn", "close"): self._close}
 
@@ -84,17 +90,39 @@ class BusEdge:
             at=now,
             mono=mono,
         )
-        if len(self._running) >= self._ports.limits.concurrency:
-            self._spawn(self._refuse(ask, "admit", _overloaded()))
+        if (full := self._full(at.caller)) is not None:
+            # Without its content: a flood of large calls must not be kept while it waits to be refused.
+            self._spawn(self._refuse(msgspec.structs.replace(ask, data=b""), "admit", full))
         elif at.kind == "remit":
-            self._spawn(self._serve(ask, at.name, at.op))
+            self._take(at.caller, self._serve(ask, at.name, at.op))
         else:
-            self._spawn(govern(ask, self._ports))
+            self._take(at.caller, govern(ask, self._ports))
 
-    def _spawn(self, work: Any) -> None:
+    def _full(self, caller: str) -> Exception | None:
+        """Why nothing more is taken in hand for ``caller``, or None.
+
+        INVARIANT: one caller whose calls never end leaves room for the others
+        (test_one_caller_with_calls_that_never_end_leaves_room_for_the_others).
+        """
+        room = self._ports.limits.concurrency
+        if self._in_hand[caller] >= max(1, room // SHARE):
+            return _overloaded(f"the broker has {self._in_hand[caller]} calls of {caller} in hand, its whole share")
+        return _overloaded(OVERLOADED) if self._in_hand.total() >= room else None
+
+    def _take(self, caller: str, work: Coroutine[Any, Any, Any]) -> None:
+        self._in_hand[caller] += 1
+        self._spawn(work).add_done_callback(lambda _: self._give_back(caller))
+
+    def _give_back(self, caller: str) -> None:
+        self._in_hand[caller] -= 1
+        if not self._in_hand[caller]:
+            del self._in_hand[caller]
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
@@ -146,10 +174,7 @@ class BusEdge:
             raise refusal(Code.UNAUTHENTICATED, "not registered", rule="attach.principal", ask="remit agents add")
         server = hop.request.args.get("server")
         definitions = definitions_of(principal.kind, hop.request.args)
-        for definition in definitions:
-            self._ports.schemas.check(definition.input_schema)
-            if definition.output_schema is not None:
-                self._ports.schemas.check(definition.output_schema)
+        await self._check(principal.name, definitions)
         await self._attach(
             Attachment(
                 name=principal.name,
@@ -160,6 +185,30 @@ class BusEdge:
             )
         )
         return {"principal": principal.name, "replica": self._ports.bus.replica, **self._published}
+
+    async def _check(self, name: str, definitions: tuple[Definition, ...]) -> None:
+        """Refuses MALFORMED or TOO_LARGE for a schema that cannot be used, RATE_LIMITED while another of the same caller is checked.
+
+        INVARIANT: whatever is attached, the broker's calls go on meanwhile: compiling the schemas of one large request takes
+        seconds, so it is done schema by schema, one request of a caller at a time, with most of the time left to others
+        (test_attaching_what_is_hard_to_check_stops_nobody).
+        """
+        if name in self._attaching:
+            raise refusal(
+                Code.RATE_LIMITED, f"{name} is being attached already", rule="attach.busy",
+                ask="wait for the answer to the first request", retry_after=1.0,
+            )  # fmt: skip
+        self._attaching.add(name)
+        clock = self._ports.clock
+        try:
+            for definition in definitions:
+                began = clock.monotonic()
+                self._ports.schemas.check(definition.input_schema)
+                if definition.output_schema is not None:
+                    self._ports.schemas.check(definition.output_schema)
+                await asyncio.sleep(2 * (clock.monotonic() - began))
+        finally:
+            self._attaching.discard(name)
 
     async def _close(self, hop: Hop) -> dict[str, Any]:
         """``txn.close``: the holder of the root grant says that the task is done."""
@@ -172,5 +221,5 @@ class BusEdge:
         return {"txn": fold.txn, "spent": fold.nodes[fold.root].spent}
 
 
-def _overloaded() -> Exception:
-    return refusal(Code.RATE_LIMITED, OVERLOADED, rule="admit.load", ask="call again shortly", retry_after=0.1)
+def _overloaded(why: str) -> Exception:
+    return refusal(Code.RATE_LIMITED, why, rule="admit.load", ask="call again shortly", retry_after=0.1)

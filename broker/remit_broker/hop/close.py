@@ -9,6 +9,7 @@ from remit_broker.ports import LostRace, Ports, Turn
 from remit_schemas.budget import ZERO, Budget
 from remit_schemas.envelope import Error, Result
 from remit_schemas.errors import Code, Effect, ErrorBody
+from remit_schemas.names import parse_resource
 from remit_schemas.records import HopClosed, Outcome, seal
 
 
@@ -62,9 +63,19 @@ def outcome(hop: Hop, ports: Ports, fold: Fold, body: ErrorBody | None) -> HopCl
             decision=seen.decision if seen else None,
             findings=seen.findings if seen else (),
             redacted=seen.redacted if seen else (),
-            labels=seen.labels if seen else (),
+            labels=_labels(hop, fold, effect),
         )
     )
+
+
+def _labels(hop: Hop, fold: Fold, effect: Effect) -> tuple[str, ...]:
+    """What the caller may have heard: data of the target itself and, through it, of everything that the callee called.
+
+    INVARIANT: labels follow data up the chain, also through an agent that only passes it on, in errors and in what was sent
+    before the end (test_labels_come_back_through_an_agent_that_only_passes_data_on).
+    """
+    own = hop.aim.labels if effect != "none" else ()
+    return tuple(sorted(fold.nodes[hop.id].labels.union(own)))
 
 
 def _ending(hop: Hop, body: ErrorBody | None) -> tuple[Outcome, Effect]:
@@ -92,6 +103,7 @@ def _cost(hop: Hop) -> Budget:
 def abandoned(fold: Fold, hop: str, ports: Ports, reason: str, outcome: Outcome = "cancelled") -> HopClosed:
     """The closing of a hop nobody waits for any more: charged at all that it held, since nobody knows what it did."""
     node = fold.nodes[hop]
+    target = ports.registry.target(parse_resource(node.resource))
     settled = settle(fold, hop, ZERO, outcome)
     return seal(
         HopClosed(
@@ -111,6 +123,8 @@ def abandoned(fold: Fold, hop: str, ports: Ports, reason: str, outcome: Outcome 
             code=Code.CANCELLED if outcome == "cancelled" else Code.DEADLINE_EXCEEDED,
             rule="close.abandoned",
             reason=reason,
+            # What it had said before its end was passed on.
+            labels=tuple(sorted(node.labels.union(target.labels if target else ()))),
         )
     )
 

@@ -23,6 +23,8 @@ from remit_schemas.errors import Code, Effect, Refusal, refusal
 from remit_schemas.names import is_connection
 
 MAX_FRAMES = 10_000
+MAX_BEFORE_END = 16 * 1024 * 1024
+"""Bytes of all frames of one hop but the final one: each is read, searched and judged, which the other hops wait for."""
 
 
 async def dispatch(hop: Hop, ports: Ports) -> Hop:
@@ -71,7 +73,7 @@ async def _same_world(hop: Hop, ports: Ports) -> None:
 
 
 async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:
-    started = ""
+    started, room = "", MAX_BEFORE_END
     for _ in range(MAX_FRAMES):
         try:
             data = await channel.next(hop.mono_deadline - ports.clock.monotonic())
@@ -106,6 +108,10 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:
             ) from None  # fmt: skip
         if isinstance(frame, Result | Error):
             return hop.with_(final=frame, started=bool(started))
+        # INVARIANT: what comes before the end is bounded (test_a_callee_that_pours_out_data_before_its_end_is_cut_off).
+        room -= len(data)
+        if room < 0:
+            break
         if isinstance(frame, InputRequired):
             raise refusal(
                 Code.RESULT_INVALID, f"{hop.aim.callee} asks for an input, which cannot be carried yet",
@@ -116,9 +122,11 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:
         if isinstance(frame, Started) and not started and is_connection(frame.connection):
             started = frame.connection
             ports.failpoints.hit("started")
+    await _stop(hop, ports, started)
     raise refusal(
-        Code.RESULT_INVALID, f"{hop.aim.callee} sent more than {MAX_FRAMES} frames", rule="dispatch.frames",
-        ask="send fewer, larger frames", effect="unknown",
+        Code.RESULT_INVALID,
+        f"{hop.aim.callee} sent more than {MAX_FRAMES} frames or {MAX_BEFORE_END} bytes before its end",
+        rule="dispatch.frames", ask="have it send less, or a reference", effect="unknown",
     )  # fmt: skip
 
 

@@ -67,6 +67,7 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     revocations: int = 0
     # resolve
     target: Target | None = None
+    registry: int = 0
     # narrow
     child: Child | None = None
     # inspect

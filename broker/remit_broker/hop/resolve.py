@@ -22,4 +22,6 @@ async def resolve(hop: Hop, ports: Ports) -> Hop:
             rule="resolve.pin", ask=f"an operator can compare and accept it: remit servers accept {target.callee}",
         )  # fmt: skip
     ports.schemas.arguments(target.definition, target.input_schema, hop.request.args)
-    return hop.with_(target=target, args=hop.request.args)
+    # The revision this target was read at, not the one at which policy is asked later: a call that is decided again after a
+    # lost race keeps its target, and dispatch must see that it is of the past.
+    return hop.with_(target=target, registry=ports.registry.revision, args=hop.request.args)

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from remit_broker.hop.close import sweep
 from remit_broker.hop.txn import close_txn
 from remit_broker.ports import Ports
-from remit_schemas.errors import Refusal
 
 
 async def close_orphans(overdue: Iterable[tuple[str, str, str]], ports: Ports) -> int:
@@ -23,7 +22,9 @@ async def close_orphans(overdue: Iterable[tuple[str, str, str]], ports: Ports) -
                 if turn.fold.is_open(hop):
                     await sweep(hop, ports, turn, "nobody closed it before its deadline")
                     closed += 1
-        except Refusal as error:
+        except Exception as error:
+            # INVARIANT: one txn that cannot be closed keeps no other from it
+            # (test_a_txn_that_cannot_be_closed_keeps_no_other_from_being_closed).
             ports.observer.fault("scan", error)
     return closed
 
@@ -33,5 +34,5 @@ async def close_expired(expired: Iterable[tuple[str, str]], ports: Ports) -> Non
     for tenant, txn in expired:
         try:
             await close_txn(tenant, txn, "broker", "expired", ports)
-        except Refusal as error:
+        except Exception as error:
             ports.observer.fault("scan", error)

@@ -151,7 +151,9 @@ class _Runner:
 
     def _words(self) -> list[str]:
         source = self.entry.source
-        words = [sys.executable, "-m", "remit_broker.edges.attach", self.entry.name, "--json", "--supervised"]
+        # INVARIANT: -P: nothing in the folder the broker was started in is imported
+        # (test_a_module_in_the_current_folder_is_not_run_by_a_worker).
+        words = [sys.executable, "-P", "-m", "remit_broker.edges.attach", self.entry.name, "--json", "--supervised"]
         words += ["--credentials", str(self._credentials)]
         if isinstance(source, HttpSource):
             return [*words, "--url", source.url]
