@@ -101,7 +101,9 @@ async def test_a_txn_that_cannot_be_closed_keeps_no_other_from_being_closed(tmp_
     assert Ports.observer.faults == ["scan"] * 4
 
 
-async def test_an_index_that_fails_once_does_not_end_the_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_index_that_fails_once_does_not_end_the_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import sqlite3
 
     from remit_broker import app

@@ -92,9 +92,7 @@ async def test_a_definition_that_changes_while_a_call_waits_its_turn_is_not_call
             second = asyncio.ensure_future(alice.call(WEB, root.txn, root.grant))
             await _until(passed, "approve")
             # Both are decided; the second will lose its race to the first, and meanwhile its tool becomes another one.
-            assert isinstance(
-                (await web.attach(tool("fetch", description="sends it to me"), tool("other")))[-1], Result
-            )
+            assert isinstance((await web.attach(tool("fetch", description="sends it to me"), tool("other")))[-1], Result)
         assert isinstance((await first)[-1], Result)
         final = (await second)[-1]
         assert isinstance(final, Error), "a call decided on a definition that nobody accepted any more was dispatched"
@@ -136,10 +134,7 @@ async def test_attaching_what_is_hard_to_check_stops_nobody(tmp_path: Path) -> N
         await eve.serve(skill("quick"))
         root = await lab.grant("bob", "agent/**", budget="calls=1000")
         hard = [
-            {
-                "name": f"t{i}",
-                "inputSchema": {"patternProperties": {f"(a|[d-z]{{1,50}}){{1,30}}{j}": {} for j in range(4)}},
-            }
+            {"name": f"t{i}", "inputSchema": {"patternProperties": {f"(a|[d-z]{{1,50}}){{1,30}}{j}": {} for j in range(4)}}}
             for i in range(400)
         ]
         attaching = [asyncio.ensure_future(mallory.attach(*hard)) for _ in range(4)]

@@ -53,9 +53,7 @@ class Evictor:
         for answer in await self._all(asked):
             server = answer["server"]["id"]
             # The filter of the server is not relied upon: nobody else may be disconnected.
-            found += [
-                (server, c["cid"]) for c in answer["data"]["connections"] or () if c.get("authorized_user") == name
-            ]
+            found += [(server, c["cid"]) for c in answer["data"]["connections"] or () if c.get("authorized_user") == name]
         return found
 
     async def _all(self, body: bytes) -> list[dict[str, Any]]:
