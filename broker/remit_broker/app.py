@@ -56,6 +56,7 @@ from remit_broker.hop.scan import close_expired, close_orphans
 from remit_broker.ports import Limits, Ports
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.keys import KeySet
+from remit_schemas.names import Jti
 
 log = logging.getLogger("remit")
 
@@ -211,6 +212,23 @@ class Broker:
                 cutter.cut(entry.name, lambda: self.revocations.agent(entry.name) is not None)
 
         self.revocations.on_entry(heard)
+
+        def below(jti: Jti) -> None:
+            if bus.running(jti.txn):
+                cutter.begin(self._withdraw(bus, jti.txn))
+
+        self.revocations.on_grant = below
+
+    async def _withdraw(self, bus: NatsBus, txn: str) -> None:
+        """End the hops of this replica below a grant that was revoked; the ledger says which they are."""
+        try:
+            fold = await self.ledger.newest("default", txn)
+        except Refusal as error:
+            self.observer.fault("withdraw", error)
+            return
+        for hop, queue in bus.running(txn):
+            if fold.is_revoked(hop):
+                queue.withdraw("the grant or one above it was revoked", "grant.revoked")
 
     async def _project(self) -> None:
         self.index = await SqliteIndex.open(self.settings.data / "index" / "index.db")

@@ -191,6 +191,9 @@ class RevocationList(Revocations, Protocol):
     async def put(self, entry: Entry) -> None:
         """Write an entry. Durable, and seen by this replica, when it returns. Refuses LEDGER_UNAVAILABLE."""
 
+    async def announce(self, jti: str) -> None:
+        """Say to every replica that a grant was revoked in the ledger. Best effort, never raises: the record alone decides."""
+
 
 class PolicyEngine(Protocol):
     """Decides by policy; any doubt is a denial."""

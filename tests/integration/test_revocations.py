@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import nats
 import pytest
 
 from remit_broker.core.revocations import Entry, What
 from remit_broker.hop.txn import Opened
 from remit_broker.testing import Lab
-from remit_schemas.envelope import Accepted, Error, Started
+from remit_schemas.envelope import Accepted, Error, Result, Started
 from remit_schemas.errors import Code, ErrorBody, Refusal
 from tests.attacks.test_budget_race import known, two_replicas
 from tests.support.raw import Arena, RawAgent, Taken, arena_on, error_of, skill, tool
@@ -309,3 +310,30 @@ async def test_revocations_are_there_after_a_restart(tmp_path: Path) -> None:
     async with running_broker(tmp_path) as lab:
         entry = lab.broker.revocations.agent("alice")
         assert entry is not None and entry.who == "ops"
+
+
+async def test_what_runs_below_a_revoked_grant_is_cancelled_at_every_replica(tmp_path: Path) -> None:
+    """Revoked through the second replica's API; the hops run on whichever replica took them."""
+    async with two_replicas(tmp_path) as (first, second), arena_on(first) as arena:
+        alice, _, root = await cast(arena)
+        await known(first, second)
+        helper = await arena.agent("helper")
+        await helper.serve(skill("help"))
+        await known(first, second)
+        other = await first.grant("alice", "agent/**")
+        little = {"budget": {"usd_micros": 0, "tokens": 0, "calls": 1}}
+        running = [asyncio.ensure_future(alice.call(HELP, root.txn, root.grant, want=little)) for _ in range(8)]
+        spared = asyncio.ensure_future(alice.call(HELP, other.txn, other.grant))
+        await helper.took(root.txn, 8)
+        untouched = await helper.took(other.txn)
+        token = {"Authorization": f"Bearer {second.broker.keys.local_token}"}
+        async with httpx.AsyncClient(base_url=second.broker.http, headers=token, trust_env=False) as http:
+            told = await http.post("/api/revocations", json={"txn": root.txn, "why": "enough"})
+            assert told.status_code == 200, told.text
+        async with asyncio.timeout(5):
+            ends = [error_of(frames) for frames in await asyncio.gather(*running)]
+        assert {(body.code, body.rule, body.effect) for body in ends} == {("CANCELLED", "grant.revoked", "unknown")}
+        replicas = {taken.dispatch.replica for taken in helper.work(root.txn)}
+        assert replicas == {first.broker.replica, second.broker.replica}
+        await untouched.done()
+        assert isinstance((await spared)[-1], Result)

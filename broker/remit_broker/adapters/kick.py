@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
 
 from remit_schemas.errors import Refusal
 
@@ -22,7 +22,11 @@ class Cutter:
 
     def cut(self, name: str, still: Callable[[], bool]) -> None:
         """Begin to cut the connections of ``name``, again and again for a few seconds while ``still`` says so."""
-        task = asyncio.get_running_loop().create_task(self._cut(name, still))
+        self.begin(self._cut(name, still))
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do ``work`` beside everything else; :meth:`stop` ends it."""
+        task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 

@@ -159,6 +159,10 @@ class NatsBus:
             if revoked.paused or revoked.check(parties.chain, parties.user, parties.resource):
                 queue.withdraw(f"{entry} was revoked", rule)
 
+    def running(self, txn: str) -> list[tuple[str, FrameQueue]]:
+        """The hops of a txn that this replica runs."""
+        return [(hop, queue) for (of, hop), (_, queue) in self._running.items() if of == txn]
+
     async def cancel(self, callee: str, connection: str, txn: str, hop: str) -> None:
         """Ask the connection that works on a hop to stop; where none has said so yet (""), as soon as one does."""
         if not connection:

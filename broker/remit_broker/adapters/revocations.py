@@ -23,12 +23,14 @@ from nats.js.kv import KV_DEL, KV_PURGE, KeyValue, StopIterSentinel
 from remit_broker.core.revocations import Entry, Revoked
 from remit_broker.ports import Clock
 from remit_schemas.errors import Code, Refusal, refusal
-from remit_schemas.names import Resource
+from remit_schemas.names import Jti, Resource, parse_jti
 
 BUCKET: Final = "revocations"
 HISTORY: Final = 64
 """Changes of one thing that are kept; the most a bucket can."""
 HEARTBEAT: Final = "heartbeat"
+GRANT: Final = "grant"
+"""Key under which it is said that a grant was revoked in the ledger: for those who run hops below it, not for deciding."""
 BEAT_SECONDS: Final = 0.5
 SILENCE: Final = 2.0
 """Seconds a replica goes on deciding without seeing a heartbeat of its own return."""
@@ -57,6 +59,9 @@ class KvRevocations:
         self._seen_seq = self._revision = 0
         self._seen = asyncio.Condition()
         self._heard: list[Heard] = []
+        self.on_grant: Callable[[Jti], None] = lambda jti: None
+        """Told of each grant that was revoked; it must not wait."""
+        self._last_grant = 0
         self._kv: KeyValue | None = None
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -122,7 +127,7 @@ class KvRevocations:
             try:
                 # None comes when all that is stored has been read; there is always a heartbeat.
                 while (one := await watcher.updates(timeout=SEEN_WITHIN)) is not None:  # type: ignore[no-untyped-call]
-                    if one.key != HEARTBEAT and one.value:
+                    if one.key not in (HEARTBEAT, GRANT) and one.value:
                         found.append(msgspec.json.decode(one.value, type=Entry))
             finally:
                 await watcher.stop()  # type: ignore[no-untyped-call]
@@ -138,6 +143,13 @@ class KvRevocations:
                 await self._seen.wait_for(lambda: self._seen_seq >= seq)
         except (NatsError, OSError, TimeoutError) as error:
             raise _unavailable("written", error) from None
+
+    async def announce(self, jti: str) -> None:
+        """Say to every replica that a grant was revoked, after its record is durable. Best effort: the record alone decides."""
+        try:
+            await self._bucket.put(GRANT, jti.encode())
+        except (NatsError, OSError, TimeoutError) as error:
+            self._fault("revocations.announce", error)
 
     @property
     def _bucket(self) -> KeyValue:
@@ -181,7 +193,11 @@ class KvRevocations:
             beat = msgspec.json.decode(value, type=_Beat)
             if beat.by == self._me:
                 self._beaten = max(self._beaten, beat.at)
-        elif key != HEARTBEAT and seq > self._revision:
+        elif key == GRANT and value is not None and seq > self._last_grant:
+            self._last_grant = seq
+            if (jti := parse_jti(value.decode(errors="replace"))) is not None:
+                self.on_grant(jti)
+        elif key not in (HEARTBEAT, GRANT) and seq > self._revision:
             self._apply(key, value)
             self._revision = seq
         async with self._seen:

@@ -231,6 +231,7 @@ class Api:
             jti = f"{fold.txn}.{fold.root}.1"
         work = revoke(self._tenant, jti or "", who, wish.why, self._ports)
         fold = await self._existing(work, request, wish.txn or jti)
+        await self._kill.announce(jti or "")
         return {"txn": fold.txn, "revoked": jti, "seq": fold.seq}
 
     async def _reinstate(self, request: Request, who: str) -> Any:

@@ -64,6 +64,10 @@ class KillSwitch:
         entry = Entry(kind=kind, name=name, who=who, at=self._now(), why=wish.why[:MAX_WHY], state="reinstated")
         return await self._put(entry)
 
+    async def announce(self, jti: str) -> None:
+        """A grant was revoked in the ledger: what runs below it is to end, wherever it runs."""
+        await self._list.announce(jti)
+
     def in_force(self) -> list[Entry]:
         """What is revoked now, oldest first."""
         return [entry for entry in self._list.entries() if entry.state == "revoked"]
