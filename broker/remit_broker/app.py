@@ -27,26 +27,30 @@ from remit_broker.adapters.jetstream import JetStream
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.json_schema import JsonSchemas
 from remit_broker.adapters.keyfiles import KeyFiles
+from remit_broker.adapters.kick import Cutter
 from remit_broker.adapters.kv_accounts import KvAccounts
 from remit_broker.adapters.limits import Gcra, Unlimited
 from remit_broker.adapters.mint import HmacDigester, KeyMint
 from remit_broker.adapters.nats_bus import NatsBus
 from remit_broker.adapters.nats_connect import Connections, connect_all
+from remit_broker.adapters.nats_evict import Evictor
 from remit_broker.adapters.nats_server import EmbeddedServer, Options
 from remit_broker.adapters.observer import OtlpSpans, RecordObserver
 from remit_broker.adapters.private_files import private_folder, read_private, write_private
 from remit_broker.adapters.refusal_stream import RefusalStream
 from remit_broker.adapters.registry import KvRegistry
+from remit_broker.adapters.revocations import KvRevocations
 from remit_broker.adapters.sqlite_index import SqliteIndex
 from remit_broker.adapters.stream_tail import Regressed
 from remit_broker.adapters.world import Failpoints, RandomIds, SystemClock
 from remit_broker.config import Settings
 from remit_broker.core.evidence import export
+from remit_broker.core.revocations import Entry
 from remit_broker.credentials import move_bus
 from remit_broker.edges.attach.servers_file import ServersFileError
 from remit_broker.edges.attach.supervisor import ServerSupervisor
 from remit_broker.edges.bus import BusEdge
-from remit_broker.edges.callout import Callout, CalloutKeys
+from remit_broker.edges.callout import Admitted, Callout, CalloutKeys
 from remit_broker.edges.http.api import Api
 from remit_broker.edges.http.app import HttpServer, application
 from remit_broker.edges.http.guard import LocalToken
@@ -55,6 +59,7 @@ from remit_broker.hop.scan import close_expired, close_orphans
 from remit_broker.ports import Limits, Ports, RateLimit
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.keys import KeySet
+from remit_schemas.names import Jti
 
 log = logging.getLogger("remit")
 
@@ -100,6 +105,9 @@ class Broker:
         self.registry = KvRegistry(settings.prices, config.labels)
         await self.registry.start(self.nats.core.jetstream(), config.bus.replicas, self.observer.fault)
         on_exit.push_async_callback(self.registry.stop)
+        self.revocations = KvRevocations(SystemClock(), self.observer.fault)
+        on_exit.push_async_callback(self.revocations.stop)
+        await self.revocations.start(self.nats.core.jetstream(), config.bus.replicas)
         await self._callout()
         self.ports = await self._wire()
         await self._project()
@@ -160,7 +168,7 @@ class Broker:
 
     async def _callout(self) -> None:
         keys = CalloutKeys(issuer=self.keys.seed("issuer"), xkey=self.keys.seed("xkey"))
-        callout = Callout(self.nats.auth, keys, self.registry, SystemClock(), _log_callout)
+        callout = Callout(self.nats.auth, keys, Admitted(self.registry, self.revocations), SystemClock(), _log_callout)
         await callout.start()
         self._stack.push_async_callback(callout.stop)
 
@@ -173,6 +181,7 @@ class Broker:
         self._stack.push_async_callback(self.accounts.stop)
         bus = NatsBus(self.nats.bus, self.replica)
         await bus.start()
+        self._enforce(bus)
         published = KeySet.from_jwks(self.keys.jwks())
         return Ports(
             clock=clock,
@@ -181,6 +190,7 @@ class Broker:
             refusals=self.refusals,
             bus=bus,
             registry=self.registry,
+            revocations=self.revocations,
             policy=CedarEngine.load(self.settings.policies),
             detectors=SecretDetectors(),
             schemas=JsonSchemas(),
@@ -197,6 +207,39 @@ class Broker:
                 allowed_cycles=self.settings.cycles,
             ),
         )
+
+    def _enforce(self, bus: NatsBus) -> None:
+        """What is revoked ends where it runs: hops of this replica are withdrawn, connections of an agent cut."""
+        evict = Evictor(self.nats.sys, clustered=bool(self.settings.config.bus.url))
+        # INVARIANT: a name that is removed or given another key keeps no connection of the old one
+        # (test_whoever_holds_the_old_key_of_a_name_is_nobody_under_the_new_one).
+        self.registry.evict = evict
+        cutter = Cutter(evict, self.observer.fault)
+        self._stack.push_async_callback(cutter.stop)
+
+        def heard(entry: Entry) -> None:
+            bus.withdraw(entry)
+            if entry.kind == "agent" and entry.state == "revoked":
+                cutter.cut(entry.name, lambda: self.revocations.agent(entry.name) is not None)
+
+        self.revocations.on_entry(heard)
+
+        def below(jti: Jti) -> None:
+            if bus.running(jti.txn):
+                cutter.begin(self._withdraw(bus, jti.txn))
+
+        self.revocations.on_grant = below
+
+    async def _withdraw(self, bus: NatsBus, txn: str) -> None:
+        """End the hops of this replica below a grant that was revoked; the ledger says which they are."""
+        try:
+            fold = await self.ledger.newest("default", txn)
+        except Refusal as error:
+            self.observer.fault("withdraw", error)
+            return
+        for hop, queue in bus.running(txn):
+            if fold.is_revoked(hop):
+                queue.withdraw("the grant or one above it was revoked", "grant.revoked")
 
     async def _project(self) -> None:
         self.index = await SqliteIndex.open(self.settings.data / "index" / "index.db")
@@ -247,6 +290,7 @@ class Broker:
             "caught_up": self.caught_up,
             "status": self.status,
             "budgets": self.accounts.report,
+            "revocations": self.revocations,
         }
         operator = LocalToken(self.keys.local_token, getpass.getuser())
         api = Api(self.ports, self.registry, self.index, operator, extras)
@@ -272,15 +316,22 @@ class Broker:
         except ServersFileError as bad:
             raise refusal(Code.MALFORMED, str(bad), rule="servers.file", ask="mend the file, then try again") from None
 
+    def _troubles(self) -> dict[str, tuple[str, str | None]]:
+        """By part: what may be told to anybody, and the cause for operators (None where all is well)."""
+        lost = self.refusals.lost
+        return {
+            "ledger": ("halted: an acknowledged record is missing or another one", self.ledger.halted),
+            "index": ("it does not follow the ledger", self.index.halted or self.index.trouble),
+            "revocations": (
+                "no heartbeat was heard for two seconds",
+                None if self.revocations.fresh else "the watch is silent",
+            ),
+            "refusals": ("some could not be recorded", f"{lost} calls" if lost else None),
+        }
+
     def _problems(self) -> dict[str, str]:
-        wrong = {}
-        for name, trouble in (
-            ("ledger", self.ledger.halted),
-            ("index", self.index.halted or self.index.trouble),
-            ("refusals", f"{self.refusals.lost} calls could not be recorded" if self.refusals.lost else None),
-        ):
-            if trouble:
-                wrong[name] = trouble
+        """What is wrong, by part, without its private causes: anybody on this machine may ask. ``/api/status`` says why."""
+        wrong = {part: told for part, (told, cause) in self._troubles().items() if cause}
         for name, connection in self.nats._asdict().items():
             if not connection.is_connected:
                 wrong[f"bus.{name}"] = "not connected"
@@ -305,7 +356,7 @@ class Broker:
                 overdue = await self.index.overdue(now_ms, grace_ms)
                 await close_orphans([(late.tenant, late.txn, late.hop) for late in overdue], self.ports)
                 await close_expired(await self.index.expired_txns(now_ms // 1000), self.ports)
-            except (Refusal, OSError, msgspec.MsgspecError) as error:
+            except Exception as error:  # whatever one round ends with, the next one begins
                 self.observer.fault("scan", error)
 
     def _announce(self) -> None:
@@ -331,6 +382,9 @@ class Broker:
             "ledger_storage": stream.config.storage,
             "stages": [stage.__name__.rstrip("_") for stage in STAGES],
             "policy": self.ports.policy.revision,
+            "troubles": {part: cause for part, (_, cause) in self._troubles().items() if cause},
+            "paused": msgspec.to_builtins(self.revocations.paused),
+            "revoked": [str(entry) for entry in self.revocations.entries() if entry.state == "revoked"],
         }
 
     @property

@@ -14,6 +14,7 @@ from remit_broker.core.fold import Fold, Node
 from remit_broker.core.listing import ChainFilter, ChainPage, HopHit
 from remit_broker.core.policy import PolicyRequest, Verdict
 from remit_broker.core.registry import Attachment, Principal, Target
+from remit_broker.core.revocations import Entry
 from remit_schemas.budget import Budget
 from remit_schemas.envelope import Dispatch, Frame
 from remit_schemas.grant import Claims, Grant
@@ -98,21 +99,33 @@ class CallerCancelled(Exception):  # noqa: N818 - the caller's wish, not a fault
     """The caller of a hop does not wait for it any more."""
 
 
+class Withdrawn(Exception):  # noqa: N818 - an operator's wish, not a fault
+    """Something that a running hop depends on was revoked; the text says what, ``rule`` names it."""
+
+    def __init__(self, why: str, rule: str) -> None:
+        super().__init__(why)
+        self.rule = rule
+
+
 class Channel(Protocol):
     """The frames of one callee for one hop."""
 
     async def next(self, seconds: float) -> bytes | None:
         """The next frame as it came, or None when no callee is there to hear the dispatch.
 
-        Raises TimeoutError, or :class:`CallerCancelled` once the caller has asked for that on its ``ctl`` subject.
+        Raises TimeoutError, :class:`CallerCancelled` once the caller has asked for that on its ``ctl`` subject, or
+        :class:`Withdrawn` once somebody revoked what the hop depends on.
         """
 
 
 class Parties(NamedTuple):
-    """The two ends of a hop."""
+    """The two ends of a hop, and what it depends on beside them: everybody in its chain, its user, what is called."""
 
     caller: str
     callee: str
+    chain: tuple[str, ...] = ()
+    user: str = ""
+    resource: Resource | None = None
 
 
 class Bus(Protocol):
@@ -148,6 +161,41 @@ class Registry(Protocol):
 
     def nearest(self, resource: Resource) -> Sequence[str]:
         """Resources with similar names, for the message of a refusal."""
+
+
+class Revocations(Protocol):
+    """What operators have stopped. Grants and txns are revoked by records of their own in the ledger."""
+
+    @property
+    def revision(self) -> int:
+        """Grows with every change."""
+
+    @property
+    def fresh(self) -> bool:
+        """Whether this replica knows of everything that was revoked until two seconds ago."""
+
+    @property
+    def paused(self) -> Entry | None:
+        """The entry that stops everything."""
+
+    def check(self, actors: tuple[str, ...], user: str, resource: Resource | None = None) -> Entry | None:
+        """The first entry that stops a call of ``resource`` by ``actors`` for ``user``; the pause is not looked at."""
+
+
+class RevocationList(Revocations, Protocol):
+    """Revocations as operators see them."""
+
+    def entries(self) -> list[Entry]:
+        """What was last said of each thing, in force or reinstated, oldest first."""
+
+    async def history(self) -> list[Entry]:
+        """All that is kept of what was revoked and reinstated, oldest first."""
+
+    async def put(self, entry: Entry) -> None:
+        """Write an entry. Durable, and seen by this replica, when it returns. Refuses LEDGER_UNAVAILABLE."""
+
+    async def announce(self, jti: str) -> None:
+        """Say to every replica that a grant was revoked in the ledger. Best effort, never raises: the record alone decides."""
 
 
 class PolicyEngine(Protocol):
@@ -267,6 +315,9 @@ class Index(Protocol):
     async def hops_like(self, tenant: str, prefix: str, limit: int = 10) -> list[HopHit]:
         """Hops and refusals whose id begins with ``prefix``; ``<txn>.<hop>`` (each or its beginning) narrows."""
 
+    async def users(self, tenant: str) -> list[str]:
+        """Everybody a task was ever opened for, up to ten thousand."""
+
     async def find(self, tenant: str, prefix: str, limit: int = 10) -> list[str]:
         """The ids of txns that begin with ``prefix``."""
 
@@ -279,6 +330,9 @@ class Directory(Registry, Protocol):
 
     def attachment(self, name: str) -> Attachment | None:
         """What a principal serves."""
+
+    def targets(self) -> list[Resource]:
+        """Everything that is served."""
 
     def quarantined(self, name: str) -> list[Resource]:
         """Tools whose definition waits to be accepted."""
@@ -311,6 +365,7 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     refusals: Refusals
     bus: Bus
     registry: Registry
+    revocations: Revocations
     policy: PolicyEngine
     detectors: Detectors
     schemas: Schemas
@@ -347,6 +402,9 @@ __all__ = [
     "RateLimit",
     "Refusals",
     "Registry",
+    "RevocationList",
+    "Revocations",
     "Schemas",
     "Turn",
+    "Withdrawn",
 ]

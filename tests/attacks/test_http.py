@@ -23,7 +23,8 @@ API = [
     ("POST", "/api/grants"), ("GET", "/api/agents"), ("POST", "/api/agents"), ("DELETE", "/api/agents/alice"),
     ("GET", "/api/servers"), ("POST", "/api/servers/reload"), ("POST", "/api/servers/files/accept"),
     ("GET", "/api/chains"), ("GET", f"/api/chains/{TXN}"), ("GET", f"/api/chains/{TXN}/evidence"),
-    ("POST", f"/api/chains/{TXN}/close"), ("POST", "/api/revocations"), ("GET", "/api/find/abcd"),
+    ("POST", f"/api/chains/{TXN}/close"), ("POST", "/api/revocations"), ("GET", "/api/revocations"),
+    ("POST", "/api/revocations/reinstate"), ("GET", "/api/find/abcd"),
     ("GET", "/api/records/b7ad6b7169203331"),
 ]  # fmt: skip
 OPEN = [("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/.well-known/jwks.json")]
@@ -217,6 +218,7 @@ async def test_a_command_in_a_body_is_refused_and_not_run(web: Web, tmp_path: Pa
         ("/api/servers/files/accept", command),
         ("/api/agents", {"name": "runner", "nkey": key, "kind": "mcp", **command}),
         ("/api/revocations", {"txn": TXN, **command}),
+        ("/api/revocations/reinstate", {"all": True, **command}),
         ("/api/grants", {"user": "ann", "agent": "alice", "scopes": [], "budget": {}, **command}),
     ):
         response = await web.http.post(path, headers=web.auth, json=body)

@@ -139,7 +139,7 @@ async def test_attaching_what_is_hard_to_check_stops_nobody(tmp_path: Path) -> N
         eve.handlers["quick"] = quick
         await eve.serve(skill("quick"))
         root = await lab.grant("bob", "agent/**", budget="calls=1000")
-        patterns = {f"(a|[d-z]{{1,50}}){{1,30}}{number}": {} for number in range(4)}
+        patterns: dict[str, dict[str, str]] = {f"(a|[d-z]{{1,50}}){{1,30}}{number}": {} for number in range(4)}
         hard = [{"name": f"t{number}", "inputSchema": {"patternProperties": patterns}} for number in range(400)]
         attaching = [asyncio.ensure_future(mallory.attach(*hard)) for _ in range(4)]
         loop = asyncio.get_running_loop()

@@ -99,6 +99,7 @@ class Replica:
             refusals=self,
             bus=SimBus(self.world, life, self.name),
             registry=SimRegistry(self.world),
+            revocations=NothingRevoked(),
             policy=Permissive(),
             detectors=Blind(),
             schemas=Lenient(),
@@ -299,6 +300,15 @@ class SimRegistry:
 
     def nearest(self, resource: Resource) -> Sequence[str]:
         return ()
+
+
+class NothingRevoked:
+    revision = 0
+    fresh = True
+    paused = None
+
+    def check(self, actors: tuple[str, ...], user: str, resource: Resource | None = None) -> None:
+        return None
 
 
 class Permissive:

@@ -105,6 +105,11 @@ class IndexQueries:
         rows = await self._all(query, (tenant, hop))
         return json.loads(rows[0][0]) if rows else None
 
+    async def users(self, tenant: str) -> list[str]:
+        """Everybody a task was ever opened for, up to ten thousand."""
+        query = "SELECT DISTINCT user FROM txn WHERE tenant = ? LIMIT 10000"
+        return [user for (user,) in await self._all(query, (tenant,))]
+
     async def find(self, tenant: str, prefix: str, limit: int = 10) -> list[str]:
         """The ids of txns that begin with ``prefix``."""
         query = "SELECT txn FROM txn WHERE tenant = ? AND txn >= ? AND txn < ? ORDER BY txn LIMIT ?"

@@ -42,6 +42,6 @@ class Gcra:
 class Unlimited:
     """No limit of this kind is configured."""
 
-    def admit(self, who: str) -> float:
+    def admit(self, who: str, weight: int = 1) -> float:
         """0: the call may go on."""
         return 0.0

@@ -8,7 +8,8 @@ from collections import OrderedDict, deque
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from remit_broker.ports import CallerCancelled, Parties
+from remit_broker.core.revocations import Entry, Revoked
+from remit_broker.ports import CallerCancelled, Parties, Withdrawn
 from remit_schemas import subjects
 from remit_schemas.callee import control_subject
 from remit_schemas.envelope import (
@@ -45,7 +46,7 @@ class FrameQueue:
     def __init__(self) -> None:
         self._frames: deque[bytes | None] = deque()
         self._bytes = 0
-        self._cancelled = False
+        self._ended: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -70,18 +71,28 @@ class FrameQueue:
 
     def cancel(self) -> None:
         """The caller does not wait any more; whoever waits for a frame is woken."""
-        self._cancelled = True
+        self._end(CallerCancelled())
+
+    def withdraw(self, why: str, rule: str) -> None:
+        """What the hop depends on was revoked; whoever waits for a frame is woken."""
+        self._end(Withdrawn(why, rule))
+
+    def _end(self, why: Exception) -> None:
+        self._ended = self._ended or why
         self.put(b"")
 
     async def next(self, seconds: float) -> bytes | None:
-        """The next frame; None when the server said that nobody listens. Raises TimeoutError or CallerCancelled."""
-        if self._cancelled and not self._frames:
-            raise CallerCancelled
+        """The next frame; None when the server said that nobody listens.
+
+        Raises TimeoutError, CallerCancelled or Withdrawn.
+        """
+        if self._ended is not None and not self._frames:
+            raise self._ended
         frame = await self._next(seconds)
         # What came before the wish comes first: it may say who works on the hop, and so whom to tell
         # (test_a_wish_to_end_does_not_swallow_who_has_started).
-        if self._cancelled and frame == b"":
-            raise CallerCancelled
+        if self._ended is not None and frame == b"":
+            raise self._ended
         return frame
 
     async def _next(self, seconds: float) -> bytes | None:
@@ -112,26 +123,22 @@ class FrameQueue:
             self._waiter.set_exception(TimeoutError())
 
 
-_Name = tuple[str, str, str]
-_Queues = dict[_Name, FrameQueue]
-
-
 class _Listening:
     """``async with``: a hop's queue is where the frames of its callee and the wishes of its caller find it."""
 
-    __slots__ = ("_answers", "_called", "_open", "_queue", "_wishes")
+    __slots__ = ("_bus", "_hop", "_parties", "_queue", "_txn")
 
-    def __init__(self, open_: _Queues, answers: _Name, called: _Queues, wishes: _Name) -> None:
-        self._open, self._answers, self._called, self._wishes = open_, answers, called, wishes
+    def __init__(self, bus: NatsBus, parties: Parties, txn: str, hop: str) -> None:
+        self._bus, self._parties, self._txn, self._hop = bus, parties, txn, hop
         self._queue = FrameQueue()
 
     async def __aenter__(self) -> FrameQueue:
-        self._open[self._answers] = self._called[self._wishes] = self._queue
+        self._bus.listen(self._parties, (self._txn, self._hop), self._queue)
         return self._queue
 
     async def __aexit__(self, *_: object) -> None:
         self._queue.close()
-        del self._open[self._answers], self._called[self._wishes]
+        self._bus.forget(self._parties, (self._txn, self._hop))
 
 
 class NatsBus:
@@ -144,6 +151,7 @@ class NatsBus:
         # Cancelled before their callee said that it had started: the word is passed on when it does.
         self._unwanted: OrderedDict[tuple[str, str, str], None] = OrderedDict()
         self._called: dict[tuple[str, str, str], FrameQueue] = {}
+        self._running: dict[tuple[str, str], tuple[Parties, FrameQueue]] = {}
 
     async def start(self) -> None:
         """Listen for the frames of callees and the wishes of callers: one subscription each for all hops of this replica."""
@@ -182,7 +190,30 @@ class NatsBus:
 
     def channel(self, parties: Parties, txn: str, hop: str) -> _Listening:
         """Listen to the callee's frames for a hop, and to its caller's wish to end it."""
-        return _Listening(self._open, (parties.callee, txn, hop), self._called, (parties.caller, txn, hop))
+        return _Listening(self, parties, txn, hop)
+
+    def listen(self, parties: Parties, at: tuple[str, str], queue: FrameQueue) -> None:
+        """From now on ``queue`` hears what is said about the hop ``at`` (its txn and id)."""
+        self._open[parties.callee, *at] = self._called[parties.caller, *at] = queue
+        self._running[at] = (parties, queue)
+
+    def forget(self, parties: Parties, at: tuple[str, str]) -> None:
+        """Nobody listens to that hop any more."""
+        del self._open[parties.callee, *at], self._called[parties.caller, *at], self._running[at]
+
+    def withdraw(self, entry: Entry) -> None:
+        """End the running hops of this replica that depend on what was revoked: each asks its callee to stop, and is closed."""
+        if entry.state != "revoked":
+            return
+        revoked, rule = Revoked(), "paused" if entry.kind == "all" else f"revoked.{entry.kind}"
+        revoked.apply(entry)
+        for parties, queue in list(self._running.values()):
+            if revoked.paused or revoked.check(parties.chain, parties.user, parties.resource):
+                queue.withdraw(f"{entry} was revoked", rule)
+
+    def running(self, txn: str) -> list[tuple[str, FrameQueue]]:
+        """The hops of a txn that this replica runs."""
+        return [(hop, queue) for (of, hop), (_, queue) in self._running.items() if of == txn]
 
     async def cancel(self, callee: str, connection: str, txn: str, hop: str) -> None:
         """Ask the connection that works on a hop to stop; where none has said so yet (""), as soon as one does."""

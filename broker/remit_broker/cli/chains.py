@@ -1,4 +1,4 @@
-"""``chains``, ``chain``, ``why``, ``revoke``: what happened, why, and stopping it."""
+"""``chains``, ``chain``, ``why``, ``revoke``, ``reinstate``, ``revocations``: what happened, why, and stopping it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ def register(app: typer.Typer) -> None:
     app.command()(chain)
     app.command()(why)
     app.command()(revoke)
+    app.command()(reinstate)
+    app.command()(revocations)
 
 
 @command
@@ -128,22 +130,83 @@ def why(
             out.print(told)
 
 
+Agent = Annotated[str | None, typer.Option(help="An agent or server: its calls, calls of it, its connections.")]
+User = Annotated[str | None, typer.Option(help="A user: every task opened for them.")]
+Tool = Annotated[str | None, typer.Option(metavar="PATTERN", help="Tools or skills, such as mcp/files/*.")]
+All = Annotated[bool, typer.Option("--all", help="Everything.")]
+Why = Annotated[str, typer.Option(help="For the record.")]
+
+
 @command
 def revoke(
     grant: Annotated[str | None, typer.Option(help="A grant by its jti: it and everything below it.")] = None,
     txn: Annotated[str | None, typer.Option(help="A whole txn, by a unique beginning.")] = None,
-    why: Annotated[str, typer.Option(help="For the record.")] = "",
+    agent: Agent = None,
+    user: User = None,
+    tool: Tool = None,
+    everything: All = False,
+    why: Why = "",
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Revoke a grant or a whole txn: binds the very next hop of every descendant."""
-    if (grant is None) == (txn is None):
-        raise ConfigError("name one of --grant and --txn", "remit revoke --grant JTI, or remit revoke --txn T")
+    """Stop a grant or a txn at its very next hop; an agent, a user, tools or everything within two seconds everywhere."""
+    wish = _one({"grant": grant, "txn": txn, "agent": agent, "user": user, "tool": tool, "all": everything})
     client = BrokerClient(load(config))
     if txn is not None:
-        txn = whole(client, txn)
-    told = client.post("/api/revocations", {"grant": grant, "txn": txn, "why": why})
+        wish["txn"] = whole(client, txn)
+    told = client.post("/api/revocations", {**wish, "why": why})
+    if as_json:
+        say(told)
+    elif "seq" in told:
+        out.print(line(f"revoked {told['revoked']} (record {told['seq']} of txn {told['txn']})"))
+    else:
+        again = "--all" if told["kind"] == "all" else f"--{told['kind']} {told['name']}"
+        out.print(line(f"revoked {told['revoked']}; to lift it: remit reinstate {again}"))
+
+
+@command
+def reinstate(
+    agent: Agent = None,
+    user: User = None,
+    tool: Tool = None,
+    everything: All = False,
+    why: Why = "",
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Lift the revocation of an agent, a user, tools or everything. Grants and txns stay revoked."""
+    wish = _one({"agent": agent, "user": user, "tool": tool, "all": everything})
+    told = BrokerClient(load(config)).post("/api/revocations/reinstate", {**wish, "why": why})
     if as_json:
         say(told)
     else:
-        out.print(line(f"revoked {told['revoked']} (record {told['seq']} of txn {told['txn']})"))
+        out.print(line(f"reinstated {told['reinstated']}"))
+
+
+@command
+def revocations(
+    history: Annotated[bool, typer.Option("--history", help="Also what was lifted or said before.")] = False,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """List which agents, users and tools are revoked, by whom and why."""
+    found = BrokerClient(load(config)).get("/api/revocations")
+    if as_json:
+        say(found)
+        return
+    entries = found["history" if history else "revocations"]
+    for entry in entries:
+        what = entry["name"] if entry["kind"] == "all" else f"{entry['kind']} {entry['name']}"
+        state = f"{entry['state']:<11}" if history else ""
+        out.print(line(f"{entry['at']}  {state}", (what, "bold"), f"  by {entry['who']}  {entry['why']}"))
+    if not entries:
+        out.print("none")
+
+
+def _one(given: dict[str, Any]) -> dict[str, Any]:
+    """The one option that was given. Raises :class:`ConfigError` for none or several."""
+    named = {name: value for name, value in given.items() if value}
+    if len(named) != 1:
+        options = ", ".join(f"--{name}" for name in given)
+        raise ConfigError(f"name exactly one of {options}", "such as: remit revoke --agent NAME --why TEXT")
+    return named

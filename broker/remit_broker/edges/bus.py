@@ -18,8 +18,9 @@ from remit_broker.hop.admit import admit
 from remit_broker.hop.hop import Ask, Hop
 from remit_broker.hop.pipeline import govern
 from remit_broker.hop.refuse import refuse
+from remit_broker.hop.revoked import withheld
 from remit_broker.hop.txn import close_txn
-from remit_broker.hop.verify import verify
+from remit_broker.hop.verify import holder
 from remit_broker.ports import Ports
 from remit_schemas import subjects
 from remit_schemas.envelope import Result
@@ -178,7 +179,10 @@ class BusEdge:
                     ask="it has " + ", ".join(".".join(name) for name in self._services),
                 )  # fmt: skip
             if ask.txn != subjects.NEW:
-                hop = await verify(hop, self._ports)
+                # Closing a task lets go of authority, so it goes on while everything is paused.
+                hop = await holder(hop, self._ports)
+            if found := self._ports.revocations.check((ask.caller,), ""):
+                raise withheld(found)
             value = await handler(hop)
         except (Exception, asyncio.CancelledError) as error:
             await refuse(hop, stage, error, self._ports, f"remit/{service}/{op}")

@@ -40,6 +40,28 @@ class Principals(Protocol):
         """The agent or server with this public user nkey, unless it is revoked or unknown. From memory: it must not wait."""
 
 
+class RevokedAgents(Protocol):
+    """Which agents an operator has revoked."""
+
+    def agent(self, name: str) -> object | None:
+        """Something where ``name`` is revoked. From memory: it must not wait."""
+
+
+class Admitted:
+    """Principals, without those that an operator revoked."""
+
+    def __init__(self, principals: Principals, revoked: RevokedAgents) -> None:
+        self._principals, self._revoked = principals, revoked
+
+    def by_nkey(self, public: str) -> Principal | None:
+        """The principal, by proof. Raises :class:`Refused` where it is revoked."""
+        principal = self._principals.by_nkey(public)
+        # INVARIANT: a revoked agent does not come back (test_a_revoked_agents_connection_is_cut_and_it_cannot_come_back).
+        if principal is not None and self._revoked.agent(principal.name) is not None:
+            raise Refused(f"{principal.name} is revoked")
+        return principal
+
+
 class CalloutKeys(msgspec.Struct, frozen=True, kw_only=True):
     """Seeds of the account key that signs answers and of the curve key that requests are sealed for."""
 

@@ -13,7 +13,7 @@ async def authorize(hop: Hop, ports: Ports) -> Hop:
     """The verdict, and the epochs it was reached under. No permit, an error in deciding or a forbid all refuse."""
     # INVARIANT: the record names the registry that the target was read from, so that a target which has changed since is not
     # dispatched (test_a_definition_that_changes_while_a_call_waits_its_turn_is_not_called).
-    epochs = Epochs(policy=ports.policy.revision, registry=hop.registry)
+    epochs = Epochs(policy=ports.policy.revision, registry=hop.registry, revocations=hop.revocations)
     verdict = ports.policy.decide(question(hop, ports, "call" if hop.aim.kind == "mcp" else "delegate", hop.findings))
     hop = hop.with_(verdict=verdict, epochs=epochs)
     if not verdict.allowed:

@@ -6,7 +6,8 @@ from remit_broker.hop.authorize import authorize
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.inspect_result import release
 from remit_broker.hop.resolve import resolve
-from remit_broker.ports import CallerCancelled, Channel, Parties, Ports
+from remit_broker.hop.revoked import nothing_stops
+from remit_broker.ports import CallerCancelled, Channel, Parties, Ports, Withdrawn
 from remit_schemas.envelope import (
     Accepted,
     Dispatch,
@@ -35,7 +36,8 @@ async def dispatch(hop: Hop, ports: Ports) -> Hop:
     if ports.clock.monotonic() >= hop.mono_deadline:
         raise _late("none")
     aim, record = hop.aim, hop.intent
-    async with ports.bus.channel(Parties(hop.ask.caller, aim.callee), record.txn, hop.id) as channel:
+    parties = Parties(hop.ask.caller, aim.callee, (*hop.held.chain, aim.callee), hop.held.claims.sub, hop.resource)
+    async with ports.bus.channel(parties, record.txn, hop.id) as channel:
         await ports.bus.answer(hop.ask.reply, Accepted(txn=record.txn, hop=hop.id, replica=ports.bus.replica))
         call = Dispatch(
             txn=record.txn,
@@ -46,6 +48,8 @@ async def dispatch(hop: Hop, ports: Ports) -> Hop:
             args=hop.args,
             deadline=hop.deadline,
         )
+        # INVARIANT: what was revoked after the opening is not sent (test_what_is_revoked_between_opening_and_dispatch_is_not_sent).
+        nothing_stops(hop, ports)
         await ports.bus.dispatch(hop.resource, aim.callee, call)
         ports.failpoints.hit("sent")
         return await _relay(hop, ports, channel)
@@ -81,6 +85,12 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:
             raise refusal(
                 Code.CANCELLED, "the caller does not wait for this call any more", rule="dispatch.cancelled",
                 ask="look at the chain before calling again", effect="unknown",
+            ) from None  # fmt: skip
+        except Withdrawn as word:
+            await _stop(hop, ports, started)
+            raise refusal(
+                Code.CANCELLED, f"{word} while this call ran", rule=word.rule,
+                ask="look at the chain before doing anything again; an operator can lift it: remit reinstate", effect="unknown",
             ) from None  # fmt: skip
         if data is None:
             if started:

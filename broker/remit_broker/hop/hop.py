@@ -65,6 +65,7 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     grant: Grant | None = None
     fold: Fold | None = None
     parent: Node | None = None
+    revocations: int = 0
     # resolve
     target: Target | None = None
     registry: int = 0

@@ -7,6 +7,7 @@ import msgspec
 from remit_broker.core.fold import Fold
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.close import sweep
+from remit_broker.hop.revoked import may_decide, withheld
 from remit_broker.ports import LostRace, Ports
 from remit_schemas.budget import Budget
 from remit_schemas.errors import Code, refusal
@@ -44,9 +45,14 @@ class Opened(msgspec.Struct, frozen=True):
 async def open_txn(wish: Delegation, ports: Ports) -> Opened:
     """Open a txn: one record and one root grant, durable before anybody gets the grant.
 
-    Refuses MALFORMED for what no txn can have, UNKNOWN_TARGET for an agent nobody registered.
+    Refuses MALFORMED for what no txn can have, UNKNOWN_TARGET for an agent nobody registered, POLICY_DENIED for a user or an
+    agent that is revoked and while everything is paused.
     """
     _sensible(wish, ports)
+    may_decide(ports)
+    # INVARIANT: nothing begins for a revoked user or agent (test_no_task_is_opened_for_what_is_revoked).
+    if found := ports.revocations.check((wish.agent,), wish.user):
+        raise withheld(found)
     now = ports.clock.now()
     txn, hop = ports.ids.txn(), ports.ids.hop()
     jti, exp = str(Jti(txn, hop, 1)), int(now) + wish.ttl

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from remit_broker.hop.hop import Hop
+from remit_broker.hop.revoked import holders_stand, nothing_stops
 from remit_broker.ports import Ports
 from remit_schemas.errors import Code, refusal
 
 
 async def verify(hop: Hop, ports: Ports) -> Hop:
+    """The hop with its grant verified, and nothing revoked that it depends on."""
+    # Read first: what is revoked meanwhile makes the epoch older than the check, never newer.
+    revision = ports.revocations.revision
+    hop = await holder(hop, ports)
+    nothing_stops(hop, ports)
+    return hop.with_(revocations=revision)
+
+
+async def holder(hop: Hop, ports: Ports) -> Hop:
     """The caller's grant, the fold it stands in, and the hop it was minted for.
 
     After a lost race the newer fold is already there and only what depends on it is asked again.
@@ -53,4 +63,7 @@ async def verify(hop: Hop, ports: Ports) -> Hop:
             Code.GRANT_CLOSED, "the hop this grant was minted for has ended", rule="grant.closed",
             ask="make calls before the skill returns; work that must go on needs a task of its own",
         )  # fmt: skip
-    return hop.with_(grant=grant, fold=fold, parent=node)
+    hop = hop.with_(grant=grant, fold=fold, parent=node)
+    # INVARIANT: nobody acts in a chain with a revoked user or agent in it (test_a_revoked_agent_is_refused_at_every_replica).
+    holders_stand(hop, ports)
+    return hop

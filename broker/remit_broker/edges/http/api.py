@@ -15,6 +15,7 @@ from remit_broker.core.listing import ChainFilter
 from remit_broker.core.registry import Principal
 from remit_broker.core.times import rfc3339
 from remit_broker.edges.http.guard import Handler, answering, body_of
+from remit_broker.edges.http.revocations import KillSwitch, Stop
 from remit_broker.hop.txn import Delegation, close_txn, open_txn, revoke
 from remit_broker.ports import Directory, Index, Ports
 from remit_schemas.budget import Budget
@@ -50,12 +51,11 @@ class NewAgent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     tier: str = "standard"
 
 
-class Revocation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``POST /api/revocations``: one of ``grant`` (a jti) and ``txn``."""
+class Revocation(Stop, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``POST /api/revocations``: one of ``grant`` (a jti), ``txn``, and what else can be stopped."""
 
     grant: str | None = None
     txn: str | None = None
-    why: str = ""
 
 
 Evidence = Callable[[str], Awaitable[dict[str, Any]]]
@@ -76,6 +76,7 @@ class Api:
         self._caught_up: Callable[[], Awaitable[None]] = extras["caught_up"]
         self._budgets: Callable[[str], Awaitable[list[dict[str, Any]]]] = extras["budgets"]
         self._tenant = "default"
+        self._kill = KillSwitch(extras["revocations"], directory, index, ports.clock)
 
     def routes(self) -> list[Route]:
         """All routes under ``/api``."""
@@ -93,7 +94,9 @@ class Api:
             ("GET", "/api/chains/{txn}", self._chain),
             ("GET", "/api/chains/{txn}/evidence", self._export),
             ("POST", "/api/chains/{txn}/close", self._close),
+            ("GET", "/api/revocations", self._revocations),
             ("POST", "/api/revocations", self._revoke),
+            ("POST", "/api/revocations/reinstate", self._reinstate),
             ("GET", "/api/find/{prefix}", self._find),
             ("GET", "/api/records/{hop}", self._record),
         ]
@@ -101,7 +104,7 @@ class Api:
         return [Route(path, answering(self._known(do), fault), methods=[method]) for method, path, do in table]
 
     def _known(self, do: Callable[[Request, str], Awaitable[Any]]) -> Handler:
-        reads = do in (self._grant, self._add_agent, self._revoke)
+        reads = do in (self._grant, self._add_agent, self._revoke, self._reinstate)
 
         async def handler(request: Request) -> Response:
             who = self._operator.who(request)
@@ -218,15 +221,29 @@ class Api:
 
     async def _revoke(self, request: Request, who: str) -> Any:
         wish = await _typed(request, Revocation)
-        if (wish.grant is None) == (wish.txn is None):
-            raise refusal(Code.MALFORMED, "name one of grant and txn", rule="revoke.what", ask="--grant JTI or --txn T")
+        others = wish.all or not wish.agent is wish.user is wish.tool is None
+        if (wish.grant is not None) + (wish.txn is not None) + others != 1:
+            raise refusal(
+                Code.MALFORMED, "name exactly one thing to revoke", rule="revoke.what",
+                ask="one of grant, txn, agent, user, tool and all",
+            )  # fmt: skip
+        if others:
+            await self._caught_up()
+            return await self._kill.revoke(wish, who, self._tenant)
         jti = wish.grant
         if wish.txn is not None:
             fold = await self._existing(self._ports.ledger.fold(self._tenant, wish.txn), request, wish.txn)
             jti = f"{fold.txn}.{fold.root}.1"
         work = revoke(self._tenant, jti or "", who, wish.why, self._ports)
         fold = await self._existing(work, request, wish.txn or jti)
+        await self._kill.announce(jti or "")
         return {"txn": fold.txn, "revoked": jti, "seq": fold.seq}
+
+    async def _reinstate(self, request: Request, who: str) -> Any:
+        return await self._kill.reinstate(await _typed(request, Stop), who)
+
+    async def _revocations(self, request: Request, who: str) -> Any:
+        return {"revocations": self._kill.in_force(), "history": await self._kill.history()}
 
     async def _find(self, request: Request, who: str) -> Any:
         await self._caught_up()

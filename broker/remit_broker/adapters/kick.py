@@ -1,0 +1,47 @@
+"""Cutting a revoked principal's connections: the mark comes first, then the cut, then no reconnect."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
+
+from remit_schemas.errors import Refusal
+
+PASSES: Final = (0.0, 0.5, 1.0, 1.0, 1.5, 2.0)
+"""Seconds before each look. A connection that was let in a moment before the mark shows up within the server's own time for
+proving oneself (2 s), so one look is not enough."""
+
+
+class Cutter:
+    """Has the connections of a principal ended, by ``evict``, for as long as one may still be coming in."""
+
+    def __init__(self, evict: Callable[[str], Awaitable[None]], fault: Callable[[str, BaseException], None]) -> None:
+        self._evict, self._fault = evict, fault
+        self._running: set[asyncio.Task[None]] = set()
+
+    def cut(self, name: str, still: Callable[[], bool]) -> None:
+        """Begin to cut the connections of ``name``, again and again for a few seconds while ``still`` says so."""
+        self.begin(self._cut(name, still))
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do ``work`` beside everything else; :meth:`stop` ends it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def stop(self) -> None:
+        """End what has begun."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _cut(self, name: str, still: Callable[[], bool]) -> None:
+        for seconds in PASSES:
+            await asyncio.sleep(seconds)
+            if not still():
+                return
+            try:
+                await self._evict(name)
+            except Refusal as error:
+                self._fault("kick", error)

@@ -1,0 +1,235 @@
+"""What is revoked, kept in a JetStream key-value bucket and mirrored in memory by a watch, with a heartbeat through both.
+
+A revocation that was acknowledged stands in the bucket's stream before every later heartbeat. A replica that sees the heartbeat
+it sent itself at a moment ``t`` has therefore seen every revocation acknowledged before ``t``: its own clock alone says how
+far behind it can be, and one that is too far behind knows that it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import secrets
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+from nats.js.errors import BucketNotFoundError
+from nats.js.kv import KV_DEL, KV_PURGE, KeyValue, StopIterSentinel
+
+from remit_broker.core.revocations import Entry, Revoked
+from remit_broker.ports import Clock
+from remit_schemas.errors import Code, Refusal, refusal
+from remit_schemas.names import Jti, Resource, parse_jti
+
+BUCKET: Final = "revocations"
+HISTORY: Final = 64
+"""Changes of one thing that are kept; the most a bucket can."""
+HEARTBEAT: Final = "heartbeat"
+GRANT: Final = "grant"
+"""Key under which it is said that a grant was revoked in the ledger: for those who run hops below it, not for deciding."""
+BEAT_SECONDS: Final = 0.5
+SILENCE: Final = 2.0
+"""Seconds a replica goes on deciding without seeing a heartbeat of its own return."""
+SEEN_WITHIN: Final = 5.0
+"""Seconds a write may take to come back through the watch."""
+
+Fault = Callable[[str, BaseException], None]
+Heard = Callable[[Entry], None]
+
+
+class _Beat(msgspec.Struct, frozen=True):
+    """``at`` is the sender's monotonic clock, which means something to the sender only."""
+
+    by: str
+    at: float
+
+
+class KvRevocations:
+    """One replica's mirror. ``heard`` is told of each entry when it is first seen; it must not wait."""
+
+    def __init__(self, clock: Clock, fault: Fault) -> None:
+        self._clock, self._fault = clock, fault
+        self._revoked = Revoked()
+        self._me = secrets.token_hex(8)
+        self._beaten = float("-inf")
+        self._seen_seq = self._revision = 0
+        self._seen = asyncio.Condition()
+        self._heard: list[Heard] = []
+        self.on_grant: Callable[[Jti], None] = lambda jti: None
+        """Told of each grant that was revoked; it must not wait."""
+        self._last_grant = 0
+        self._kv: KeyValue | None = None
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def start(self, js: JetStreamContext, replicas: int) -> None:
+        """Create or open the bucket and mirror it; returns when everything acknowledged before has been read."""
+        try:
+            self._kv = await js.key_value(BUCKET)
+        except BucketNotFoundError:
+            self._kv = await js.create_key_value(bucket=BUCKET, history=HISTORY, replicas=replicas)
+        self.tasks = [asyncio.create_task(work) for work in (self._mirror(), self._beat())]
+        async with asyncio.timeout(10), self._seen:
+            await self._seen.wait_for(lambda: self.fresh)
+
+    async def stop(self) -> None:
+        """Stop mirroring; what is asked from now on is answered until the silence is noticed."""
+        for task in self.tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def on_entry(self, heard: Heard) -> None:
+        """Tell ``heard`` of what is in force now, and of every entry from now on."""
+        self._heard.append(heard)
+        for entry in self.entries():
+            heard(entry)
+
+    @property
+    def revision(self) -> int:
+        """Grows with every entry seen, not with heartbeats."""
+        return self._revision
+
+    @property
+    def fresh(self) -> bool:
+        """Whether everything acknowledged up to two seconds ago has been seen.
+
+        INVARIANT: freshness is the age of the newest heartbeat of this replica's own that came back through its watch, by its
+        own clock (test_a_replica_that_cannot_hear_refuses).
+        """
+        return self._clock.monotonic() - self._beaten < SILENCE
+
+    @property
+    def paused(self) -> Entry | None:
+        """The entry that stops everything."""
+        return self._revoked.paused
+
+    def agent(self, name: str) -> Entry | None:
+        """The entry that stops an agent or server."""
+        return self._revoked.agent(name)
+
+    def check(self, actors: tuple[str, ...], user: str, resource: Resource | None = None) -> Entry | None:
+        """The first entry that stops this call."""
+        return self._revoked.check(actors, user, resource)
+
+    def entries(self) -> list[Entry]:
+        """What was last said of each thing, in force or reinstated, oldest first."""
+        return sorted(self._revoked.last.values(), key=lambda entry: (entry.at, entry.kind, entry.name))
+
+    async def history(self) -> list[Entry]:
+        """All that is kept of what was revoked and reinstated, oldest first: the last 64 entries of each thing."""
+        found: list[Entry] = []
+        try:
+            watcher = await self._bucket.watchall(include_history=True)
+            try:
+                # None comes when all that is stored has been read; there is always a heartbeat.
+                while (one := await watcher.updates(timeout=SEEN_WITHIN)) is not None:  # type: ignore[no-untyped-call]
+                    if one.key not in (HEARTBEAT, GRANT) and one.value:
+                        found.append(msgspec.json.decode(one.value, type=Entry))
+            finally:
+                await watcher.stop()  # type: ignore[no-untyped-call]
+        except (NatsError, OSError, TimeoutError, msgspec.DecodeError) as error:
+            raise _unavailable("read", error) from None
+        return sorted(found, key=lambda entry: entry.at)
+
+    async def put(self, entry: Entry) -> None:
+        """Write an entry. Durable, and seen by this replica, when it returns. Refuses LEDGER_UNAVAILABLE."""
+        try:
+            seq = await self._bucket.put(_key(entry), msgspec.json.encode(entry))
+            async with asyncio.timeout(SEEN_WITHIN), self._seen:
+                await self._seen.wait_for(lambda: self._seen_seq >= seq)
+        except (NatsError, OSError, TimeoutError) as error:
+            raise _unavailable("written", error) from None
+
+    async def announce(self, jti: str) -> None:
+        """Say to every replica that a grant was revoked, after its record is durable. Best effort: the record alone decides."""
+        try:
+            await self._bucket.put(GRANT, jti.encode())
+        except (NatsError, OSError, TimeoutError) as error:
+            self._fault("revocations.announce", error)
+
+    @property
+    def _bucket(self) -> KeyValue:
+        if self._kv is None:
+            raise RuntimeError("not started")
+        return self._kv
+
+    async def _beat(self) -> None:
+        while True:
+            try:
+                beat = _Beat(self._me, self._clock.monotonic())
+                await self._bucket.put(HEARTBEAT, msgspec.json.encode(beat))
+            except Exception as error:
+                self._fault("revocations.heartbeat", error)
+            await asyncio.sleep(BEAT_SECONDS)
+
+    async def _mirror(self) -> None:
+        while True:
+            try:
+                await self._watch()
+            except Exception as error:
+                self._fault("revocations.watch", error)
+            await asyncio.sleep(0.2)
+
+    async def _watch(self) -> None:
+        """Until nothing, not even a heartbeat, has come for a while: then the watch is dead, and made again."""
+        watcher = await self._bucket.watchall()
+        try:
+            while True:
+                found = await watcher.updates(timeout=2 * SILENCE)  # type: ignore[no-untyped-call]
+                if isinstance(found, StopIterSentinel):
+                    return
+                if found is not None:
+                    gone = found.operation in (KV_DEL, KV_PURGE)
+                    await self._take(found.key, None if gone else found.value, found.revision or 0)
+        finally:
+            await watcher.stop()  # type: ignore[no-untyped-call]
+
+    async def _take(self, key: str, value: bytes | None, seq: int) -> None:
+        if key == HEARTBEAT and value is not None:
+            beat = msgspec.json.decode(value, type=_Beat)
+            if beat.by == self._me:
+                self._beaten = max(self._beaten, beat.at)
+        elif key == GRANT and value is not None and seq > self._last_grant:
+            self._last_grant = seq
+            if (jti := parse_jti(value.decode(errors="replace"))) is not None:
+                self.on_grant(jti)
+        elif key not in (HEARTBEAT, GRANT) and seq > self._revision:
+            self._apply(key, value)
+            self._revision = seq
+        async with self._seen:
+            self._seen_seq = max(self._seen_seq, seq)
+            self._seen.notify_all()
+
+    def _apply(self, key: str, value: bytes | None) -> None:
+        if value is None:
+            # Nobody deletes an entry but by hand: then it is as if it had never been made.
+            for entry in self.entries():
+                if _key(entry) == key:
+                    self._revoked.forget(entry.kind, entry.name)
+            return
+        try:
+            entry = msgspec.json.decode(value, type=Entry)
+            self._revoked.apply(entry)
+        except (msgspec.DecodeError, Refusal) as error:
+            # Unreadable, and somebody meant to stop something by it: stop all of it.
+            self._fault("revocations.entry", error)
+            entry = Entry(kind="all", name="everything", who="broker", at="", why=f"the revocation {key} is unreadable")
+            self._revoked.apply(entry)
+        for heard in self._heard:
+            heard(entry)
+
+
+def _key(entry: Entry) -> str:
+    """A bucket's key: a user's name may hold what no key may, so names are in the value."""
+    return f"{entry.kind}.{hashlib.sha256(entry.name.encode()).hexdigest()[:32]}"
+
+
+def _unavailable(what: str, error: BaseException) -> Refusal:
+    return refusal(
+        Code.LEDGER_UNAVAILABLE, f"revocations cannot be {what}", rule="revocations.write", ask="try again",
+        cause=repr(error),
+    )  # fmt: skip

@@ -1,0 +1,93 @@
+"""What operators have revoked, as plain values: who or what, by whom, why, when, and whether it is still so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+from remit_schemas.errors import Code, refusal
+from remit_schemas.names import Resource
+from remit_schemas.scope import Detail, Scope, parse_scope
+
+What = Literal["agent", "user", "tool", "all"]
+EVERYTHING = "everything"
+"""The name of the one entry of kind ``all``."""
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One thing and what was last said of it. ``name`` is an agent, a user, or a resource pattern; ``at`` is RFC 3339 UTC."""
+
+    kind: What
+    name: str
+    who: str
+    at: str
+    why: str = ""
+    state: Literal["revoked", "reinstated"] = "revoked"
+
+    def __str__(self) -> str:
+        return "everything" if self.kind == "all" else f"{self.kind} {self.name}"
+
+
+class Revoked:
+    """The entries in force, by what they stop."""
+
+    def __init__(self) -> None:
+        self.last: dict[tuple[What, str], Entry] = {}
+        self._patterns: dict[str, Scope] = {}
+
+    def apply(self, entry: Entry) -> None:
+        """Take note of an entry; a later one about the same thing replaces it. Refuses MALFORMED for what is no pattern."""
+        if entry.kind == "tool":
+            scope = pattern(entry.name)
+            self._patterns.pop(entry.name, None)
+            if entry.state == "revoked":
+                self._patterns[entry.name] = scope
+        self.last[entry.kind, entry.name] = entry
+
+    def forget(self, kind: What, name: str) -> None:
+        """The entry is gone altogether."""
+        self.last.pop((kind, name), None)
+        self._patterns.pop(name, None) if kind == "tool" else None
+
+    @property
+    def paused(self) -> Entry | None:
+        """The entry that stops everything."""
+        return self._in_force("all", EVERYTHING)
+
+    def agent(self, name: str) -> Entry | None:
+        """The entry that stops an agent or server."""
+        return self._in_force("agent", name)
+
+    def check(self, actors: Iterable[str], user: str, resource: Resource | None = None) -> Entry | None:
+        """The first entry that stops a call of ``resource`` by ``actors`` for ``user``; the pause is not looked at."""
+        if found := self._in_force("user", user):
+            return found
+        for name in actors:
+            if found := self.agent(name):
+                return found
+        if resource is None:
+            return None
+        return self.agent(resource.name) or self._tool(resource)
+
+    def _tool(self, resource: Resource) -> Entry | None:
+        for name, scope in self._patterns.items():
+            if scope.covers(str(resource), {}):
+                return self.last["tool", name]
+        return None
+
+    def _in_force(self, kind: What, name: str) -> Entry | None:
+        entry = self.last.get((kind, name))
+        return entry if entry is not None and entry.state == "revoked" else None
+
+
+def pattern(text: str) -> Scope:
+    """The resources a tool's revocation covers. Refuses MALFORMED where ``text`` is no plain resource pattern."""
+    detail: Detail = parse_scope(text)
+    if detail.args:
+        raise refusal(
+            Code.MALFORMED, "a revocation covers resources, whatever their arguments", rule="revoke.pattern",
+            ask="name a resource or a pattern without arguments, such as mcp/files/*",
+        )  # fmt: skip
+    return Scope.of((detail,))

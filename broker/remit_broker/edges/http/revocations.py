@@ -1,0 +1,112 @@
+"""The kill switch as operators see it: revoke, reinstate, and what was done by whom and why."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import msgspec
+
+from remit_broker.core.listing import ChainFilter
+from remit_broker.core.revocations import EVERYTHING, Entry, What, pattern
+from remit_broker.core.times import rfc3339
+from remit_broker.ports import Clock, Directory, Index, RevocationList
+from remit_schemas.errors import Code, refusal
+
+MAX_WHY = 512
+
+
+class Stop(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``POST /api/revocations/reinstate``, and all of ``POST /api/revocations`` but grants and txns: exactly one of the four."""
+
+    agent: str | None = None
+    user: str | None = None
+    tool: str | None = None
+    all: bool = False
+    why: str = ""
+
+    def what(self) -> tuple[What, str]:
+        """The one thing that is named. Refuses MALFORMED where it is not exactly one."""
+        pairs: tuple[tuple[What, str | None], ...] = (("agent", self.agent), ("user", self.user), ("tool", self.tool))
+        named: list[tuple[What, str]] = [(kind, name) for kind, name in pairs if name is not None]
+        if self.all:
+            named.append(("all", EVERYTHING))
+        if len(named) != 1:
+            raise refusal(
+                Code.MALFORMED, "name exactly one thing", rule="revoke.what",
+                ask="one of agent, user, tool and all; to revoke, also grant or txn",
+            )  # fmt: skip
+        return named[0]
+
+
+class KillSwitch:
+    """Revokes what exists, reinstates what is revoked, and lists both."""
+
+    def __init__(self, listed: RevocationList, directory: Directory, index: Index, clock: Clock) -> None:
+        self._list, self._directory, self._index, self._clock = listed, directory, index, clock
+
+    async def revoke(self, wish: Stop, who: str, tenant: str) -> dict[str, Any]:
+        """Stop something on every replica. Refuses UNKNOWN_TARGET, with similar names, for what nobody knows."""
+        kind, name = wish.what()
+        await self._known(kind, name, tenant)
+        return await self._put(Entry(kind=kind, name=name, who=who, at=self._now(), why=wish.why[:MAX_WHY]))
+
+    async def reinstate(self, wish: Stop, who: str) -> dict[str, Any]:
+        """Lift a revocation. Refuses UNKNOWN_TARGET where it is not in force."""
+        kind, name = wish.what()
+        mine = [entry for entry in self.in_force() if entry.kind == kind]
+        if name not in [entry.name for entry in mine]:
+            what = "everything" if kind == "all" else f"{kind} {name[:64]}"
+            raise refusal(
+                Code.UNKNOWN_TARGET, f"{what} is not revoked", rule="reinstate.unknown",
+                ask=_near(name, [entry.name for entry in mine]) or "remit revocations lists what is",
+            )  # fmt: skip
+        entry = Entry(kind=kind, name=name, who=who, at=self._now(), why=wish.why[:MAX_WHY], state="reinstated")
+        return await self._put(entry)
+
+    async def announce(self, jti: str) -> None:
+        """A grant was revoked in the ledger: what runs below it is to end, wherever it runs."""
+        await self._list.announce(jti)
+
+    def in_force(self) -> list[Entry]:
+        """What is revoked now, oldest first."""
+        return [entry for entry in self._list.entries() if entry.state == "revoked"]
+
+    async def history(self) -> list[Entry]:
+        """All that is kept of what was revoked and reinstated, oldest first."""
+        return await self._list.history()
+
+    async def _put(self, entry: Entry) -> dict[str, Any]:
+        await self._list.put(entry)
+        said: dict[str, Any] = msgspec.to_builtins(entry)
+        return {entry.state: str(entry), **said}
+
+    def _now(self) -> str:
+        return rfc3339(self._clock.now())
+
+    async def _known(self, kind: What, name: str, tenant: str) -> None:
+        if kind == "agent":
+            names = [principal.name for principal in self._directory.principals()]
+            if name not in names:
+                raise _unknown(f"no agent or server is called {name[:64]!r}", _near(name, names), "remit agents list")
+        elif kind == "tool":
+            scope = pattern(name)
+            served = [str(resource) for resource in self._directory.targets()]
+            if not any(scope.covers(resource, {}) for resource in served):
+                raise _unknown(
+                    f"nothing that is attached fits {name[:128]!r}", _near(name, served), "remit servers list"
+                )
+        elif kind == "user":
+            page = await self._index.chains(tenant, ChainFilter(user=name, limit=1))
+            if not page.rows:
+                near = _near(name, await self._index.users(tenant))
+                raise _unknown(f"no task was ever opened for {name[:64]!r}", near, "remit chains")
+
+
+def _near(name: str, known: list[str]) -> str:
+    found = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {', '.join(found)}?" if found else ""
+
+
+def _unknown(message: str, near: str, look: str) -> Exception:
+    return refusal(Code.UNKNOWN_TARGET, message, rule="revoke.unknown", ask=near or f"look with {look}")
