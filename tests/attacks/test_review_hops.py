@@ -180,7 +180,7 @@ async def test_no_private_cause_leaves_with_the_evidence(tmp_path: Path, monkeyp
         root = await lab.grant("alice", "mcp/**")
 
         def fault(value: object) -> None:
-            raise RuntimeError("/home/operator/secret-place")
+            raise RuntimeError("/srv/operator/secret-place")
 
         monkeypatch.setattr(lab.broker.ports.detectors, "scan", fault, raising=False)
         assert (await alice.error(WEB, root.txn, root.grant)).code == "INTERNAL"

@@ -46,7 +46,7 @@ async def test_the_count_is_written_when_the_window_ends(server: LocalNats) -> N
     for number in range(3):
         await refusals.write(refused(f"{number + 1:016x}"))
     async with asyncio.timeout(5):
-        while refusals.high < 2:  # noqa: ASYNC110 - it is the stream that is waited for
+        while refusals.high < 2:
             await asyncio.sleep(0.02)
     assert [record["count"] for record in await stored(server)] == [1, 2]
     await refusals.write(refused("9" * 16))

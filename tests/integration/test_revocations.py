@@ -49,7 +49,7 @@ async def cast(arena: Arena) -> tuple[RawAgent, RawAgent, Opened]:
 
 async def until(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not true():  # noqa: ASYNC110 - what is waited for is another process's doing
+        while not true():
             await asyncio.sleep(0.01)
 
 

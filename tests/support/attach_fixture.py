@@ -41,7 +41,7 @@ def alive(pid: int) -> bool:
 async def eventually(condition: Any, seconds: float = 10) -> None:
     """Wait until ``condition()`` holds."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - what is waited for is another process
+        while not condition():
             await asyncio.sleep(0.02)
 
 
