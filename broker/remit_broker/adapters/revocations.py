@@ -186,7 +186,9 @@ class KvRevocations:
                     gone = found.operation in (KV_DEL, KV_PURGE)
                     await self._take(found.key, None if gone else found.value, found.revision or 0)
         finally:
-            await watcher.stop()  # type: ignore[no-untyped-call]
+            # What fails here must not take the place of a cancellation: the broker would never stop.
+            with contextlib.suppress(Exception):
+                await watcher.stop()  # type: ignore[no-untyped-call]
 
     async def _take(self, key: str, value: bytes | None, seq: int) -> None:
         if key == HEARTBEAT and value is not None:
