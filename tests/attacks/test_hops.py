@@ -494,7 +494,25 @@ async def test_a_principal_attaches_as_itself_whatever_it_says(stage: Stage) -> 
     assert (kind, [d.op for d in definitions]) == ("agent", ["x"])
 
 
-async def test_a_removed_agent_is_refused_on_the_connection_it_still_has(stage: Stage) -> None:
+async def test_a_removed_agent_loses_its_connection_and_cannot_come_back(stage: Stage) -> None:
+    cut = await stage.arena.agent("cut")
+    await stage.arena.lab.broker.registry.remove("cut")
+    async with asyncio.timeout(4):
+        while not cut.nc.is_closed:
+            await asyncio.sleep(0.01)
+    with pytest.raises(Exception, match=r"(?i)authorization|empty response|nats"):
+        await RawAgent(stage.arena.lab, "cut", "agent").connect(connect_timeout=1, max_reconnect_attempts=0)
+
+
+async def test_a_removed_agent_is_refused_on_the_connection_it_still_has(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection is cut as well; what was on its way before that meets this."""
+
+    async def spare(_: str) -> None:
+        pass
+
+    monkeypatch.setattr(stage.arena.lab.broker.registry, "evict", spare)
     gone = await stage.arena.agent("gone")
     root = await stage.arena.lab.grant("gone", "mcp/**")
     await gone.result(READ, root.txn, root.grant)
