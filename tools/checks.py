@@ -101,7 +101,7 @@ def locks_hash_everything() -> Iterator[str]:
 
 def no_machine_in_files() -> Iterator[str]:
     """No place of one person's machine, and no package index, stands in a file that is kept."""
-    homes = r"(?<![\w.])/(?:home|Users)/(?!you\b|user\b|me\b)\w+/|(?<![\w.])/root/|[A-Z]:\\Users\\"
+    homes = r"(?<![\w.])/(?:home|Users)/(?!you\b|user\b|me\b)\w+/|(?<![\w.])/(?:root)/|[A-Z]:\\Users\\"
     index = r"--(?:extra-)?index-url[= ]|--trusted-host[= ]|--find-links[= ]|\b(?:PIP|UV)_\w*(?:INDEX|LINKS)\w*"
     here = re.escape(str(ROOT)) + r"(?![\w-])"
     wrong = re.compile(f"{homes}|{index}" + (f"|{here}" if len(ROOT.parts) > 2 else ""))
