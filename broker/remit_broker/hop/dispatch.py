@@ -107,7 +107,7 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:
                 ask="tell whoever runs it", effect="unknown", cause=str(bad),
             ) from None  # fmt: skip
         if isinstance(frame, Result | Error):
-            return hop.with_(final=frame, started=bool(started))
+            return hop.with_(final=frame)
         # INVARIANT: what comes before the end is bounded (test_a_callee_that_pours_out_data_before_its_end_is_cut_off).
         room -= len(data)
         if room < 0:

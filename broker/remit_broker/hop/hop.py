@@ -88,7 +88,6 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     reserved: Reservation = Reservation()
     # dispatch
     final: Result | Error | None = None
-    started: bool = False
     # inspect result
     result: Inspected | None = None
 
