@@ -39,7 +39,9 @@ def _ignore(_: str, __: Exception) -> None:
 
 
 async def connect(url: str, keys: KeyFiles, account: Account, on_error: OnError = _ignore) -> Client:
-    """Connect as the broker's user in one account. Raises :class:`ConfigError` where that is refused or not answered in time.
+    """Connect as the broker's user in one account, to one of the servers of ``url``, which are separated by commas.
+
+    Raises :class:`ConfigError` where that is refused or not answered in time.
 
     After that the connection is kept for ever: it reconnects until it is closed.
     """
@@ -55,7 +57,7 @@ async def connect(url: str, keys: KeyFiles, account: Account, on_error: OnError 
     try:
         await asyncio.wait_for(
             nc.connect(
-                url,
+                url.split(","),
                 name=name,
                 nkeys_seed_str=keys.seed(account),
                 inbox_prefix=f"_INBOX_remit_{account}.{secrets.token_hex(12)}",
