@@ -56,7 +56,7 @@ class Story:
     def record(self, kind: str, hop: str, **fields: Any) -> Json:
         """Append a record, with the grant it mints where it mints one."""
         self.second += 1
-        last = self.entries[-1]["record"] if self.entries else {"seq": -1, "hash": "0" * 64}
+        last: Json = self.entries[-1]["record"] if self.entries else {"seq": -1, "hash": "0" * 64}
         record = {
             "v": 1, "kind": kind, "tenant": "default", "txn": TXN, "hop": hop, "seq": last["seq"] + 1,
             "prev": last["hash"], "at": stamp(self.second), "by": "r1", **fields,
