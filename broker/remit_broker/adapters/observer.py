@@ -21,6 +21,7 @@ from remit_broker import __version__
 from remit_broker.core import spans
 from remit_broker.core.spans import SpanData
 from remit_broker.core.tree import Node
+from remit_schemas.errors import Refusal
 from remit_schemas.records import HopClosed, HopOpened, HopRefused, TxnOpened
 
 log = logging.getLogger("remit")
@@ -133,7 +134,8 @@ class RecordObserver:
     def fault(self, where: str, error: BaseException) -> None:
         """Something failed that should not."""
         self._faults.labels(where).inc()
-        log.error("fault in %s: %r", where, error, exc_info=error)
+        why = f" ({error.cause})" if isinstance(error, Refusal) and error.cause else ""
+        log.error("fault in %s: %r%s", where, error, why, exc_info=error)
 
     def watch(self, name: str, text: str, read: Callable[[], int]) -> None:
         """Publish a count that something else keeps, as ``<name>_total``."""
