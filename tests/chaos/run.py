@@ -26,6 +26,7 @@ async def one_round(
     folder: Path, seed: str, *, clustered: bool, seconds: float, brokers: int = 3, pause: float = 1.2
 ) -> Report:
     """Trouble for a while, then calm, then the verdict."""
+    folder.mkdir(parents=True, exist_ok=True)
     async with running_town(folder, seed, clustered=clustered, brokers=brokers) as town:
         await trouble(town, seconds, pause)
         await town.calm()
