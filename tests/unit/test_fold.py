@@ -312,6 +312,16 @@ def test_the_last_four_grants_of_a_hop_count() -> None:
     assert not node.counts(7, recs[-1]) and not node.counts(5, recs[-1])
 
 
+def test_a_grant_from_before_a_resumption_is_dead() -> None:
+    story = Story()
+    story.add(short(story.fold, A))
+    recs = [story.fold.nodes[A].rec, story.renew(A).nodes[A].rec]
+    story.park(A)
+    recs.append(story.resume(A, ONE_CALL).nodes[A].rec)
+    node = story.fold.nodes[A]
+    assert [node.counts(n, rec) for n, rec in enumerate(recs, start=1)] == [False, False, True]
+
+
 @pytest.mark.parametrize(
     ("why", "bad"),
     [

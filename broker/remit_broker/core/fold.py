@@ -275,7 +275,7 @@ def _park(fold: Fold, record: HopParked) -> Fold:
     charged = replace(
         parent,
         held=parent.held.minus(node.limit) + charge.spent,
-        overrun=parent.overrun + charge.overrun.minus(node.passed),
+        overrun=_overrun(parent, node, charge),
         labels=parent.labels | returned,
     )
     return replace(
@@ -286,6 +286,11 @@ def _park(fold: Fold, record: HopParked) -> Fold:
 def _require_charge(record: HopParked | HopClosed, charge: Settlement) -> None:
     _require(record.spent == charge.spent, lambda: f"spent is {record.spent}, it settles at {charge.spent}")
     _require(record.overrun == charge.overrun, lambda: f"overrun is {record.overrun}, it settles at {charge.overrun}")
+
+
+def _overrun(parent: Node, node: Node, charge: Settlement) -> Budget:
+    """The parent's overrun with that of ``node``, of which it may have been charged a part when ``node`` parked."""
+    return parent.overrun + charge.overrun.minus(node.passed)
 
 
 def _resume(fold: Fold, record: HopResumed) -> Fold:
@@ -338,7 +343,7 @@ def _close_hop(fold: Fold, record: HopClosed) -> Fold:
         parent,
         held=parent.held.minus(node.limit),
         spent=parent.spent + charge.spent,
-        overrun=parent.overrun + charge.overrun.minus(node.passed),
+        overrun=_overrun(parent, node, charge),
         open_children=parent.open_children.delete(node.hop),
         labels=parent.labels | returned,
     )
