@@ -358,7 +358,7 @@ class Directory(Registry, Protocol):
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Caps and defaults of a hop. Times are in seconds."""
 
-    hop_ttl: float = 60.0
+    hop_ttl: float = 3600.0
     max_depth: int = 8
     concurrency: int = 2048
     allowed_cycles: frozenset[tuple[str, str]] = frozenset()
