@@ -74,12 +74,22 @@ class Broker(Process):
         return bool(self.http) and self.alive
 
     async def ready(self, seconds: float = SECONDS) -> None:
-        """Wait until it would take a hop."""
-        async with asyncio.timeout(seconds):
-            while True:
-                if self.announced() and await self._asked("/readyz"):
-                    return
-                await asyncio.sleep(0.1)
+        """Wait until it would take a hop. Raises AssertionError with what it says where it does not come to that."""
+        until = asyncio.get_running_loop().time() + seconds
+        said = "nothing"
+        while asyncio.get_running_loop().time() < until:
+            if self.announced():
+                try:
+                    async with self._client(1.0) as client:
+                        answer = await client.get("/readyz")
+                    if answer.status_code == 200:
+                        return
+                    said = answer.text
+                except (httpx.HTTPError, OSError) as error:
+                    said = repr(error)
+            await asyncio.sleep(0.1)
+        state = "frozen" if self.frozen else "running" if self.alive else "dead"
+        raise AssertionError(f"{self.name} ({state}) is not ready after {seconds:.0f} s: {said}")
 
     async def look(self) -> None:
         """Ask it for its name and its counters, if it answers."""

@@ -22,16 +22,37 @@ from tests.chaos.town import running_town
 from tests.chaos.verdict import Report, judge, save
 
 
+class Clock:
+    """How long each part of a round took, in seconds."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        """What has passed since the last lap was ``name``."""
+        now = time.monotonic()
+        self.laps[name], self._last = now - self._last, now
+
+
 async def one_round(
     folder: Path, seed: str, *, clustered: bool, seconds: float, brokers: int = 3, pause: float = 1.2
 ) -> Report:
     """Trouble for a while, then calm, then the verdict."""
     folder.mkdir(parents=True, exist_ok=True)
+    clock = Clock()
     async with running_town(folder, seed, clustered=clustered, brokers=brokers) as town:
+        clock.lap("start")
         await trouble(town, seconds, pause)
+        clock.lap("trouble")
         await town.calm()
+        clock.lap("recovery")
         await town.quiet()
+        clock.lap("last calls")
         report = await judge(town)
+        clock.lap("verdict")
+    clock.lap("end")
+    report = report._replace(laps=clock.laps)
     save(report, folder / "report.json")
     return report
 

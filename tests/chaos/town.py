@@ -20,9 +20,9 @@ from remit_broker.credentials import credentials_file
 from tests.chaos.brokers import Broker
 from tests.chaos.journal import Journal
 from tests.chaos.processes import Person, Process, children, signal_to, state_of
-from tests.chaos.proxy import Proxy
 from tests.chaos.stream import follow
 from tests.support.cluster import Cluster
+from tests.support.proxy import Proxy
 
 PEOPLE = {"clerk": "clerk", "clerk2": "clerk", "files": "clerk", "planner": "planner", "desk": "desk", "front": "desk"}
 """Processes by name, and the role each plays. ``clerk2`` is a second process of the agent ``clerk``."""

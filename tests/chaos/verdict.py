@@ -29,6 +29,8 @@ class Report(NamedTuple):
     violations: list[Violation]
     proof: str
     """Why the run proves nothing, or empty."""
+    laps: dict[str, float] = {}
+    """Seconds that its parts took."""
 
     @property
     def ok(self) -> bool:
@@ -40,6 +42,7 @@ class Report(NamedTuple):
         if self.proof:
             shown.append(f"  proves nothing: {self.proof}")
         shown += [f"  VIOLATION {one}" for one in self.violations[:50]]
+        shown.append("  " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.laps.items()))
         return [*shown, f"  {len(self.violations)} violations"]
 
 

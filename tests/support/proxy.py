@@ -1,4 +1,4 @@
-"""A TCP proxy that can let a connection stall, delay it, or cut it: a network between two processes of one machine."""
+"""A TCP proxy that can let connections stall, delay them, or cut them: a network between two processes of one machine."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 _CHUNK = 64 * 1024
+_AHEAD = 64
 
 
 class Proxy:
@@ -40,6 +41,13 @@ class Proxy:
         """Nothing gets through, and nobody is told: the cable is out. New connections are accepted and hang, as behind a firewall."""
         self._open.clear()
 
+    def strand(self) -> None:
+        """The connections there are stall for good, new ones get through: the network has forgotten what it knew of them."""
+        self._open.clear()
+        # Those that run look at the event they began with.
+        self._open = asyncio.Event()
+        self._open.set()
+
     def heal(self) -> None:
         """Everything gets through again, what was held back first."""
         self._open.set()
@@ -58,44 +66,42 @@ class Proxy:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        ends, door = [writer], self._open
         try:
-            await self._open.wait()
+            await door.wait()
             there, back = await asyncio.open_connection(*self._target)
-        except (OSError, asyncio.CancelledError):
-            writer.close()
-            self._tasks.discard(task)
-            return
-        try:
+            ends.append(back)
+            # Whichever direction ends first ends both.
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._pump(reader, back))
-                group.create_task(self._pump(there, writer))
-        except (ExceptionGroup, asyncio.CancelledError):
+                for source, sink in ((reader, back), (there, writer)):
+                    pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_AHEAD)
+                    group.create_task(self._read(source, pieces))
+                    group.create_task(self._write(sink, pieces, door))
+        except (OSError, ExceptionGroup, asyncio.CancelledError):
             pass
         finally:
-            writer.close()
-            back.close()
+            for end in ends:
+                end.transport.abort()
             self._tasks.discard(task)
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _read(self, source: asyncio.StreamReader, pieces: asyncio.Queue[tuple[float, bytes]]) -> None:
         loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(256)
+        while piece := await source.read(_CHUNK):
+            await pieces.put((loop.time() + self._delay, piece))
+        await pieces.put((loop.time() + self._delay, b""))
 
-        async def forward() -> None:
-            while True:
-                due, piece = await pieces.get()
-                await asyncio.sleep(max(due - loop.time(), 0))
-                await self._open.wait()
-                sink.write(piece)
-                await sink.drain()
-
-        sender = loop.create_task(forward())
-        try:
-            while piece := await source.read(_CHUNK):
-                await pieces.put((loop.time() + self._delay, piece))
-            raise ConnectionResetError("the other side has closed")
-        finally:
-            sender.cancel()
-            await asyncio.gather(sender, return_exceptions=True)
+    async def _write(
+        self, sink: asyncio.StreamWriter, pieces: asyncio.Queue[tuple[float, bytes]], door: asyncio.Event
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due, piece = await pieces.get()
+            await asyncio.sleep(max(due - loop.time(), 0))
+            await door.wait()
+            if not piece:
+                raise ConnectionResetError("the other side has closed")
+            sink.write(piece)
+            await sink.drain()
 
 
 @asynccontextmanager
