@@ -1,4 +1,4 @@
-"""What is done to a town while calls are being made. The plan is drawn from the seed; what it meets is not, these are real processes."""
+"""What is done to a town while calls are being made. The plan is drawn from the seed; what it meets is not: these are processes."""
 
 from __future__ import annotations
 
