@@ -1,9 +1,9 @@
-"""Cutting a revoked principal's connections: the mark comes first, then the cut, then no reconnect."""
+"""Cutting the connections of who was revoked: the mark comes first, then the cut, then no reconnect."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, Final
 
 from remit_schemas.errors import Refusal
@@ -14,15 +14,15 @@ proving oneself (2 s), so one look is not enough."""
 
 
 class Cutter:
-    """Has the connections of a principal ended, by ``evict``, for as long as one may still be coming in."""
+    """Has the connections of principals ended, by ``evict``, for as long as one may still be coming in."""
 
-    def __init__(self, evict: Callable[[str], Awaitable[None]], fault: Callable[[str, BaseException], None]) -> None:
+    def __init__(self, evict: Callable[..., Awaitable[None]], fault: Callable[[str, BaseException], None]) -> None:
         self._evict, self._fault = evict, fault
         self._running: set[asyncio.Task[None]] = set()
 
-    def cut(self, name: str, still: Callable[[], bool]) -> None:
-        """Begin to cut the connections of ``name``, again and again for a few seconds while ``still`` says so."""
-        self.begin(self._cut(name, still))
+    def cut(self, who: Callable[[], Collection[str]]) -> None:
+        """Begin to cut the connections of those that ``who`` names, again and again for a few seconds, while it names any."""
+        self.begin(self._cut(who))
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
         """Do ``work`` beside everything else; :meth:`stop` ends it."""
@@ -36,12 +36,12 @@ class Cutter:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
-    async def _cut(self, name: str, still: Callable[[], bool]) -> None:
+    async def _cut(self, who: Callable[[], Collection[str]]) -> None:
         for seconds in PASSES:
             await asyncio.sleep(seconds)
-            if not still():
+            if not (names := who()):
                 return
             try:
-                await self._evict(name)
+                await self._evict(*names)
             except Refusal as error:
                 self._fault("kick", error)
