@@ -72,7 +72,7 @@ async def deep(alice: RawAgent, helper: RawAgent, files: RawAgent, root: Opened)
     return [outer, inner]
 
 
-STOPPED = {
+STOPPED: dict[str, tuple[dict[str, Any], str]] = {
     "agent at the top": ({"agent": "alice"}, "revoked.agent"),
     "agent in the middle": ({"agent": "helper"}, "revoked.agent"),
     "server at the end": ({"agent": "files"}, "revoked.agent"),
