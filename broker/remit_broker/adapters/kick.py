@@ -42,6 +42,7 @@ class Cutter:
             if not (names := who()):
                 return
             try:
-                await self._evict(*names)
+                # What is reinstated meanwhile comes back, and stays.
+                await self._evict(*names, still=lambda: bool(who()))
             except Refusal as error:
                 self._fault("kick", error)

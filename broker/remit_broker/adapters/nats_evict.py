@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 
 import msgspec
@@ -29,14 +29,15 @@ class Evictor:
     def __init__(self, sys: Client, clustered: bool = False) -> None:
         self._sys, self._clustered = sys, clustered
 
-    async def __call__(self, *names: str) -> None:
+    async def __call__(self, *names: str, still: Callable[[], bool] = lambda: True) -> None:
         """End all connections that were let in as one of ``names``; returns when there are none. Refuses LEDGER_UNAVAILABLE.
 
-        Nobody of that name must be let in meanwhile: call it where the registry does not know the key that is to go.
+        Nobody of that name must be let in meanwhile: call it where the registry does not know the key that is to go, or as long
+        as ``still`` says so: nothing is ended that was found before it said no.
         """
         until = time.monotonic() + SECONDS
         try:
-            while found := await self._connections(names):
+            while (found := await self._connections(names)) and still():
                 if time.monotonic() >= until:
                     raise _cannot(names, f"{len(found)} connections stay")
                 for server, cid in found:
