@@ -32,8 +32,8 @@ class Evictor:
     async def __call__(self, *names: str, still: Callable[[], bool] = lambda: True) -> None:
         """End all connections that were let in as one of ``names``; returns when there are none. Refuses LEDGER_UNAVAILABLE.
 
-        Nobody of that name must be let in meanwhile: call it where the registry does not know the key that is to go, or as long
-        as ``still`` says so: nothing is ended that was found before it said no.
+        Nobody of that name must be let in meanwhile: call it where the registry does not know the key that is to go, or only as
+        long as ``still`` says so: nothing is ended once it does not.
         """
         until = time.monotonic() + SECONDS
         try:
