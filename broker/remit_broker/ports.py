@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -29,6 +29,14 @@ from remit_schemas.records import (
     TxnClosed,
     TxnOpened,
 )
+
+Callback = TypeVar("Callback", bound=Callable[..., Coroutine[Any, Any, None]])
+
+
+def at_once(callback: Callback) -> Callback:
+    """Marks what is done with a message of a subscription and never waits: a client may do it while it reads."""
+    callback.at_once = True  # type: ignore[attr-defined]
+    return callback
 
 
 class Clock(Protocol):
@@ -365,7 +373,7 @@ class Directory(Registry, Protocol):
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Caps and defaults of a hop. Times are in seconds."""
 
-    hop_ttl: float = 60.0
+    hop_ttl: float = 3600.0
     max_depth: int = 8
     concurrency: int = 2048
     allowed_cycles: frozenset[tuple[str, str]] = frozenset()
@@ -423,4 +431,5 @@ __all__ = [
     "Schemas",
     "Turn",
     "Withdrawn",
+    "at_once",
 ]

@@ -10,7 +10,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from remit_broker.core.revocations import Entry, Revoked
-from remit_broker.ports import CallerCancelled, Parties, Withdrawn
+from remit_broker.ports import CallerCancelled, Parties, Withdrawn, at_once
 from remit_schemas import subjects
 from remit_schemas.callee import control_subject
 from remit_schemas.envelope import (
@@ -151,6 +151,7 @@ class NatsBus:
         self._open: dict[tuple[str, str, str], FrameQueue] = {}
         # Cancelled before their callee said that it had started: the word is passed on when it does.
         self._unwanted: OrderedDict[tuple[str, str, str], None] = OrderedDict()
+        self._telling: set[asyncio.Task[None]] = set()
         self._called: dict[tuple[str, str, str], FrameQueue] = {}
         self._running: dict[tuple[str, str], tuple[Parties, FrameQueue]] = {}
         self._suspect: OrderedDict[str, None] = OrderedDict()
@@ -162,6 +163,7 @@ class NatsBus:
         await self._nc.subscribe(f"ctl.*.{self.replica}.*.*", cb=self._on_control)
         await self._nc.subscribe(f"res.*.{self.replica}.*.*", cb=self._on_frame, pending_msgs_limit=-1)
 
+    @at_once
     async def _on_frame(self, message: Msg) -> None:
         at = subjects.parse_reply(message.subject)
         if at is None:
@@ -173,17 +175,20 @@ class NatsBus:
             nobody = message.headers is not None and message.headers.get("Status") == "503" and not message.data
             queue.put(None if nobody else message.data)
         elif (at.principal, at.txn, at.hop) in self._unwanted:
-            await self._late_start(at, message.data)
+            self._late_start(at, message.data)
 
-    async def _late_start(self, at: subjects.Reply, data: bytes) -> None:
+    def _late_start(self, at: subjects.Reply, data: bytes) -> None:
         try:
             frame = parse_frame(data)
         except Refusal:
             return
         if isinstance(frame, Started) and is_connection(frame.connection):
             del self._unwanted[at.principal, at.txn, at.hop]
-            await self.cancel(at.principal, frame.connection, at.txn, at.hop)
+            task = asyncio.get_running_loop().create_task(self.cancel(at.principal, frame.connection, at.txn, at.hop))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
 
+    @at_once
     async def _on_control(self, message: Msg) -> None:
         at = subjects.parse_reply(message.subject, "ctl")
         # INVARIANT: only the caller of a hop can end it; the NATS server vouches for that part of the subject
