@@ -45,6 +45,7 @@ from remit_broker.adapters.registry import KvRegistry
 from remit_broker.adapters.revocations import KvRevocations
 from remit_broker.adapters.sqlite_index import SqliteIndex
 from remit_broker.adapters.stream_tail import Regressed
+from remit_broker.adapters.tasks import ended
 from remit_broker.adapters.world import Failpoints, RandomIds, SystemClock
 from remit_broker.config import Settings
 from remit_broker.core import callout_probe
@@ -354,13 +355,7 @@ class Broker:
 
     def _task(self, work: Any) -> None:
         task = asyncio.create_task(work)
-
-        async def stop() -> None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-
-        self._stack.push_async_callback(stop)
+        self._stack.push_async_callback(ended, task)
 
     async def _scan(self) -> None:
         grace_ms = int(self.settings.config.limits.orphan_grace * 1000)

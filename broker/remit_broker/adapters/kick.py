@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, Final
 
+from remit_broker.adapters.tasks import ended
 from remit_schemas.errors import Refusal
 
 PASSES: Final = (0.0, 0.5, 1.0, 1.0, 1.5, 2.0)
@@ -32,9 +33,7 @@ class Cutter:
 
     async def stop(self) -> None:
         """End what has begun."""
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await ended(*self._running)
 
     async def _cut(self, who: Callable[[], Collection[str]]) -> None:
         for seconds in PASSES:

@@ -20,6 +20,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import BucketNotFoundError
 from nats.js.kv import KV_DEL, KV_PURGE, KeyValue, StopIterSentinel
 
+from remit_broker.adapters.tasks import ended
 from remit_broker.core.revocations import Entry, Revoked
 from remit_broker.ports import Clock
 from remit_schemas.errors import Code, Refusal, refusal
@@ -77,10 +78,7 @@ class KvRevocations:
 
     async def stop(self) -> None:
         """Stop mirroring; what is asked from now on is answered until the silence is noticed."""
-        for task in self.tasks:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await ended(*self.tasks)
 
     def on_entry(self, heard: Heard) -> None:
         """Tell ``heard`` of what is in force now, and of every entry from now on."""
