@@ -39,7 +39,6 @@ async def one_round(
     folder: Path, seed: str, *, clustered: bool, seconds: float, brokers: int = 3, pause: float = 1.2
 ) -> Report:
     """Trouble for a while, then calm, then the verdict."""
-    folder.mkdir(parents=True, exist_ok=True)
     clock = Clock()
     async with running_town(folder, seed, clustered=clustered, brokers=brokers) as town:
         clock.lap("start")

@@ -82,6 +82,7 @@ class Town:
     """Everything that runs. ``rng`` decides what is done to it; ``violations`` are what it saw by itself on the way."""
 
     def __init__(self, folder: Path, seed: str, brokers: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.seed = folder, seed
         self.rng = random.Random(f"{seed}/town")
         self.journal = Journal(folder / "journals", "town")

@@ -7,8 +7,10 @@ import base64
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from operator import itemgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tests.chaos.brokers import CAPS
@@ -29,7 +31,7 @@ class Report(NamedTuple):
     violations: list[Violation]
     proof: str
     """Why the run proves nothing, or empty."""
-    laps: dict[str, float] = {}
+    laps: Mapping[str, float] = MappingProxyType({})
     """Seconds that its parts took."""
 
     @property
