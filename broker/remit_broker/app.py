@@ -20,9 +20,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from remit_broker import __version__
+from remit_broker.adapters.agreement import agree, shared
 from remit_broker.adapters.cedar import CedarEngine
 from remit_broker.adapters.detectors import SecretDetectors
-from remit_broker.adapters.errors import ConfigError, ServiceError
+from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.jetstream import JetStream
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.json_schema import JsonSchemas
@@ -32,6 +33,7 @@ from remit_broker.adapters.kv_accounts import KvAccounts
 from remit_broker.adapters.limits import Gcra, Unlimited
 from remit_broker.adapters.mint import HmacDigester, KeyMint
 from remit_broker.adapters.nats_bus import NatsBus
+from remit_broker.adapters.nats_checks import require_callout, require_servers
 from remit_broker.adapters.nats_connect import Connections, connect_all
 from remit_broker.adapters.nats_evict import Evictor
 from remit_broker.adapters.nats_server import EmbeddedServer, Options
@@ -44,6 +46,7 @@ from remit_broker.adapters.sqlite_index import SqliteIndex
 from remit_broker.adapters.stream_tail import Regressed
 from remit_broker.adapters.world import Failpoints, RandomIds, SystemClock
 from remit_broker.config import Settings
+from remit_broker.core import callout_probe
 from remit_broker.core.evidence import export
 from remit_broker.core.revocations import Entry
 from remit_broker.credentials import move_bus
@@ -98,8 +101,11 @@ class Broker:
         server = self._bind_http()
         self.observer = self._observe()
         self.bus = config.bus.url or await self._embed()
-        self.nats = await self._connect()
+        self.nats = await connect_all(self.bus, self.keys, self._bus_error)
         on_exit.push_async_callback(_close, self.nats)
+        if config.bus.url:
+            await require_servers(self.nats, config.bus.replicas)
+        await agree(self.nats.core.jetstream(), config.bus.replicas, shared(config.issuer, self.keys))
         self.ledger = await JetStreamLedger.start(
             self.nats.core, replicas=config.bus.replicas, max_bytes=config.bus.ledger_bytes or -1
         )
@@ -149,14 +155,6 @@ class Broker:
         move_bus(self.settings.credentials, server.url)
         return server.url
 
-    async def _connect(self) -> Connections:
-        try:
-            return await connect_all(self.bus, self.keys, self._bus_error)
-        except ConfigError as error:
-            if self.settings.config.bus.url:
-                raise ServiceError(error.message, error.ask) from None
-            raise
-
     async def _server_died(self, status: int) -> None:
         self.observer.fault("nats-server", RuntimeError(f"the NATS server ended with {status}"))
         self.ended.set()
@@ -169,9 +167,18 @@ class Broker:
 
     async def _callout(self) -> None:
         keys = CalloutKeys(issuer=self.keys.seed("issuer"), xkey=self.keys.seed("xkey"))
-        callout = Callout(self.nats.auth, keys, Admitted(self.registry, self.revocations), SystemClock(), _log_callout)
+        told: dict[str, str] = {}
+
+        def tell(who: str, why: str) -> None:
+            told[who] = why
+            _log_callout(who, why)
+
+        callout = Callout(self.nats.auth, keys, Admitted(self.registry, self.revocations), SystemClock(), tell)
         await callout.start()
         self._stack.push_async_callback(callout.stop)
+        if self.settings.config.bus.url:
+            await require_callout(self.bus, self.keys, lambda: told.get(callout_probe.NAME, told.get("")))
+        callout.told = _log_callout
 
     async def _wire(self) -> Ports:
         config, clock = self.settings.config, SystemClock()

@@ -32,7 +32,8 @@ _LABEL: Final = re.compile(r"[a-z0-9][a-z0-9_.:/-]{0,63}")
 
 
 class BusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``url`` names an external NATS server; empty, an embedded one listens on ``port`` (0: a free one).
+    """``url`` names an external NATS server, or those of a cluster, separated by commas; empty, an embedded one listens on
+    ``port`` (0: a free one).
 
     ``ledger_bytes`` caps the ledger (0: by the disk alone); from nine tenths of it on nothing new is opened.
     """
@@ -179,12 +180,13 @@ def _sensible(file: Path, config: Config) -> None:
     for key in ("hop_ttl", "orphan_grace", "calls_per_second", "target_calls_per_second", "drain"):
         if not math.isfinite(value := getattr(config.limits, key)):
             raise ConfigError(f"{file}: limits.{key} is {value}", "write a finite number")
-    for key, url, schemes in (
-        ("bus.url", config.bus.url, ("nats", "tls", "ws", "wss")),
-        ("traces.endpoint", config.traces.endpoint, ("http", "https")),
-    ):
-        if url and not _is_url(url, schemes):
-            raise ConfigError(f"{file}: {key} is {url!r}", f"write {schemes[0]}://HOST:PORT, or leave it empty")
+    if (bus := config.bus.url) and not all(_is_url(url, ("nats", "tls", "ws", "wss")) for url in bus.split(",")):
+        raise ConfigError(
+            f"{file}: bus.url is {bus!r}",
+            "write nats://HOST:PORT, several separated by commas, or leave it empty",
+        )
+    if (traces := config.traces.endpoint) and not _is_url(traces, ("http", "https")):
+        raise ConfigError(f"{file}: traces.endpoint is {traces!r}", "write http://HOST:PORT, or leave it empty")
     if config.bus.replicas > 1 and not config.bus.url:
         raise ConfigError(
             f"{file}: bus.replicas is {config.bus.replicas}, but the embedded NATS server is one",

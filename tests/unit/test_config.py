@@ -81,6 +81,7 @@ def test_the_starter_shows_every_key_with_its_default(file: Path) -> None:
         ("[bus]\nreplicas = 2", "F: bus.replicas: Invalid enum value 2", "1, 3, 5"),
         ("[bus]\nreplicas = 3", "F: bus.replicas is 3, but the embedded NATS server is one", "bus.url"),
         ("[bus]\nurl = 'example'", "F: bus.url is 'example'", "nats://HOST:PORT"),
+        ("[bus]\nurl = 'nats://a:1,,nats://b:1'", "F: bus.url is 'nats://a:1,,nats://b:1'", "separated by commas"),
         ("[bus]\nurl = 'http://a:1'", "F: bus.url is 'http://a:1'", "nats://HOST:PORT"),
         ("[bus]\nurl = 'nats://a:99999'", "F: bus.url is 'nats://a:99999'", "nats://HOST:PORT"),
         ("[bus]\nledger_bytes = -1", "F: bus.ledger_bytes: Expected int >= 0", ""),

@@ -42,6 +42,17 @@ class PublicKeys(msgspec.Struct, frozen=True, kw_only=True):
     sys: str
 
 
+class Cluster(msgspec.Struct, frozen=True, kw_only=True):
+    """Where this server listens for the others of its cluster, and where they are (``nats://HOST:PORT``, itself may be among them)."""
+
+    host: str = "127.0.0.1"
+    port: int
+    routes: tuple[str, ...]
+    name: str = "remit"
+    advertise: bool = True
+    """Whether clients are told of the other servers' addresses; not where those mean nothing to them (containers)."""
+
+
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What may differ between servers. ``port`` -1 lets the system choose; sizes are in bytes."""
 
@@ -55,6 +66,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_connections: int = MAX_CONNECTIONS
     max_file_store: int = 64 * 1024**3
     max_memory_store: int = 256 * 1024**2
+    cluster: Cluster | None = None
 
 
 # The broker's own users can do what their part needs, no more: a confused broker must not become somebody's deputy.
@@ -100,9 +112,21 @@ def settings(config: ServerConfig) -> dict[str, Any]:
             },
         },
     }
+    if config.cluster is not None:
+        base["cluster"] = _cluster(config.cluster)
     if config.log_file:
         base |= {"log_file": config.log_file, "logfile_size_limit": 16 * 1024**2, "logfile_max_num": 4}
     return base
+
+
+def _cluster(cluster: Cluster) -> dict[str, Any]:
+    return {
+        "name": cluster.name,
+        "host": cluster.host,
+        "port": cluster.port,
+        "routes": list(cluster.routes),
+        "no_advertise": not cluster.advertise,
+    }
 
 
 def _accounts(keys: PublicKeys, bus_connections: int) -> dict[str, Any]:
@@ -123,11 +147,10 @@ def _user(nkey: str, *, publish: dict[str, Sequence[str]], subscribe: dict[str, 
     return {"nkey": nkey, "permissions": {"publish": publish, "subscribe": subscribe}}
 
 
-def render(config: ServerConfig) -> str:
-    """The text of ``nats.conf``. Every string is quoted, so that no name or path can add a setting."""
-    head = "# Written by the broker at each start; changes here are lost.\n"
+def render(config: ServerConfig, head: str = "Written by the broker at each start; changes here are lost.") -> str:
+    """The text of ``nats.conf``. Every string is quoted, so that no name or path can add a setting. ``head`` is a comment."""
     return (
-        head
+        "".join(f"# {line}".rstrip() + "\n" for line in head.splitlines())
         + "\n".join(
             f"{key}: {json.dumps(value, indent=2, ensure_ascii=False)}" for key, value in settings(config).items()
         )

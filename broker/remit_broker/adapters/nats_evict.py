@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+from remit_broker.adapters.nats_system import ask_all
 from remit_broker.core.bus_permissions import BUS_ACCOUNT
 from remit_schemas.errors import Code, Refusal, refusal
 
 SECONDS: Final = 2.0
 """How long the servers have to answer, and a connection to be gone."""
-
-SETTLED: Final = 0.25
-"""Seconds after the first server's answer in which the others of a cluster answer too."""
 
 _PAUSE: Final = 0.02
 
@@ -50,28 +48,13 @@ class Evictor:
         """(server id, connection id) of every live connection of ``name``."""
         asked = msgspec.json.encode({"auth": True, "acc": BUS_ACCOUNT, "user": name, "limit": 1024})
         found = []
-        for answer in await self._all(asked):
+        for answer in await ask_all(self._sys, "$SYS.REQ.SERVER.PING.CONNZ", asked, self._clustered):
             server = answer["server"]["id"]
             # The filter of the server is not relied upon: nobody else may be disconnected.
             found += [
                 (server, c["cid"]) for c in answer["data"]["connections"] or () if c.get("authorized_user") == name
             ]
         return found
-
-    async def _all(self, body: bytes) -> list[dict[str, Any]]:
-        """The answers of all servers; there is at least one."""
-        ear = await self._sys.subscribe(inbox := self._sys.new_inbox())
-        try:
-            await self._sys.publish("$SYS.REQ.SERVER.PING.CONNZ", body, reply=inbox)
-            answers = [await ear.next_msg(timeout=SECONDS)]
-            while self._clustered:
-                try:
-                    answers.append(await ear.next_msg(timeout=SETTLED))
-                except TimeoutError:
-                    break
-            return [msgspec.json.decode(answer.data) for answer in answers]
-        finally:
-            await ear.unsubscribe()
 
 
 def _cannot(name: str, cause: str) -> Refusal:

@@ -1,0 +1,280 @@
+"""The books of one txn, kept from its records as plain JSON: a second opinion that shares no code with the broker.
+
+It is written from docs/wire.md and docs/adr/0010-long-work.md, slowly and plainly, with dicts. What it does not accept it names
+and goes on, so that one fault does not hide the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import rfc8785
+
+Json = dict[str, Any]
+UNITS = ("usd_micros", "tokens", "calls")
+NOTHING: Json = {"usd_micros": 0, "tokens": 0, "calls": 0}
+CALL: Json = {"usd_micros": 0, "tokens": 0, "calls": 1}
+WHOLE = ("unknown", "cancelled")
+"""Outcomes that are charged all that was held."""
+
+
+class Violation(NamedTuple):
+    """A promise that was broken. ``rule`` is its short name, ``where`` the txn with the record or hop."""
+
+    rule: str
+    where: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.rule} at {self.where}: {self.why}"
+
+
+def sealed(record: Json) -> str:
+    """The hash that a record must have."""
+    return hashlib.sha256(rfc8785.dumps({key: value for key, value in record.items() if key != "hash"})).hexdigest()
+
+
+def plus(one: Json, other: Json) -> Json:
+    return {unit: one[unit] + other[unit] for unit in UNITS}
+
+
+def minus(one: Json, other: Json) -> Json:
+    return {unit: max(one[unit] - other[unit], 0) for unit in UNITS}
+
+
+def least(one: Json, other: Json) -> Json:
+    return {unit: min(one[unit], other[unit]) for unit in UNITS}
+
+
+def within(one: Json, other: Json) -> bool:
+    return all(one[unit] <= other[unit] for unit in UNITS)
+
+
+class Account:
+    """One hop, or the opening of the txn: what it was given, and where that is."""
+
+    def __init__(self, record: Json, parent: Account | None, limit: Json) -> None:
+        self.hop: str = record["hop"]
+        self.parent = parent
+        self.limit = dict(limit)
+        self.spent, self.held, self.overrun = dict(NOTHING), dict(NOTHING), dict(NOTHING)
+        self.state = "open"
+        self.revoked = False
+        self.n = 1
+        self.exp: int = record["exp"]
+        self.depth: int = record.get("depth", 0)
+        self.max_depth: int = record["max_depth"]
+        self.holder: str = record["agent"] if parent is None else record["resource"].split("/")[1]
+        self.open_below: set[str] = set()
+
+    @property
+    def left(self) -> Json:
+        return minus(minus(minus(self.limit, self.held), self.spent), self.overrun)
+
+    def upwards(self) -> Iterator[Account]:
+        here: Account | None = self
+        while here is not None:
+            yield here
+            here = here.parent
+
+
+class Books:
+    """A txn. Give it its records in the order of the stream; ``found`` has what was wrong with them."""
+
+    def __init__(self, key: tuple[str, str]) -> None:
+        self.key = key
+        self.found: list[Violation] = []
+        self.accounts: dict[str, Account] = {}
+        self.records: list[Json] = []
+        self.user = ""
+        self.closed = False
+        self._seq, self._hash = -1, "0" * 64
+        self._used_keys: set[str] = set()
+
+    @property
+    def root(self) -> Account | None:
+        return next(iter(self.accounts.values()), None)
+
+    def add(self, record: Json) -> None:
+        """The next record of the stream."""
+        self.records.append(record)
+        try:
+            self._chain(record)
+            self._apply(record)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            self._say("chain.form", record, f"not a record: {error!r}")
+
+    def _say(self, rule: str, record: Json, why: str) -> None:
+        self.found.append(Violation(rule, f"{self.key[1]}#{record.get('seq')}", why))
+
+    def _need(self, condition: bool, rule: str, record: Json, why: str) -> None:
+        if not condition:
+            self._say(rule, record, why)
+
+    def _chain(self, record: Json) -> None:
+        self._need(
+            (record["tenant"], record["txn"]) == self.key, "chain.form", record, "of another txn than its subject"
+        )
+        self._need(record["seq"] == self._seq + 1, "chain.seq", record, f"seq {record['seq']} follows {self._seq}")
+        self._need(record["prev"] == self._hash, "chain.prev", record, "prev is not the hash of the record before")
+        self._need(record["hash"] == sealed(record), "chain.hash", record, "its hash is not that of its content")
+        self._seq, self._hash = record["seq"], record["hash"]
+
+    def _apply(self, record: Json) -> None:
+        kind = record["kind"]
+        known = {
+            "txn.opened": self._opened, "hop.opened": self._hop_opened, "hop.closed": self._hop_closed,
+            "grant.revoked": self._revoked, "txn.closed": self._txn_closed, "grant.renewed": self._renewed,
+            "hop.parked": self._parked, "hop.resumed": self._resumed,
+        }  # fmt: skip
+        self._need(not self.closed, "use.after-close", record, f"{kind} after the txn was closed")
+        if kind not in known:
+            return self._say("chain.form", record, f"{kind} is no kind of record")
+        self._need((self._seq == 0) == (kind == "txn.opened"), "chain.form", record, f"{kind} cannot stand here")
+        known[kind](record)
+        return None
+
+    def _opened(self, record: Json) -> None:
+        self.user = record["user"]
+        self.accounts[record["hop"]] = Account(record, None, record["budget"])
+        self._jti(record, 1)
+
+    def _jti(self, record: Json, n: int) -> None:
+        wanted = f"{self.key[1]}.{record['hop']}.{n}"
+        self._need(record["jti"] == wanted, "grant.unbound", record, f"jti is {record['jti']}, expected {wanted}")
+
+    def _usable(self, record: Json, account: Account) -> None:
+        """Nothing under what is closed, parked or revoked, up to the root."""
+        for above in account.upwards():
+            self._need(
+                above.state == "open", "use.after-close", record, f"under hop {above.hop}, which is {above.state}"
+            )
+            self._need(not above.revoked, "use.after-revoke", record, f"under hop {above.hop}, which was revoked")
+
+    def _hold(self, record: Json, parent: Account, budget: Json) -> None:
+        fits = within(budget, parent.left)
+        self._need(fits, "budget.overspent", record, f"holds {budget}, hop {parent.hop} has {parent.left} left")
+        self._need(within(CALL, budget), "budget.overspent", record, "a hop costs at least one call")
+        parent.held = plus(parent.held, budget)
+        for above in parent.upwards():
+            total = plus(above.held, above.spent)
+            self._need(within(total, above.limit), "budget.overspent", record, f"hop {above.hop} exceeds its limit")
+
+    def _hop_opened(self, record: Json) -> None:
+        parent = self.accounts.get(record["parent"])
+        if parent is None:
+            return self._say("chain.form", record, f"there is no hop {record['parent']}")
+        self._need(record["hop"] not in self.accounts, "hop.opened-twice", record, "the hop was opened before")
+        self._usable(record, parent)
+        self._jti(record, 1)
+        self._need(
+            record["caller"] == parent.holder, "grant.unbound", record, "the caller does not hold the parent's grant"
+        )
+        self._need(record["depth"] == parent.depth + 1, "chain.form", record, "depth is not its parent's and one")
+        deep = record["depth"] <= record["max_depth"] <= parent.max_depth
+        self._need(deep, "grant.wider", record, "deeper than its parent allows")
+        self._need(record["exp"] <= parent.exp, "grant.wider", record, "it lives longer than its parent")
+        if idem := record.get("idem"):
+            self._need(idem not in self._used_keys, "hop.opened-twice", record, "its idempotency key was used before")
+            self._used_keys.add(idem)
+        self._hold(record, parent, record["budget"])
+        account = Account(record, parent, record["budget"])
+        account.spent = dict(CALL)
+        self.accounts[record["hop"]] = account
+        parent.open_below.add(record["hop"])
+        return None
+
+    def _mine(self, record: Json, *states: str) -> Account | None:
+        """The account a record is about, where it is one that can be in ``states``."""
+        account = self.accounts.get(record["hop"])
+        if account is None or account.parent is None:
+            self._say("chain.form", record, f"there is no hop {record['hop']}")
+            return None
+        said = f"{record['kind']} of hop {record['hop']}, which is {account.state}"
+        self._need(account.state in states, "use.after-close", record, said)
+        return account
+
+    def _settled(self, record: Json, account: Account) -> None:
+        """The charge of closing or parking, by the arithmetic of docs/wire.md."""
+        self._need(
+            not account.open_below, "use.after-close", record, f"hops are open below it: {sorted(account.open_below)}"
+        )
+        used = plus(account.spent, record["cost"])
+        whole = record.get("outcome") in WHOLE
+        spent = account.limit if whole else least(used, account.limit)
+        overrun = plus(account.overrun, minus(used, account.limit))
+        said = f"spent {record['spent']}, it settles at {spent}"
+        self._need(record["spent"] == spent, "budget.settled", record, said)
+        self._need(
+            record["overrun"] == overrun, "budget.settled", record, f"overrun {record['overrun']}, it is {overrun}"
+        )
+
+    def _hop_closed(self, record: Json) -> None:
+        account = self._mine(record, "open", "parked")
+        if account is None or account.parent is None or account.state == "closed":
+            return
+        self._settled(record, account)
+        parent = account.parent
+        parent.held = minus(parent.held, account.limit)
+        parent.spent = plus(parent.spent, record["spent"])
+        parent.overrun = plus(parent.overrun, record["overrun"])
+        parent.open_below.discard(account.hop)
+        account.state = "closed"
+        self._need(within(parent.spent, parent.limit), "budget.overspent", record, f"hop {parent.hop} spent too much")
+
+    def _revoked(self, record: Json) -> None:
+        account = self.accounts.get(record["hop"])
+        if account is None:
+            return self._say("chain.form", record, f"there is no hop {record['hop']}")
+        self._need(account.state != "closed", "use.after-close", record, "the hop is closed")
+        account.revoked = True
+        return None
+
+    def _txn_closed(self, record: Json) -> None:
+        root = self.root
+        if root is None:
+            return
+        self._need(not root.open_below, "hop.left-open", record, f"hops are open: {sorted(root.open_below)}")
+        totals = (record["spent"], record["overrun"]) == (root.spent, root.overrun)
+        self._need(totals, "budget.settled", record, "spent and overrun are not those of the tree")
+        self.closed, root.state = True, "closed"
+
+    def _renewed(self, record: Json) -> None:
+        account = self.accounts.get(record["hop"])
+        if account is None:
+            return self._say("chain.form", record, f"there is no hop {record['hop']}")
+        self._usable(record, account)
+        self._jti(record, account.n + 1)
+        above = account.parent
+        self._need(
+            above is None or record["exp"] <= above.exp, "grant.wider", record, "it lives longer than its parent"
+        )
+        account.n, account.exp = account.n + 1, record["exp"]
+        return None
+
+    def _parked(self, record: Json) -> None:
+        account = self._mine(record, "open")
+        if account is None or account.parent is None:
+            return
+        self._settled(record, account)
+        account.parent.held = plus(minus(account.parent.held, account.limit), record["spent"])
+        account.limit, account.spent, account.overrun = (
+            dict(record["spent"]),
+            dict(record["spent"]),
+            dict(record["overrun"]),
+        )
+        account.state = "parked"
+
+    def _resumed(self, record: Json) -> None:
+        account = self._mine(record, "parked")
+        if account is None or account.parent is None:
+            return
+        self._usable(record, account.parent)
+        self._need(not account.revoked, "use.after-revoke", record, "the hop was revoked")
+        self._jti(record, account.n + 1)
+        self._need(record["exp"] <= account.parent.exp, "grant.wider", record, "it lives longer than its parent")
+        self._hold(record, account.parent, record["budget"])
+        account.limit, account.spent = plus(account.limit, record["budget"]), plus(account.spent, CALL)
+        account.n, account.exp, account.state = account.n + 1, record["exp"], "open"
