@@ -94,10 +94,8 @@ class Hop(Caller):
         return text(value)
 
     async def _say(self, frame: Frame) -> None:
-        # INVARIANT: nothing is sent after the final frame (test_nothing_follows_the_final_frame).
-        if self._ended:
-            raise _over()
         await self._flow.output()
+        # INVARIANT: nothing is sent after the final frame (test_nothing_follows_the_final_frame).
         if self._ended:
             raise _over()
         await self._link.tell(self._where, encode(frame))
