@@ -49,8 +49,9 @@ class Trace(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """A call, from a caller to the broker. ``deadline`` is Unix milliseconds, ``key`` an idempotency key.
 
-    ``parts`` says that the caller takes a result in parts, ``window`` how many frames of output it takes ahead of what it has
-    said it has read.
+    ``resume`` is a parked hop that goes on with ``input``; resource and arguments are those of its opening. ``detach`` asks for
+    a task of its own in which the caller can make this call. ``parts`` says that the caller takes a result in parts, ``window``
+    how many frames of output it takes ahead of what it has said it has read.
     """
 
     v: int = VERSION
@@ -63,16 +64,27 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     trace: Trace | None = None
     parts: bool = False
     window: Annotated[int, msgspec.Meta(ge=1, le=MAX_WINDOW)] | None = None
+    resume: Annotated[str, msgspec.Meta(max_length=16)] | None = None
+    input: Any = None
+    detach: bool = False
 
 
 def _version() -> int:
     return VERSION
 
 
+class Resumed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a parked hop goes on with. ``n`` is the number of its grant, which is dispatched once."""
+
+    n: Positive
+    input: Any
+
+
 class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """A governed call, from the broker to a callee. Who asks, for whom and within what is in ``grant``.
 
     ``parts`` is how many bytes of JSON a result may have that comes in parts (0: none may); ``window`` is the caller's.
+    ``resumed`` is there where the hop was parked before: it carries the input that the callee had asked for.
     """
 
     # A factory, since only plain defaults are left out: a dispatch always says its version.
@@ -86,6 +98,7 @@ class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     deadline: int
     parts: Annotated[int, msgspec.Meta(ge=0)] = 0
     window: Annotated[int, msgspec.Meta(ge=1, le=MAX_WINDOW)] | None = None
+    resumed: Resumed | msgspec.UnsetType = msgspec.UNSET
 
 
 class Accepted(msgspec.Struct, frozen=True, tag="accepted", tag_field="frame", kw_only=True):
@@ -143,10 +156,16 @@ class Error(msgspec.Struct, frozen=True, tag="error", tag_field="frame", omit_de
     cost: Budget | None = None
 
 
-class InputRequired(msgspec.Struct, frozen=True, tag="input_required", tag_field="frame", kw_only=True):
-    """The callee needs an input before it can go on."""
+class InputRequired(
+    msgspec.Struct, frozen=True, tag="input_required", tag_field="frame", omit_defaults=True, kw_only=True
+):
+    """The callee needs an input before it can go on: the hop is parked until its caller resumes it.
+
+    From a callee, ``cost`` is what it used itself since it was called or resumed; to a caller, what the hop cost so far in all.
+    """
 
     request: Any
+    cost: Budget | None = None
 
 
 Frame = Accepted | Started | Progress | Event | Part | Result | Error | InputRequired
