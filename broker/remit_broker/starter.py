@@ -30,7 +30,7 @@ port = {port:<22}# 0 takes a free port at each start
 auth = "{auth}"              # "local": the OS user, by the token in data/keys/local.token
 
 [limits]
-# hop_ttl = 60.0             # longest life of one hop in seconds
+# hop_ttl = 3600.0           # longest life of one hop in seconds, at most 8 h; one that says nothing of it gets 60 s
 # orphan_grace = 30.0        # seconds after its deadline until an abandoned hop is closed
 # replica_silence = 30.0     # seconds without a heartbeat after which a replica is taken for dead
 # calls_per_second = 200.0   # per caller, on average

@@ -43,7 +43,11 @@ class Trace(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """A call, from a caller to the broker. ``deadline`` is Unix milliseconds, ``key`` an idempotency key."""
+    """A call, from a caller to the broker. ``deadline`` is Unix milliseconds, ``key`` an idempotency key.
+
+    ``resume`` is a parked hop that goes on with ``input``; resource and arguments are those of its opening. ``detach`` asks for
+    a task of its own in which the caller can make this call.
+    """
 
     v: int = VERSION
     grant: str = ""
@@ -53,10 +57,23 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     deadline: Positive | None = None
     approval: Annotated[str, msgspec.Meta(max_length=128)] | None = None
     trace: Trace | None = None
+    resume: Annotated[str, msgspec.Meta(max_length=16)] | None = None
+    input: Any = None
+    detach: bool = False
+
+
+class Resumed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a parked hop goes on with. ``n`` is the number of its grant, which is dispatched once."""
+
+    n: Positive
+    input: Any
 
 
 class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A governed call, from the broker to a callee. Who asks, for whom and within what is in ``grant``."""
+    """A governed call, from the broker to a callee. Who asks, for whom and within what is in ``grant``.
+
+    ``resumed`` is there where the hop was parked before: it carries the input that the callee had asked for.
+    """
 
     v: int = VERSION
     txn: str
@@ -66,6 +83,7 @@ class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     grant: str
     args: dict[str, Any]
     deadline: int
+    resumed: Resumed | msgspec.UnsetType = msgspec.UNSET
 
 
 class Accepted(msgspec.Struct, frozen=True, tag="accepted", tag_field="frame", kw_only=True):
@@ -114,10 +132,16 @@ class Error(msgspec.Struct, frozen=True, tag="error", tag_field="frame", omit_de
     cost: Budget | None = None
 
 
-class InputRequired(msgspec.Struct, frozen=True, tag="input_required", tag_field="frame", kw_only=True):
-    """The callee needs an input before it can go on."""
+class InputRequired(
+    msgspec.Struct, frozen=True, tag="input_required", tag_field="frame", omit_defaults=True, kw_only=True
+):
+    """The callee needs an input before it can go on: the hop is parked until its caller resumes it.
+
+    From a callee, ``cost`` is what it used itself since it was called or resumed; to a caller, what the hop cost so far in all.
+    """
 
     request: Any
+    cost: Budget | None = None
 
 
 Frame = Accepted | Started | Progress | Event | Result | Error | InputRequired

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
+from collections.abc import Callable
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from remit_broker.core.revocations import Entry, Revoked
-from remit_broker.ports import CallerCancelled, Parties, Withdrawn
+from remit_broker.ports import CallerCancelled, Parties, Withdrawn, at_once
 from remit_schemas import subjects
 from remit_schemas.callee import control_subject
 from remit_schemas.envelope import (
@@ -150,14 +151,19 @@ class NatsBus:
         self._open: dict[tuple[str, str, str], FrameQueue] = {}
         # Cancelled before their callee said that it had started: the word is passed on when it does.
         self._unwanted: OrderedDict[tuple[str, str, str], None] = OrderedDict()
+        self._telling: set[asyncio.Task[None]] = set()
         self._called: dict[tuple[str, str, str], FrameQueue] = {}
         self._running: dict[tuple[str, str], tuple[Parties, FrameQueue]] = {}
+        self._suspect: OrderedDict[str, None] = OrderedDict()
+        self.on_suspect: Callable[[str], None] = lambda txn: None
+        """Told of a txn of which a hop runs here and a grant was revoked lately; it must not wait."""
 
     async def start(self) -> None:
         """Listen for the frames of callees and the wishes of callers: one subscription each for all hops of this replica."""
         await self._nc.subscribe(f"ctl.*.{self.replica}.*.*", cb=self._on_control)
         await self._nc.subscribe(f"res.*.{self.replica}.*.*", cb=self._on_frame, pending_msgs_limit=-1)
 
+    @at_once
     async def _on_frame(self, message: Msg) -> None:
         at = subjects.parse_reply(message.subject)
         if at is None:
@@ -169,17 +175,20 @@ class NatsBus:
             nobody = message.headers is not None and message.headers.get("Status") == "503" and not message.data
             queue.put(None if nobody else message.data)
         elif (at.principal, at.txn, at.hop) in self._unwanted:
-            await self._late_start(at, message.data)
+            self._late_start(at, message.data)
 
-    async def _late_start(self, at: subjects.Reply, data: bytes) -> None:
+    def _late_start(self, at: subjects.Reply, data: bytes) -> None:
         try:
             frame = parse_frame(data)
         except Refusal:
             return
         if isinstance(frame, Started) and is_connection(frame.connection):
             del self._unwanted[at.principal, at.txn, at.hop]
-            await self.cancel(at.principal, frame.connection, at.txn, at.hop)
+            task = asyncio.get_running_loop().create_task(self.cancel(at.principal, frame.connection, at.txn, at.hop))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
 
+    @at_once
     async def _on_control(self, message: Msg) -> None:
         at = subjects.parse_reply(message.subject, "ctl")
         # INVARIANT: only the caller of a hop can end it; the NATS server vouches for that part of the subject
@@ -196,6 +205,10 @@ class NatsBus:
         """From now on ``queue`` hears what is said about the hop ``at`` (its txn and id)."""
         self._open[parties.callee, *at] = self._called[parties.caller, *at] = queue
         self._running[at] = (parties, queue)
+        # INVARIANT: a grant revoked between the opening of a hop below it and this moment ends that hop too
+        # (test_a_hop_that_opens_just_before_its_grant_is_revoked_is_cancelled).
+        if at[0] in self._suspect:
+            self.on_suspect(at[0])
 
     def forget(self, parties: Parties, at: tuple[str, str]) -> None:
         """Nobody listens to that hop any more."""
@@ -208,8 +221,21 @@ class NatsBus:
         revoked, rule = Revoked(), "paused" if entry.kind == "all" else f"revoked.{entry.kind}"
         revoked.apply(entry)
         for parties, queue in list(self._running.values()):
-            if revoked.paused or revoked.check(parties.chain, parties.user, parties.resource):
+            if (
+                revoked.paused
+                or revoked.tenant(parties.tenant)
+                or revoked.check(parties.chain, parties.user, parties.resource)
+            ):
                 queue.withdraw(f"{entry} was revoked", rule)
+
+    def suspect(self, txn: str) -> None:
+        """A grant of ``txn`` was revoked: what runs of it is looked at, and what begins to run soon."""
+        self._suspect[txn] = None
+        self._suspect.move_to_end(txn)
+        if len(self._suspect) > BACKLOG:
+            self._suspect.popitem(last=False)
+        if self.running(txn):
+            self.on_suspect(txn)
 
     def running(self, txn: str) -> list[tuple[str, FrameQueue]]:
         """The hops of a txn that this replica runs."""
