@@ -353,24 +353,8 @@ class Broker:
 
     def _task(self, work: Any) -> None:
         task = asyncio.create_task(work)
-<<<<<<< HEAD
 
         self._stack.push_async_callback(ended, task)
-=======
-        self._stack.push_async_callback(ended, task)
-
-    async def _scan(self) -> None:
-        grace_ms = int(self.settings.config.limits.orphan_grace * 1000)
-        while True:
-            await asyncio.sleep(SCAN_SECONDS)
-            try:
-                now_ms = int(self.ports.clock.now() * 1000)
-                overdue = await self.index.overdue(now_ms, grace_ms)
-                await close_orphans([(late.tenant, late.txn, late.hop) for late in overdue], self.ports)
-                await close_expired(await self.index.expired_txns(now_ms // 1000), self.ports)
-            except Exception as error:  # whatever one round ends with, the next one begins
-                self.observer.fault("scan", error)
->>>>>>> main
 
     def _announce(self) -> None:
         """Tell the command line on this machine where the broker is; the token it needs is in a file of its own."""

@@ -21,10 +21,7 @@ from nats.js.errors import BucketNotFoundError
 from nats.js.kv import KV_DEL, KV_PURGE, KeyValue, StopIterSentinel
 
 from remit_broker.adapters.tasks import ended
-<<<<<<< HEAD
 from remit_broker.core.presence import Beat, Presence
-=======
->>>>>>> main
 from remit_broker.core.revocations import Entry, Revoked
 from remit_broker.ports import Clock
 from remit_schemas.errors import Code, Refusal, refusal
@@ -78,18 +75,12 @@ class KvRevocations:
             await self._seen.wait_for(lambda: self.fresh)
 
     async def stop(self) -> None:
-<<<<<<< HEAD
         """Say goodbye and stop mirroring; what is asked from now on is answered until the silence is noticed."""
         with contextlib.suppress(Exception):
             if self._kv is not None and self.fresh:
                 async with asyncio.timeout(1):
                     await self._kv.put(HEARTBEAT, msgspec.json.encode(Beat(self._me, 0, bye=True)))
-        for task in self.tasks:
-            await ended(task)
-=======
-        """Stop mirroring; what is asked from now on is answered until the silence is noticed."""
         await ended(*self.tasks)
->>>>>>> main
 
     def on_entry(self, heard: Heard) -> None:
         """Tell ``heard`` of what is in force now, and of every entry from now on."""
