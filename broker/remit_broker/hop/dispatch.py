@@ -27,7 +27,7 @@ from remit_schemas.names import is_connection
 
 LAG = 2.0
 """Seconds from the beginning of the opening to the dispatch after which the ledger is asked again."""
-MAX_FRAMES = 10_000
+MAX_BEFORE_END = 4 * 1024 * 1024
 """Bytes of all output of one hop before its end: each frame is read, searched and judged, which the other hops wait for."""
 
 
