@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,7 @@ async def test_what_an_ancestor_ends_is_told_to_a_callee_at_another_replica(tmp_
         assert (await told.next_msg(5)).data == CANCEL
         assert time.monotonic() - began < 1.0
         ended: dict[str, str] = {}
+        records: list[dict[str, Any]] = []
         async with asyncio.timeout(5):
             while len(ended) < 2:
                 records = await first.records(above.txn)
