@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from remit_broker.core.accounts import Reservation
+from remit_broker.core.admin import AdminRecord
 from remit_broker.core.caps import Whose
 from remit_broker.core.fold import Fold, Node
 from remit_broker.core.listing import ChainFilter, ChainPage, HopHit
@@ -127,13 +128,14 @@ class Channel(Protocol):
 
 
 class Parties(NamedTuple):
-    """The two ends of a hop, and what it depends on beside them: everybody in its chain, its user, what is called."""
+    """The two ends of a hop, and what it depends on beside them: everybody in its chain, its user and tenant, what is called."""
 
     caller: str
     callee: str
     chain: tuple[str, ...] = ()
     user: str = ""
     resource: Resource | None = None
+    tenant: str = "default"
 
 
 class Bus(Protocol):
@@ -186,8 +188,11 @@ class Revocations(Protocol):
     def paused(self) -> Entry | None:
         """The entry that stops everything."""
 
+    def tenant(self, name: str) -> Entry | None:
+        """The entry that stops a tenant."""
+
     def check(self, actors: tuple[str, ...], user: str, resource: Resource | None = None) -> Entry | None:
-        """The first entry that stops a call of ``resource`` by ``actors`` for ``user``; the pause is not looked at."""
+        """The first entry that stops a call of ``resource`` by ``actors`` for ``user``; tenant and pause are not looked at."""
 
 
 class RevocationList(Revocations, Protocol):
@@ -196,14 +201,21 @@ class RevocationList(Revocations, Protocol):
     def entries(self) -> list[Entry]:
         """What was last said of each thing, in force or reinstated, oldest first."""
 
-    async def history(self) -> list[Entry]:
-        """All that is kept of what was revoked and reinstated, oldest first."""
-
     async def put(self, entry: Entry) -> None:
         """Write an entry. Durable, and seen by this replica, when it returns. Refuses LEDGER_UNAVAILABLE."""
 
     async def announce(self, jti: str) -> None:
         """Say to every replica that a grant was revoked in the ledger. Best effort, never raises: the record alone decides."""
+
+
+class AdminLog(Protocol):
+    """What operators did, in one chain of sealed records."""
+
+    async def append(self, entry: Entry) -> AdminRecord:
+        """Append the record of ``entry``; durable when it returns. Refuses LEDGER_UNAVAILABLE: then it may be there or not."""
+
+    async def history(self) -> list[AdminRecord]:
+        """All records, oldest first. Refuses LEDGER_UNAVAILABLE where they cannot be read."""
 
 
 class PolicyEngine(Protocol):
@@ -329,6 +341,9 @@ class Index(Protocol):
     async def find(self, tenant: str, prefix: str, limit: int = 10) -> list[str]:
         """The ids of txns that begin with ``prefix``."""
 
+    async def near(self, tenant: str, txn: str) -> list[str]:
+        """Ids of txns that begin as ``txn`` does, those that agree for longest first."""
+
 
 class Directory(Registry, Protocol):
     """The registry as operators see it."""
@@ -389,6 +404,7 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
 
 __all__ = [
     "Accounts",
+    "AdminLog",
     "Bus",
     "CallerCancelled",
     "Channel",

@@ -307,6 +307,9 @@ class NothingRevoked:
     fresh = True
     paused = None
 
+    def tenant(self, name: str) -> None:
+        return None
+
     def check(self, actors: tuple[str, ...], user: str, resource: Resource | None = None) -> None:
         return None
 

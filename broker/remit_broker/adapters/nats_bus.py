@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
+from collections.abc import Callable
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -153,6 +154,9 @@ class NatsBus:
         self._telling: set[asyncio.Task[None]] = set()
         self._called: dict[tuple[str, str, str], FrameQueue] = {}
         self._running: dict[tuple[str, str], tuple[Parties, FrameQueue]] = {}
+        self._suspect: OrderedDict[str, None] = OrderedDict()
+        self.on_suspect: Callable[[str], None] = lambda txn: None
+        """Told of a txn of which a hop runs here and a grant was revoked lately; it must not wait."""
 
     async def start(self) -> None:
         """Listen for the frames of callees and the wishes of callers: one subscription each for all hops of this replica."""
@@ -201,6 +205,10 @@ class NatsBus:
         """From now on ``queue`` hears what is said about the hop ``at`` (its txn and id)."""
         self._open[parties.callee, *at] = self._called[parties.caller, *at] = queue
         self._running[at] = (parties, queue)
+        # INVARIANT: a grant revoked between the opening of a hop below it and this moment ends that hop too
+        # (test_a_hop_that_opens_just_before_its_grant_is_revoked_is_cancelled).
+        if at[0] in self._suspect:
+            self.on_suspect(at[0])
 
     def forget(self, parties: Parties, at: tuple[str, str]) -> None:
         """Nobody listens to that hop any more."""
@@ -213,8 +221,21 @@ class NatsBus:
         revoked, rule = Revoked(), "paused" if entry.kind == "all" else f"revoked.{entry.kind}"
         revoked.apply(entry)
         for parties, queue in list(self._running.values()):
-            if revoked.paused or revoked.check(parties.chain, parties.user, parties.resource):
+            if (
+                revoked.paused
+                or revoked.tenant(parties.tenant)
+                or revoked.check(parties.chain, parties.user, parties.resource)
+            ):
                 queue.withdraw(f"{entry} was revoked", rule)
+
+    def suspect(self, txn: str) -> None:
+        """A grant of ``txn`` was revoked: what runs of it is looked at, and what begins to run soon."""
+        self._suspect[txn] = None
+        self._suspect.move_to_end(txn)
+        if len(self._suspect) > BACKLOG:
+            self._suspect.popitem(last=False)
+        if self.running(txn):
+            self.on_suspect(txn)
 
     def running(self, txn: str) -> list[tuple[str, FrameQueue]]:
         """The hops of a txn that this replica runs."""

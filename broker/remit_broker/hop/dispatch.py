@@ -36,7 +36,9 @@ async def dispatch(hop: Hop, ports: Ports) -> Hop:
     if ports.clock.monotonic() >= hop.mono_deadline:
         raise _late("none")
     aim, record = hop.aim, hop.intent
-    parties = Parties(hop.ask.caller, aim.callee, (*hop.held.chain, aim.callee), hop.held.claims.sub, hop.resource)
+    parties = Parties(
+        hop.ask.caller, aim.callee, (*hop.held.chain, aim.callee), hop.held.claims.sub, hop.resource, record.tenant
+    )
     async with ports.bus.channel(parties, record.txn, hop.id) as channel:
         await ports.bus.answer(hop.ask.reply, Accepted(txn=record.txn, hop=hop.id, replica=ports.bus.replica))
         call = Dispatch(
