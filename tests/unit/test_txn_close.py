@@ -35,9 +35,12 @@ def _ports(turn: _Turn) -> Any:
     async def entered(tenant: str, txn: str) -> AsyncIterator[_Turn]:
         yield turn
 
+    async def ended(*_: str) -> None:
+        return None
+
     return SimpleNamespace(
         ledger=SimpleNamespace(turn=entered), clock=SimpleNamespace(now=lambda: 1_800_000_000.0),
-        bus=SimpleNamespace(replica="r2"), registry=SimpleNamespace(target=lambda _: None),
+        bus=SimpleNamespace(replica="r2", ended=ended), registry=SimpleNamespace(target=lambda _: None),
         observer=SimpleNamespace(swept=lambda *_: None),
     )  # fmt: skip
 
