@@ -106,6 +106,9 @@ class Broker:
         self.ledger = await JetStreamLedger.start(
             self.nats.core, replicas=config.bus.replicas, max_bytes=config.bus.ledger_bytes or -1
         )
+        ledger = self.ledger
+        self.observer.watch("remit_ledger_races", "Appends before which another replica's came", lambda: ledger.races)
+        self.observer.watch("remit_ledger_ambiguous", "Attempts to append without an answer", lambda: ledger.ambiguous)
         self.registry = KvRegistry(settings.prices, config.labels)
         await self.registry.start(self.nats.core.jetstream(), config.bus.replicas, self.observer.fault)
         on_exit.push_async_callback(self.registry.stop)
