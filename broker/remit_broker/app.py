@@ -19,8 +19,8 @@ from remit_broker.adapters.admin_stream import AdminStream
 from remit_broker.adapters.agreement import agree, shared
 from remit_broker.adapters.cedar import CedarEngine
 from remit_broker.adapters.detectors import SecretDetectors
-from remit_broker.adapters.errors import ConfigError
-from remit_broker.adapters.jetstream import JetStream
+from remit_broker.adapters.errors import ConfigError, ServiceError
+from remit_broker.adapters.jetstream import JetStream, Unreachable
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.json_schema import JsonSchemas
 from remit_broker.adapters.keyfiles import KeyFiles
@@ -81,6 +81,12 @@ class Broker:
     async def __aenter__(self) -> Broker:
         try:
             await self._start()
+        except Unreachable as gone:
+            await self._stack.aclose()
+            raise ServiceError(
+                f"the NATS server at {self.bus} did not answer while the broker started: {gone}",
+                "look at its log; start the broker again once the server answers",
+            ) from None
         except BaseException:
             await self._stack.aclose()
             raise

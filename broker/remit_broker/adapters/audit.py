@@ -77,7 +77,8 @@ async def _messages(js: JetStream, stream: str, subjects: str) -> AsyncIterator[
         state = await js.state(stream)
     except ApiError as error:
         raise ConfigError(
-            f"the NATS server has no stream {stream}: {error}", "restore the data folder from a backup, or start a broker on it once"
+            f"the NATS server has no stream {stream}: {error}",
+            "restore the data folder from a backup, or start a broker on it once",
         ) from None
     at, last = max(state["first_seq"] - 1, 0), state["last_seq"]
     while at < last:
@@ -104,12 +105,11 @@ class _Index:
 
     def __init__(self, found: Audit, db: sqlite3.Connection | None) -> None:
         self._found, self._db = found, db
-        self._rows = iter(()) if db is None else iter(db.execute("SELECT stream_seq, body FROM record ORDER BY stream_seq"))
-        self._row: tuple[int, str] | None = next(self._rows, None)
-        query = "SELECT last_seq, witness_seq, witness_hash FROM stream WHERE name = ?"
-        self._passed, self._witness, self._sealed = (
-            (0, 0, "") if db is None else db.execute(query, (jetstream_ledger.STREAM,)).fetchone() or (0, 0, "")
+        self._rows = (
+            iter(()) if db is None else iter(db.execute("SELECT stream_seq, body FROM record ORDER BY stream_seq"))
         )
+        self._row: tuple[int, str] | None = next(self._rows, None)
+        self._passed, self._witness, self._sealed = _position(db)
         self._seen: str | None = None
 
     def upto(self, seq: int) -> None:
@@ -135,6 +135,15 @@ class _Index:
         self.upto(self._passed)
         if self._witness:
             self._found.witness(self._witness, self._sealed, self._seen)
+
+
+def _position(db: sqlite3.Connection | None) -> tuple[int, int, str]:
+    """How far the index has read, and the last message of the ledger that it has seen, with its hash."""
+    if db is None:
+        return 0, 0, ""
+    query = "SELECT last_seq, witness_seq, witness_hash FROM stream WHERE name = ?"
+    last, seq, sealed = db.execute(query, (jetstream_ledger.STREAM,)).fetchone() or (0, 0, "")
+    return int(last), int(seq), str(sealed)
 
 
 @contextlib.contextmanager

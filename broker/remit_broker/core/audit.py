@@ -44,7 +44,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What an audit found. ``checks`` are ``{check, ok, where}``, as of evidence; ``bad`` are the findings, the first of each stream first."""
+    """What an audit found. ``checks`` are ``{check, ok, where}``, as of evidence; ``bad`` the findings."""
 
     verified: bool
     records: int
@@ -78,11 +78,13 @@ class Audit:
         """The sequence of the last message of the ledger that was given."""
         return self._next - 1
 
-    def say(self, check: str, stream: int, why: str, txn: str = "", record: int | None = None) -> None:
-        """Something is wrong."""
+    def say(self, check: str, stream: int, why: str, about: Mapping[str, Any] | None = None) -> None:
+        """Something is wrong, with the record ``about`` where it is one."""
         self._counts[check] += 1
         if len(self._bad) < MOST:
-            self._bad.append(Finding(check=check, stream=stream, txn=txn, record=record, why=why))
+            txn, number = (about or {}).get("txn"), (about or {}).get("seq")
+            place = number if isinstance(number, int) else None
+            self._bad.append(Finding(check=check, stream=stream, txn=str(txn or ""), record=place, why=why))
 
     def note(self, check: str, text: str) -> None:
         """How far a check reached, where that is not what one would think."""
@@ -98,7 +100,7 @@ class Audit:
         try:
             entry = parse_entry(data)
         except (Refusal, ValueError) as error:
-            self.say("records", at, f"not a ledger entry: {error}", txn=subject.rpartition(".")[2])
+            self.say("records", at, f"not a ledger entry: {error}", {"txn": subject.rpartition(".")[2]})
             return None
         self._follow(at, subject, entry.record)
         self._signed(at, entry.record, entry.grant)
@@ -112,14 +114,14 @@ class Audit:
 
     def _follow(self, at: int, subject: str, record: dict[str, Any]) -> None:
         _, tenant, txn = [*subject.split(".", 2), "", ""][:3]
-        key, number = (tenant, txn), record.get("seq")
+        key = (tenant, txn)
         if key in self._broken:
             return  # what follows a bad record was said with it
         fold = self._folds.get(key)
         # A hash is compared first: a changed record is called changed, not whatever its new content would mean.
-        where = {"txn": txn, "record": number if isinstance(number, int) else None}
+        where = {"txn": txn, "seq": record.get("seq")}
         if (key[0], _bytes(txn)) in self._ended:
-            self.say("records", at, "the txn is closed, nothing may follow", **where)
+            self.say("records", at, "the txn is closed, nothing may follow", where)
             return
         try:
             if (record.get("tenant"), record.get("txn")) != key:
@@ -130,7 +132,7 @@ class Audit:
         except (Corrupt, ValueError, TypeError, RecursionError) as bad:
             self._broken.add(key)
             self._folds.pop(key, None)
-            self.say("records", at, bad.why if isinstance(bad, Corrupt) else str(bad), **where)
+            self.say("records", at, bad.why if isinstance(bad, Corrupt) else str(bad), where)
 
     def _step(self, key: tuple[str, str], fold: Fold) -> None:
         if fold.seq == 0:
@@ -142,10 +144,10 @@ class Audit:
             self._folds[key] = fold
 
     def _signed(self, at: int, record: Mapping[str, Any], token: str | None) -> None:
-        number = record.get("seq")
-        where: dict[str, Any] = {"txn": str(record.get("txn")), "record": number if isinstance(number, int) else None}
         if (token is not None) != (record.get("kind") in MINTS):
-            self.say("grants", at, "the grant that it minted is missing" if token is None else "it mints no grant", **where)
+            self.say(
+                "grants", at, "the grant that it minted is missing" if token is None else "it mints no grant", **where
+            )
             return
         if token is None:
             return
@@ -154,11 +156,11 @@ class Audit:
             claims = unverified.claims
             grant = verify(unverified, self._keys, issuer=claims.iss, audience=claims.aud, now=claims.iat)
         except Refusal as bad:
-            self.say("grants", at, f"its grant: {bad.body.message} ({bad.body.rule})", **where)
+            self.say("grants", at, f"its grant: {bad.body.message} ({bad.body.rule})", record)
             return
         self.grants += 1
         if other := _other(msgspec.to_builtins(grant.claims), record):
-            self.say("grants", at, f"its grant has another {other} than the record", **where)
+            self.say("grants", at, f"its grant has another {other} than the record", record)
 
     def witness(self, seq: int, sealed: str, found: str | None) -> None:
         """What the index remembers of message ``seq`` of the ledger, and the hash that stands there now (None: nothing does)."""
@@ -169,15 +171,13 @@ class Audit:
 
     def indexed(self, at: int, record: dict[str, Any] | None, row: dict[str, Any] | None) -> None:
         """A message of the ledger beside the row that the index has of it; None where there is none."""
-        known = record or row or {}
-        where = {"txn": str(known.get("txn", "")), "record": known.get("seq")}
         if record is None:
-            self.say("index", at, "the index has a record here that the ledger has not", **where)
+            self.say("index", at, "the index has a record here that the ledger has not", row)
         elif row is None:
             if (record.get("tenant"), record.get("txn")) not in self._broken:
-                self.say("index", at, "the index has passed here and has no such record", **where)
+                self.say("index", at, "the index has passed here and has no such record", record)
         elif row != record:
-            self.say("index", at, "the index has another record here", **where)
+            self.say("index", at, "the index has another record here", record)
 
     def refusal(self, at: int, data: bytes) -> None:
         """The next message of the refusals, of which the oldest may have gone."""
