@@ -146,7 +146,7 @@ class Audit:
     def _signed(self, at: int, record: Mapping[str, Any], token: str | None) -> None:
         if (token is not None) != (record.get("kind") in MINTS):
             self.say(
-                "grants", at, "the grant that it minted is missing" if token is None else "it mints no grant", **where
+                "grants", at, "the grant that it minted is missing" if token is None else "it mints no grant", record
             )
             return
         if token is None:
