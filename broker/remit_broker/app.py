@@ -106,7 +106,10 @@ class Broker:
             await require_servers(self.nats, config.bus.replicas)
         await agree(self.nats.core.jetstream(), config.bus.replicas, shared(config.issuer, self.keys))
         self.ledger = await JetStreamLedger.start(
-            self.nats.core, replicas=config.bus.replicas, max_bytes=config.bus.ledger_bytes or -1
+            self.nats.core,
+            replicas=config.bus.replicas,
+            max_bytes=config.bus.ledger_bytes or -1,
+            grouped=not config.bus.url and config.bus.sync == "always",
         )
         self.registry = KvRegistry(settings.prices, config.labels)
         await self.registry.start(self.nats.core.jetstream(), config.bus.replicas, self.observer.fault)
