@@ -51,6 +51,7 @@ from remit_broker.config import Settings
 from remit_broker.core import callout_probe
 from remit_broker.core.evidence import export
 from remit_broker.core.revocations import Entry
+from remit_broker.core.times import rfc3339
 from remit_broker.credentials import move_bus
 from remit_broker.edges.attach.servers_file import ServersFileError
 from remit_broker.edges.attach.supervisor import ServerSupervisor
@@ -60,7 +61,7 @@ from remit_broker.edges.http.api import Api
 from remit_broker.edges.http.app import HttpServer, application
 from remit_broker.edges.http.guard import LocalToken
 from remit_broker.hop.pipeline import STAGES
-from remit_broker.hop.scan import close_expired, close_orphans
+from remit_broker.hop.scan import close_expired, close_idle, close_orphans
 from remit_broker.ports import Limits, Ports, RateLimit
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.keys import KeySet
@@ -366,6 +367,8 @@ class Broker:
                 overdue = await self.index.overdue(now_ms, grace_ms)
                 await close_orphans([(late.tenant, late.txn, late.hop) for late in overdue], self.ports)
                 await close_expired(await self.index.expired_txns(now_ms // 1000), self.ports)
+                idle_since = rfc3339(now_ms / 1000 - self.settings.config.limits.txn_idle)
+                await close_idle(await self.index.idle_txns(idle_since), self.ports)
             except Exception as error:  # whatever one round ends with, the next one begins
                 self.observer.fault("scan", error)
 
