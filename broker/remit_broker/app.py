@@ -60,6 +60,7 @@ from remit_broker.edges.callout import Admitted, Callout, CalloutKeys
 from remit_broker.edges.http.api import Api
 from remit_broker.edges.http.app import HttpServer, application
 from remit_broker.edges.http.guard import LocalToken
+from remit_broker.hop.parts import PartsRoom
 from remit_broker.hop.pipeline import STAGES
 from remit_broker.hop.scan import close_expired, close_idle, close_orphans
 from remit_broker.ports import Limits, Ports, RateLimit
@@ -203,13 +204,14 @@ class Broker:
             registry=self.registry,
             revocations=self.revocations,
             policy=CedarEngine.load(self.settings.policies),
-            detectors=SecretDetectors(),
+            detectors=SecretDetectors(config.limits.result_bytes),
             schemas=JsonSchemas(),
             mint=KeyMint(config.issuer, self.keys.signing, published, clock),
             digester=HmacDigester(self.keys.digest_key),
             rates=Gcra(clock, config.limits.calls_per_second, config.limits.burst),
             target_rates=_target_rates(clock, config.limits.target_calls_per_second),
             accounts=self.accounts,
+            room=PartsRoom(config.limits.result_bytes),
             observer=self.observer,
             failpoints=Failpoints(),
             limits=Limits(

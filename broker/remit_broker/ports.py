@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -17,7 +17,8 @@ from remit_broker.core.policy import PolicyRequest, Verdict
 from remit_broker.core.registry import Attachment, Principal, Target
 from remit_broker.core.revocations import Entry
 from remit_schemas.budget import Budget
-from remit_schemas.envelope import Dispatch, Frame
+from remit_schemas.control import Control
+from remit_schemas.envelope import Dispatch, Frame, Result
 from remit_schemas.grant import Claims, Grant
 from remit_schemas.names import Resource
 from remit_schemas.records import (
@@ -30,6 +31,10 @@ from remit_schemas.records import (
     TxnOpened,
 )
 
+T = TypeVar("T")
+
+MAX_FRAMES: Final = 10_000
+"""Frames that one hop may have."""
 Callback = TypeVar("Callback", bound=Callable[..., Coroutine[Any, Any, None]])
 
 
@@ -119,6 +124,9 @@ class Withdrawn(Exception):  # noqa: N818 - an operator's wish, not a fault
 class Channel(Protocol):
     """The frames of one callee for one hop."""
 
+    worker: str
+    """The connection that is told how many frames of output the caller has read; "" where nobody is."""
+
     async def next(self, seconds: float) -> bytes | None:
         """The next frame as it came, or None when no callee is there to hear the dispatch.
 
@@ -138,6 +146,15 @@ class Parties(NamedTuple):
     tenant: str = "default"
 
 
+class Recipient(NamedTuple):
+    """Who gets the end of a hop, and where."""
+
+    reply: str
+    caller: str
+    txn: str
+    hop: str
+
+
 class Bus(Protocol):
     """The agents' side of the bus."""
 
@@ -145,6 +162,12 @@ class Bus(Protocol):
 
     async def answer(self, reply: str, frame: Frame) -> None:
         """Publish one frame to a caller's inbox."""
+
+    async def release(self, to: Recipient, result: Result) -> None:
+        """Publish a result to a caller who takes it in parts, in parts where it is larger than an envelope."""
+
+    async def tell(self, callee: str, connection: str, at: tuple[str, str], said: Control) -> None:
+        """Say something about a hop (``at``: its txn and id) to the connection that works on it. Best effort."""
 
     def channel(self, parties: Parties, txn: str, hop: str) -> AbstractAsyncContextManager[Channel]:
         """Listen to the callee's frames for a hop, and to its caller's wish to end it."""
@@ -291,6 +314,22 @@ class Accounts(Protocol):
         """End a reservation at what was spent, which may be nothing, or more."""
 
 
+class Room(Protocol):
+    """How much of large results this process holds and works on at once."""
+
+    largest: int
+    """Bytes of JSON that one result may have."""
+
+    def take(self, hop: str, callee: str, size: int) -> None:
+        """Hold ``size`` bytes more for ``hop``. Refuses RESULT_INVALID where there is no room."""
+
+    def give_back(self, hop: str) -> None:
+        """Nothing of ``hop`` is held any more."""
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """Do ``work`` on a large value, so that no other hop waits for it."""
+
+
 class Observer(Protocol):
     """Spans, logs and metrics, all made from records after the fact."""
 
@@ -397,6 +436,7 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     rates: RateLimit
     target_rates: RateLimit
     accounts: Accounts
+    room: Room
     observer: Observer
     failpoints: Failpoints
     limits: Limits
@@ -424,10 +464,12 @@ __all__ = [
     "PolicyEngine",
     "Ports",
     "RateLimit",
+    "Recipient",
     "Refusals",
     "Registry",
     "RevocationList",
     "Revocations",
+    "Room",
     "Schemas",
     "Turn",
     "Withdrawn",
