@@ -65,6 +65,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     burst: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 400
     concurrency: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 2048
     result_bytes: Annotated[int, msgspec.Meta(ge=1 << 20, le=32 << 20)] = 16 << 20
+    connections_per_agent: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 256
     drain: Seconds = 5.0
     allow_cycles: tuple[str, ...] = ()
 
