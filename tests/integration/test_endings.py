@@ -1,113 +1,124 @@
-"""What ends a task without its opener: idleness, and that it has grown too long to grow on."""
+"""What an ancestor ends is told to whoever works below it, through whatever replica, and whatever stands in between."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from remit_broker.core.fold import fold_all
-from remit_broker.core.times import rfc3339
-from remit_broker.hop import open as opening
-from remit_broker.hop.scan import close_idle
-from remit_broker.testing import Lab, running_broker
-from tests.attacks.test_budget_race import everything, known, two_replicas
-from tests.support.raw import Arena, arena_on, error_of, skill, tool
-
-READ = "mcp/files/read"
-HELP = "agent/helper/help"
-LITTLE = {"budget": {"usd_micros": 0, "tokens": 0, "calls": 3}}
+from remit_broker.testing import Lab
+from remit_schemas import subjects
+from remit_schemas.control import CANCEL
+from remit_schemas.envelope import Accepted, Started, parse_frame
+from tests.attacks.test_budget_race import two_replicas
+from tests.support.raw import Arena, RawAgent, Taken, arena_on, error_of, skill
 
 
-async def closed(lab: Lab, txn: str) -> dict[str, Any]:
-    async with asyncio.timeout(15):
-        while (last := (await lab.records(txn))[-1])["kind"] != "txn.closed":
-            await asyncio.sleep(0.1)
-    return last
+class Chain:
+    """Desk calls middle, middle calls leaf: all raw, so that nobody is told anything but by the broker."""
+
+    def __init__(self, desk: RawAgent, middle: RawAgent, leaf: RawAgent) -> None:
+        self.desk, self.middle, self.leaf = desk, middle, leaf
+
+    async def begin(self, lab: Lab, resource: str) -> tuple[Accepted, Taken, str]:
+        """Desk's running call of ``resource``."""
+        opened = await lab.grant("desk", "agent/**")
+        accepted = await started(self.desk, resource, opened.txn, opened.grant)
+        return accepted, await self.middle.took(opened.txn), opened.grant
 
 
-async def test_a_task_without_records_or_open_hops_is_closed_as_idle(tmp_path: Path) -> None:
-    async with running_broker(tmp_path, {"limits": {"txn_idle": 1.0}}) as lab, arena_on(lab) as arena:
-        alice, helper = await arena.agent("alice"), await arena.agent("helper")
-        await helper.serve(skill("help"))
-        idle, busy = await lab.grant("alice", "agent/**"), await lab.grant("alice", "agent/**")
-        running = asyncio.ensure_future(alice.call(HELP, busy.txn, busy.grant))
-        taken = await helper.took(busy.txn)
-        last = await closed(lab, idle.txn)
-        assert (last["reason"], last["who"]) == ("idle", "broker")
-        assert (await alice.error(HELP, idle.txn, idle.grant)).code == "GRANT_CLOSED"
-        # The other one is as old, and somebody works on it.
-        assert [record["kind"] for record in await lab.records(busy.txn)] == ["txn.opened", "hop.opened"]
-        await taken.done()
-        await running
-        assert (await closed(lab, busy.txn))["reason"] == "idle"
+async def started(caller: RawAgent, resource: str, txn: str, grant: str, calls: int = 5) -> Accepted:
+    inbox = caller.inbox()
+    frames = await caller.nc.subscribe(inbox)
+    request = {"v": 1, "args": {}, "grant": grant, "want": {"budget": {"usd_micros": 0, "tokens": 0, "calls": calls}}}
+    await caller.nc.publish(caller.subject(resource, txn), json.dumps(request).encode(), reply=inbox)
+    accepted = parse_frame((await frames.next_msg(5)).data)
+    assert isinstance(accepted, Accepted), accepted
+    return accepted
 
 
-async def idle_now(lab: Lab) -> list[tuple[str, str, int]]:
-    await lab.broker.caught_up()
-    return list(await lab.broker.index.idle_txns(rfc3339(lab.broker.ports.clock.now() + 60)))
+async def known_to(second: Lab, first: Lab, name: str) -> None:
+    """The second replica has heard of a principal, and of what it serves."""
+    async with asyncio.timeout(10):
+        while second.broker.registry.principal(name) is None or (
+            first.broker.registry.attachment(name) != second.broker.registry.attachment(name)
+        ):
+            await asyncio.sleep(0.01)
 
 
-async def cast(arena: Arena) -> Any:
-    alice, files = await arena.agent("alice"), await arena.agent("files", "mcp")
-    files.handlers["read"] = lambda taken: taken.done("x")
-    await files.serve(tool("read"))
-    return alice, files
+async def chain(arena: Arena) -> Chain:
+    desk, middle, leaf = [await arena.agent(name) for name in ("desk", "middle", "leaf")]
+    await middle.serve(skill("work"))
+    await leaf.serve(skill("work"))
+    return Chain(desk, middle, leaf)
 
 
-async def test_a_task_that_goes_on_meanwhile_is_not_closed_as_idle(lab: Lab) -> None:
-    """Found idle, then used: what was found is not true any more when its turn comes."""
-    async with arena_on(lab) as arena:
-        alice, _ = await cast(arena)
-        root = await lab.grant("alice", "mcp/**")
-        found = await idle_now(lab)
-        assert [one[1] for one in found] == [root.txn]
-        await alice.result(READ, root.txn, root.grant)
-        await close_idle(found, lab.broker.ports)
-        await alice.result(READ, root.txn, root.grant)
-        await close_idle(await idle_now(lab), lab.broker.ports)
-        assert (await lab.records(root.txn))[-1]["kind"] == "txn.closed"
+async def apart(arena: Arena, made: Chain) -> tuple[Accepted, Taken, Accepted, Taken]:
+    """Desk's hop and the one below it, run by two replicas: chance shares requests out, so it is tried again."""
+    for _ in range(40):
+        above, at_middle, _ = await made.begin(arena.lab, "agent/middle/work")
+        await at_middle.say(Started(connection=made.middle.connection))
+        below = await started(made.middle, "agent/leaf/work", above.txn, at_middle.grant, calls=1)
+        at_leaf = await made.leaf.took(above.txn)
+        if above.replica != below.replica:
+            return above, at_middle, below, at_leaf
+    raise AssertionError("both replicas were never asked")
 
 
-async def test_replicas_that_find_the_same_idle_tasks_close_each_once(tmp_path: Path) -> None:
+async def test_what_an_ancestor_ends_is_told_to_a_callee_at_another_replica(tmp_path: Path) -> None:
     async with two_replicas(tmp_path) as (first, second), arena_on(first) as arena:
-        alice, _ = await cast(arena)
-        await known(first, second)
-        roots = [await first.grant("alice", "mcp/**") for _ in range(20)]
-        found = await idle_now(first)
-        calls = [asyncio.ensure_future(alice.call(READ, root.txn, root.grant)) for root in roots[:10]]
-        await asyncio.gather(*(close_idle(found, lab.broker.ports) for lab in (first, second)), *calls)
-        for root in roots:
-            kinds = [record["kind"] for record in await everything(first, second, root.txn)]
-            assert kinds.count("txn.closed") <= 1 and kinds.count("hop.opened") == kinds.count("hop.closed")
-            assert ("txn.closed" in kinds) != ("hop.opened" in kinds), "either it went on, or it was closed"
-        ends = [(await first.records(root.txn))[-1]["kind"] for root in roots[10:]]
-        assert set(ends) == {"txn.closed"}
+        made = await chain(arena)
+        for name in ("desk", "middle", "leaf"):
+            await known_to(second, first, name)
+        above, _, below, at_leaf = await apart(arena, made)
+        told = await made.leaf.nc.subscribe(f"_INBOX_leaf.{made.leaf.connection}.ctl.{below.txn}.{below.hop}")
+        await made.leaf.nc.flush()
+        await at_leaf.say(Started(connection=made.leaf.connection))
+        began = time.monotonic()
+        await made.desk.nc.publish(subjects.control("desk", above.replica, above.txn, above.hop), CANCEL)
+        assert (await told.next_msg(5)).data == CANCEL
+        assert time.monotonic() - began < 1.0
+        ended: dict[str, str] = {}
+        records: list[dict[str, Any]] = []
+        async with asyncio.timeout(5):
+            while len(ended) < 2:
+                records = await first.records(above.txn)
+                ended = {record["hop"]: record["outcome"] for record in records if record["kind"] == "hop.closed"}
+        fold_all(records)
+        assert ended == {above.hop: "cancelled", below.hop: "cancelled"}
 
 
-async def test_a_task_with_too_many_records_opens_nothing_new_and_closes_what_is_open(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert opening.MAX_RECORDS == 2000
-    monkeypatch.setattr(opening, "MAX_RECORDS", 5)
+async def test_a_hop_that_ended_before_its_replica_began_to_run_it_is_stopped(lab: Lab) -> None:
+    """It was closed elsewhere between its opening and its dispatch: its callee hears of both at once."""
     async with arena_on(lab) as arena:
-        alice, _ = await cast(arena)
-        helper = await arena.agent("helper")
-        await helper.serve(skill("help"))
-        root = await lab.grant("alice", "mcp/**", "agent/**")
-        running = [asyncio.ensure_future(alice.call(HELP, root.txn, root.grant, want=LITTLE)) for _ in range(2)]
-        took = [await helper.took(root.txn, number) for number in (1, 2)]
-        await helper.result(READ, root.txn, took[0].grant)
-        for caller, grant in ((alice, root.grant), (helper, took[1].grant)):
-            body = await caller.error(READ, root.txn, grant)
-            assert (body.code, body.rule, body.effect, body.retryable) == ("TOO_LARGE", "open.records", "none", False)
-            assert "new task" in body.ask
-        for taken in took:
-            await taken.done()
-        assert not any(frames[-1] is None or hasattr(frames[-1], "error") for frames in await asyncio.gather(*running))
-        await alice.result("remit/txn/close", root.txn, root.grant)
-        fold = fold_all(await lab.records(root.txn))
-        assert fold.state == "closed" and fold.seq == 7
-        assert error_of(await alice.call(READ, root.txn, root.grant)).code == "GRANT_CLOSED"
+        made = await chain(arena)
+        bus = lab.broker.ports.bus
+        with pytest.MonkeyPatch.context() as patch:
+            opened = await lab.grant("desk", "agent/**")
+            told = await made.middle.nc.subscribe(f"_INBOX_middle.{made.middle.connection}.ctl.{opened.txn}.*")
+            await made.middle.nc.flush()
+            ids = type(lab.broker.ports.ids)
+            patch.setattr(ids, "hop", lambda self: "ab" * 8)
+            await bus.ended("default", opened.txn, "ab" * 8)
+            await lab.broker.nats.core.flush()
+            calling = asyncio.ensure_future(made.desk.call("agent/middle/work", opened.txn, opened.grant))
+            taken = await made.middle.took(opened.txn)
+            await taken.say(Started(connection=made.middle.connection))
+            assert (await told.next_msg(5)).data == CANCEL
+            assert error_of(await calling).code == "CANCELLED"
+
+
+async def test_closing_a_task_stops_what_runs_in_it(lab: Lab) -> None:
+    async with arena_on(lab) as arena:
+        made = await chain(arena)
+        above, at_middle, grant = await made.begin(lab, "agent/middle/work")
+        told = await made.middle.nc.subscribe(f"_INBOX_middle.{made.middle.connection}.ctl.{above.txn}.{above.hop}")
+        await made.middle.nc.flush()
+        await at_middle.say(Started(connection=made.middle.connection))
+        await made.desk.result("remit/txn/close", above.txn, grant)
+        assert (await told.next_msg(5)).data == CANCEL
