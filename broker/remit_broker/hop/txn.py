@@ -174,7 +174,9 @@ async def close_txn(tenant: str, txn: str, who: str, reason: str, ports: Ports) 
         while turn.fold.state == "open":
             for hop in turn.fold.descendants_open(turn.fold.root):
                 await sweep(hop, ports, turn, "its task was closed", "cancelled")
-            if not turn.fold.descendants_open(turn.fold.root):
+            fold = turn.fold
+            # Another replica may have opened something meanwhile, or have closed the txn itself.
+            if fold.state == "open" and not fold.descendants_open(fold.root):
                 await end(turn, who, "expired" if reason == "expired" else "closed", ports)
         return turn.fold
 
