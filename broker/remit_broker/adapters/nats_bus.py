@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
+from collections.abc import Callable
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -153,6 +154,10 @@ class NatsBus:
         self._telling: set[asyncio.Task[None]] = set()
         self._called: dict[tuple[str, str, str], FrameQueue] = {}
         self._running: dict[tuple[str, str], tuple[Parties, FrameQueue]] = {}
+        self.on_input: Callable[[subjects.Reply, Msg], None] = lambda _, __: None
+        """Told what the caller of a hop says beside that it does not want it any more."""
+        self.on_unwanted: Callable[[subjects.Reply], None] = lambda _: None
+        """Told that a caller does not want a hop any more which does not run here: perhaps it is parked."""
 
     async def start(self) -> None:
         """Listen for the frames of callees and the wishes of callers: one subscription each for all hops of this replica."""
@@ -189,9 +194,15 @@ class NatsBus:
         at = subjects.parse_reply(message.subject, "ctl")
         # INVARIANT: only the caller of a hop can end it; the NATS server vouches for that part of the subject
         # (test_only_the_caller_cancels).
-        queue = self._called.get((at.principal, at.txn, at.hop)) if at is not None else None
-        if queue is not None and message.data == CANCEL:
+        if at is None:
+            return
+        queue = self._called.get((at.principal, at.txn, at.hop))
+        if message.data != CANCEL:
+            self.on_input(at, message)
+        elif queue is not None:
             queue.cancel()
+        else:
+            self.on_unwanted(at)
 
     def channel(self, parties: Parties, txn: str, hop: str) -> _Listening:
         """Listen to the callee's frames for a hop, and to its caller's wish to end it."""
@@ -231,6 +242,13 @@ class NatsBus:
 
     async def dispatch(self, resource: Resource, callee: str, dispatch: Dispatch) -> None:
         """Hand a governed call to its callee, once. Refuses TOO_LARGE or TARGET_UNAVAILABLE before anything is sent."""
+        await self._hand(subjects.service(resource.kind, resource.name, resource.op), callee, dispatch)
+
+    async def resume(self, callee: str, connection: str, dispatch: Dispatch) -> None:
+        """Hand a call that goes on to the connection that parked it. Refuses as :meth:`dispatch`."""
+        await self._hand(control_subject(callee, connection, dispatch.txn, dispatch.hop), callee, dispatch)
+
+    async def _hand(self, subject: str, callee: str, dispatch: Dispatch) -> None:
         data = encode(dispatch)
         if len(data) > MAX_ENVELOPE:
             raise refusal(
@@ -243,11 +261,8 @@ class NatsBus:
                 Code.TARGET_UNAVAILABLE, "the bus is not connected", rule="dispatch.bus", ask="call again shortly",
                 retry_after=1.0,
             )  # fmt: skip
-        await self._nc.publish(
-            subjects.service(resource.kind, resource.name, resource.op),
-            data,
-            reply=subjects.reply(callee, self.replica, dispatch.txn, dispatch.hop),
-        )
+        reply = subjects.reply(callee, self.replica, dispatch.txn, dispatch.hop)
+        await self._nc.publish(subject, data, reply=reply)
 
     async def answer(self, reply: str, frame: Frame) -> None:
         """Publish one frame to a caller's inbox; a final frame that is too large becomes an error that says so."""
