@@ -62,6 +62,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     target_calls_per_second: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     burst: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 400
     concurrency: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 2048
+    result_bytes: Annotated[int, msgspec.Meta(ge=1 << 20, le=32 << 20)] = 16 << 20
     drain: Seconds = 5.0
     allow_cycles: tuple[str, ...] = ()
 

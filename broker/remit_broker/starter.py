@@ -36,6 +36,7 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 # burst = 400                # per caller, at once
 # target_calls_per_second = 0.0   # per callee; 0 is no limit
 # concurrency = 2048         # hops in hand per broker process
+# result_bytes = 16777216    # largest result, where its caller takes it in parts
 # drain = 5.0                # seconds a stopping broker gives to running hops
 # allow_cycles = []          # ["planner>critic"]: pairs that may close a loop
 

@@ -1,7 +1,8 @@
 """What travels on the bus: one request, one dispatch, and a sequence of frames.
 
 A reply is any number of ``accepted``/``progress``/``event`` frames and exactly one of ``result``, ``error`` or
-``input_required``. A callee's first frame is ``started``.
+``input_required``. A callee's first frame is ``started``. A result that is larger than an envelope comes in ``part`` frames
+before it, where the caller said that it takes them (:mod:`remit_schemas.parts`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from remit_schemas.scope import Detail
 VERSION: Final = 1
 MAX_ENVELOPE: Final = 900 * 1024
 """Largest envelope in bytes: the server's 1 MiB ``max_payload`` counts headers too."""
+
+MAX_WINDOW: Final = 1024
+"""Most frames of output that may be ahead of their reader: as many as wait for it on the way."""
 
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -46,7 +50,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     """A call, from a caller to the broker. ``deadline`` is Unix milliseconds, ``key`` an idempotency key.
 
     ``resume`` is a parked hop that goes on with ``input``; resource and arguments are those of its opening. ``detach`` asks for
-    a task of its own in which the caller can make this call.
+    a task of its own in which the caller can make this call. ``parts`` says that the caller takes a result in parts, ``window``
+    how many frames of output it takes ahead of what it has said it has read.
     """
 
     v: int = VERSION
@@ -57,9 +62,15 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     deadline: Positive | None = None
     approval: Annotated[str, msgspec.Meta(max_length=128)] | None = None
     trace: Trace | None = None
+    parts: bool = False
+    window: Annotated[int, msgspec.Meta(ge=1, le=MAX_WINDOW)] | None = None
     resume: Annotated[str, msgspec.Meta(max_length=16)] | None = None
     input: Any = None
     detach: bool = False
+
+
+def _version() -> int:
+    return VERSION
 
 
 class Resumed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -69,13 +80,15 @@ class Resumed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     input: Any
 
 
-class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """A governed call, from the broker to a callee. Who asks, for whom and within what is in ``grant``.
 
+    ``parts`` is how many bytes of JSON a result may have that comes in parts (0: none may); ``window`` is the caller's.
     ``resumed`` is there where the hop was parked before: it carries the input that the callee had asked for.
     """
 
-    v: int = VERSION
+    # A factory, since only plain defaults are left out: a dispatch always says its version.
+    v: int = msgspec.field(default_factory=_version)
     txn: str
     hop: str
     replica: str
@@ -83,6 +96,8 @@ class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     grant: str
     args: dict[str, Any]
     deadline: int
+    parts: Annotated[int, msgspec.Meta(ge=0)] = 0
+    window: Annotated[int, msgspec.Meta(ge=1, le=MAX_WINDOW)] | None = None
     resumed: Resumed | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -114,15 +129,24 @@ class Event(msgspec.Struct, frozen=True, tag="event", tag_field="frame", kw_only
     data: Any
 
 
+class Part(msgspec.Struct, frozen=True, tag="part", tag_field="frame", kw_only=True):
+    """A slice of the JSON text of a result's value. ``seq`` counts from 0, without gaps."""
+
+    seq: Annotated[int, msgspec.Meta(ge=0)]
+    data: str
+
+
 class Result(msgspec.Struct, frozen=True, tag="result", tag_field="frame", omit_defaults=True, kw_only=True):
     """The end of a hop that worked. From a callee, ``cost`` is what it used itself; to a caller, what the hop cost in all.
 
-    ``failed`` says that the tool ran and reports a failure of its own (MCP's ``isError``).
+    ``failed`` says that the tool ran and reports a failure of its own (MCP's ``isError``). ``parts`` is how many ``part``
+    frames came before it that make up the value; ``value`` is then null.
     """
 
     value: Any
     cost: Budget | None = None
     failed: bool = False
+    parts: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class Error(msgspec.Struct, frozen=True, tag="error", tag_field="frame", omit_defaults=True, kw_only=True):
@@ -144,7 +168,7 @@ class InputRequired(
     cost: Budget | None = None
 
 
-Frame = Accepted | Started | Progress | Event | Result | Error | InputRequired
+Frame = Accepted | Started | Progress | Event | Part | Result | Error | InputRequired
 FINAL: Final = (Result, Error, InputRequired)
 
 encode = msgspec.json.Encoder().encode

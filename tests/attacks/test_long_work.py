@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,7 +19,8 @@ from remit_schemas import subjects
 from remit_schemas.budget import Budget
 from remit_schemas.envelope import Accepted, Error, Frame, InputRequired, Request, Result, encode
 from remit_schemas.grant import parse
-from tests.support.raw import Arena, RawAgent, Taken, error_of, skill, tool
+from tests.attacks.test_budget_race import everything, known, two_replicas
+from tests.support.raw import Arena, RawAgent, Taken, arena_on, error_of, skill, tool
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -314,6 +316,36 @@ async def test_of_many_that_resume_one_wins(stage: Stage) -> None:
     assert {end.error.code for end in ends if isinstance(end, Error)} <= {"DUPLICATE", "GRANT_CLOSED"}
     assert (await stage.arena.kinds(root.txn)).count("hop.resumed") == 1
     assert len(stage.bob.work(root.txn)) == 2
+
+
+async def test_of_two_replicas_that_resume_one_wins(tmp_path: Path) -> None:
+    async with two_replicas(tmp_path) as (first, second), arena_on(first) as arena:
+        alice, bob = await arena.agent("alice"), await arena.agent("bob")
+        await bob.serve(skill("brief"))
+        await bob.wait_for_input()
+        await known(first, second)
+        for _ in range(4):
+            root = await first.grant("alice", "agent/**")
+            calling = asyncio.ensure_future(alice.call(BRIEF, root.txn, root.grant, ARGS))
+            taken = await bob.took(root.txn)
+            await taken.park()
+            await calling
+            hop, before = taken.dispatch.hop, len(bob.work(root.txn))
+            request = Request(grant=root.grant, args=ARGS, resume=hop, input="yes", deadline=2**50)
+            asks = [
+                asyncio.ensure_future(
+                    alice.ask(subjects.control("alice", lab.broker.replica, root.txn, hop), encode(request))
+                )
+                for lab in (first, second)
+            ]
+            again = await bob.took(root.txn, before + 1)
+            await asyncio.wait(asks, return_when=asyncio.FIRST_COMPLETED)
+            await again.done()
+            ends = [(await ask)[-1] for ask in asks]
+            assert [type(end) for end in sorted(ends, key=lambda end: isinstance(end, Error))] == [Result, Error]
+            assert next(end.error.code for end in ends if isinstance(end, Error)) in ("DUPLICATE", "GRANT_CLOSED")
+            kinds = [record["kind"] for record in await everything(first, second, root.txn)]
+            assert kinds.count("hop.resumed") == 1 and len(bob.work(root.txn)) == before + 1
 
 
 # When

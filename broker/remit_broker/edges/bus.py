@@ -228,6 +228,8 @@ class BusEdge:
         principal: Principal | None = self._ports.registry.principal(hop.ask.caller)
         if principal is None:
             raise refusal(Code.UNAUTHENTICATED, "not registered", rule="attach.principal", ask="remit agents add")
+        if found := self._ports.revocations.tenant(principal.tenant):
+            raise withheld(found)
         server = hop.request.args.get("server")
         definitions = definitions_of(principal.kind, hop.request.args)
         await self._check(principal.name, definitions)

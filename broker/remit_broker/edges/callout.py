@@ -41,7 +41,10 @@ class Principals(Protocol):
 
 
 class RevokedAgents(Protocol):
-    """Which agents an operator has revoked."""
+    """Which agents and tenants an operator has revoked."""
+
+    def tenant(self, name: str) -> object | None:
+        """Something where the tenant ``name`` is revoked. From memory: it must not wait."""
 
     def agent(self, name: str) -> object | None:
         """Something where ``name`` is revoked. From memory: it must not wait."""
@@ -54,11 +57,13 @@ class Admitted:
         self._principals, self._revoked = principals, revoked
 
     def by_nkey(self, public: str) -> Principal | None:
-        """The principal, by proof. Raises :class:`Refused` where it is revoked."""
+        """The principal, by proof. Raises :class:`Refused` where it or its tenant is revoked."""
         principal = self._principals.by_nkey(public)
         # INVARIANT: a revoked agent does not come back (test_a_revoked_agents_connection_is_cut_and_it_cannot_come_back).
         if principal is not None and self._revoked.agent(principal.name) is not None:
             raise Refused(f"{principal.name} is revoked")
+        if principal is not None and self._revoked.tenant(principal.tenant) is not None:
+            raise Refused(f"the tenant {principal.tenant} of {principal.name} is revoked")
         return principal
 
 

@@ -6,6 +6,7 @@ import msgspec
 
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.narrow import exactly
+from remit_broker.hop.revoked import nothing_stops
 from remit_broker.hop.txn import MAX_TTL, Delegation, open_txn
 from remit_broker.ports import Ports
 from remit_schemas.budget import ONE_CALL
@@ -19,6 +20,8 @@ async def detach(hop: Hop, ports: Ports) -> Hop:
 
     A refusal of the ledger has the effect ``unknown``: the task may exist, though nobody holds its grant.
     """
+    # INVARIANT: no task begins for what was revoked after the opening (test_nothing_is_detached_for_what_is_revoked).
+    nothing_stops(hop, ports)
     await ports.bus.answer(hop.ask.reply, Accepted(txn=hop.intent.txn, hop=hop.id, replica=ports.bus.replica))
     try:
         opened = await open_txn(task_of(hop, ports), ports)

@@ -8,15 +8,19 @@ from remit_broker.hop.authorize import authorize
 from remit_broker.hop.detach import detach
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.inspect_result import release
+from remit_broker.hop.parts import Gathering
 from remit_broker.hop.resolve import resolve
 from remit_broker.hop.revoked import nothing_stops
-from remit_broker.ports import CallerCancelled, Channel, Parties, Ports, Withdrawn
+from remit_broker.ports import MAX_FRAMES, CallerCancelled, Channel, Parties, Ports, Withdrawn
 from remit_schemas.envelope import (
-    FINAL,
     Accepted,
     Dispatch,
+    Error,
     Event,
+    InputRequired,
+    Part,
     Progress,
+    Result,
     Resumed,
     Started,
     parse_frame,
@@ -24,9 +28,8 @@ from remit_schemas.envelope import (
 from remit_schemas.errors import Code, Effect, Refusal, refusal
 from remit_schemas.names import is_connection
 
-MAX_FRAMES = 10_000
 MAX_BEFORE_END = 4 * 1024 * 1024
-"""Bytes of all frames of one hop but the final one: each is read, searched and judged, which the other hops wait for."""
+"""Bytes of all output of one hop before its end: each frame is read, searched and judged, which the other hops wait for."""
 
 
 async def dispatch(hop: Hop, ports: Ports) -> Hop:
@@ -38,10 +41,10 @@ async def dispatch(hop: Hop, ports: Ports) -> Hop:
     if ports.clock.monotonic() >= hop.mono_deadline:
         raise _late("none")
     aim, record = hop.aim, hop.intent
-    parties = Parties(hop.ask.caller, aim.callee, (*hop.held.chain, aim.callee), hop.held.claims.sub, hop.resource)
+    parties = Parties(
+        hop.ask.caller, aim.callee, (*hop.held.chain, aim.callee), hop.held.claims.sub, hop.resource, record.tenant
+    )
     if hop.request.detach:
-        # INVARIANT: no task begins for what was revoked after the opening (test_nothing_is_detached_for_what_is_revoked).
-        nothing_stops(hop, ports)
         return await detach(hop, ports)
     async with ports.bus.channel(parties, record.txn, hop.id) as channel:
         await ports.bus.answer(hop.ask.reply, Accepted(txn=record.txn, hop=hop.id, replica=ports.bus.replica))
@@ -54,16 +57,23 @@ async def dispatch(hop: Hop, ports: Ports) -> Hop:
             args=hop.args,
             deadline=hop.deadline,
             resumed=msgspec.UNSET if hop.parked is None else Resumed(n=hop.parked.n + 1, input=hop.input),
+            parts=ports.room.largest if hop.request.parts else 0,
+            window=hop.request.window,
         )
-        # INVARIANT: what was revoked after the opening is not sent (test_what_is_revoked_between_opening_and_dispatch_is_not_sent).
-        nothing_stops(hop, ports)
-        if hop.parked is not None and hop.parked.connection:
-            await ports.bus.resume(aim.callee, hop.parked.connection, call)
-            ports.failpoints.hit("sent")
-            return await _relay(hop, ports, channel, otherwise=call)
-        await ports.bus.dispatch(hop.resource, aim.callee, call)
+        waiting = hop.parked.connection if hop.parked is not None else ""
+        await _send(hop, ports, call, waiting)
         ports.failpoints.hit("sent")
-        return await _relay(hop, ports, channel)
+        return await _relay(hop, ports, channel, otherwise=call if waiting else None)
+
+
+async def _send(hop: Hop, ports: Ports, call: Dispatch, waiting: str = "") -> None:
+    """To the connection that waits for it, or to any of the callee's."""
+    # INVARIANT: what was revoked after the opening is not sent (test_what_is_revoked_between_opening_and_dispatch_is_not_sent).
+    nothing_stops(hop, ports)
+    if waiting:
+        await ports.bus.resume(hop.aim.callee, waiting, call)
+    else:
+        await ports.bus.dispatch(hop.resource, hop.aim.callee, call)
 
 
 async def _same_world(hop: Hop, ports: Ports) -> None:
@@ -86,6 +96,7 @@ async def _same_world(hop: Hop, ports: Ports) -> None:
 async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch | None = None) -> Hop:
     """``otherwise`` is what any connection of the callee gets, where the one that was asked first is gone."""
     started, room = "", MAX_BEFORE_END
+    gathering = Gathering(ports.room if hop.request.parts else None, hop.id, hop.aim.callee)
     for _ in range(MAX_FRAMES):
         try:
             data = await channel.next(hop.mono_deadline - ports.clock.monotonic())
@@ -110,8 +121,7 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch |
             if otherwise is not None:
                 # INVARIANT: nobody has heard it yet, so it is still dispatched once
                 # (test_an_input_goes_to_another_connection_where_the_one_that_parked_is_gone).
-                nothing_stops(hop, ports)
-                await ports.bus.dispatch(hop.resource, hop.aim.callee, otherwise)
+                await _send(hop, ports, otherwise)
                 otherwise = None
                 continue
             raise refusal(
@@ -125,8 +135,19 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch |
                 Code.RESULT_INVALID, f"{hop.aim.callee} answered with something that is no frame", rule="dispatch.frame",
                 ask="tell whoever runs it", effect="unknown", cause=str(bad),
             ) from None  # fmt: skip
-        if isinstance(frame, FINAL):
+        if isinstance(frame, InputRequired):
             return hop.with_(final=frame, connection=started)
+        if isinstance(frame, Result | Error):
+            return hop.with_(final=await gathering.end(frame, ports))
+        if isinstance(frame, Part):
+            try:
+                said = gathering.take(frame)
+            except Refusal:
+                await stop(hop, ports, started)
+                raise
+            if said is not None:
+                await ports.bus.tell(hop.aim.callee, started, (hop.intent.txn, hop.id), said)
+            continue
         # INVARIANT: what comes before the end is bounded (test_a_callee_that_pours_out_data_before_its_end_is_cut_off).
         room -= len(data)
         if room < 0:
@@ -135,6 +156,8 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch |
             await ports.bus.answer(hop.ask.reply, release(hop, ports, frame))
         if isinstance(frame, Started) and not started and is_connection(frame.connection):
             started = frame.connection
+            if hop.request.window is not None:
+                channel.worker = started
             ports.failpoints.hit("started")
     await stop(hop, ports, started)
     raise refusal(

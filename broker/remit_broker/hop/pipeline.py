@@ -27,7 +27,7 @@ from remit_broker.hop.refuse import answer_of, refuse
 from remit_broker.hop.resolve import resolve
 from remit_broker.hop.transform import transform
 from remit_broker.hop.verify import verify
-from remit_broker.ports import LostRace, Ports
+from remit_broker.ports import LostRace, Ports, Recipient
 from remit_schemas.envelope import Error, InputRequired, Result
 from remit_schemas.errors import Code, ErrorBody, refusal
 from remit_schemas.records import HopClosed, HopOpened, HopParked
@@ -64,7 +64,10 @@ async def govern(ask: Ask, ports: Ports) -> Closed | Refused:
         await trail.through(EFFECT, ports)
     except (Exception, asyncio.CancelledError) as error:
         body = answer_of(error, ports, "unknown")
-    return await _close(trail.hop, ports, body)
+    try:
+        return await _close(trail.hop, ports, body)
+    finally:
+        ports.room.give_back(trail.hop.id)
 
 
 class Trail:
@@ -119,7 +122,7 @@ async def _close(hop: Hop, ports: Ports, body: ErrorBody | None) -> Closed:
     if isinstance(hop.final, InputRequired) and not isinstance(record, HopParked):
         # It waits for an input that will not come (test_a_request_that_is_not_released_ends_the_hop_and_tells_the_callee).
         await stop(hop, ports, hop.connection)
-    await ports.bus.answer(hop.ask.reply, frame)
+    await _release(hop, ports, frame)
     return Closed(hop=hop, record=record, frame=frame)
 
 
@@ -129,6 +132,13 @@ def _observe(hop: Hop, record: HopClosed, ports: Ports) -> None:
         ports.observer.closed(hop.intent, record, hop.past.user)
     else:
         ports.observer.swept(hop.past.nodes[hop.id], record, hop.past.user)
+
+
+async def _release(hop: Hop, ports: Ports, frame: Result | Error | InputRequired) -> None:
+    if hop.request.parts and isinstance(frame, Result):
+        await ports.bus.release(Recipient(hop.ask.reply, hop.ask.caller, hop.ask.txn, hop.id), frame)
+    else:
+        await ports.bus.answer(hop.ask.reply, frame)
 
 
 async def _shielded(work: Awaitable[T]) -> T:

@@ -54,7 +54,7 @@ async def renew(hop: Hop, ports: Ports) -> dict[str, Any]:
 
 
 def _may_go_on(hop: Hop, ports: Ports) -> None:
-    may_decide(ports)
+    may_decide(ports, hop.ask.tenant)
     if hop.above.parent is None:
         raise refusal(
             Code.OUT_OF_SCOPE, "a root grant lives as long as its task", rule="renew.root",
