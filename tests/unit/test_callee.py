@@ -79,7 +79,7 @@ def test_a_hop_that_was_parked_is_taken_once_more_for_each_input() -> None:
 def test_a_resumption_under_another_number_than_the_grants_is_refused(n: int) -> None:
     call = msgspec.structs.replace(dispatch(jti=f"{TXN}.{HOP}.2"), resumed=Resumed(n=n, input="yes"))
     assert refused(call) == (Code.GRANT_INVALID, "dispatch.grant")
-    assert refused(msgspec.structs.replace(call, resumed=msgspec.UNSET)) == (Code.GRANT_INVALID, "dispatch.grant")
+    assert refused(msgspec.structs.replace(call, resumed=None)) == (Code.GRANT_INVALID, "dispatch.grant")
 
 
 def test_a_grant_of_another_hop_is_refused() -> None:

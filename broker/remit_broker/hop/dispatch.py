@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from remit_broker.hop.authorize import authorize
 from remit_broker.hop.detach import detach
 from remit_broker.hop.hop import Hop
@@ -56,7 +54,7 @@ async def dispatch(hop: Hop, ports: Ports) -> Hop:
             grant=hop.token,
             args=hop.args,
             deadline=hop.deadline,
-            resumed=msgspec.UNSET if hop.parked is None else Resumed(n=hop.parked.n + 1, input=hop.input),
+            resumed=None if hop.parked is None else Resumed(n=hop.parked.n + 1, input=hop.input),
             parts=ports.room.largest if hop.request.parts else 0,
             window=hop.request.window,
         )
