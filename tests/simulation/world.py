@@ -290,6 +290,9 @@ class SimBus:
     async def resume(self, callee: str, connection: str, dispatch: Dispatch) -> None:
         raise NotImplementedError("nobody here asks for an input")
 
+    async def ended(self, tenant: str, txn: str, hop: str) -> None:
+        pass
+
     async def dispatch(self, resource: Resource, callee: str, dispatch: Dispatch) -> None:
         await self._life.pause()
         self._world.log.append(("dispatched", dispatch.hop))

@@ -186,3 +186,5 @@ async def abandon(hop: str, ports: Ports, turn: Turn, why: tuple[str, Outcome]) 
     if node.state == "parked" and node.connection:
         # Whoever waits for the input there need not wait any longer.
         await ports.bus.cancel(node.callee, node.connection, fold.txn, hop)
+    # INVARIANT: whoever runs it hears of it, wherever it runs (test_what_an_ancestor_ends_is_told_to_a_callee_at_another_replica).
+    await ports.bus.ended(fold.tenant, fold.txn, hop)

@@ -95,6 +95,7 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     opened: HopOpened | HopResumed | None = None
     token: str = ""
     reserved: Reservation = Reservation()
+    began: float = 0.0
     # dispatch
     final: Result | Error | InputRequired | None = None
     connection: str = ""

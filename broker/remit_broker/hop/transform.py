@@ -7,7 +7,7 @@ from typing import Any
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.inspect import content
 from remit_broker.ports import Ports
-from remit_schemas.canonical import canonical
+from remit_schemas.canonical import canonical_document
 from remit_schemas.errors import Code, refusal
 
 
@@ -36,7 +36,7 @@ async def transform(hop: Hop, ports: Ports) -> Hop:
 
 def _canonical(value: Any) -> bytes:
     try:
-        return canonical(value)
+        return canonical_document(value)
     except ValueError as error:
         raise refusal(
             Code.ARGUMENTS_INVALID, "the arguments have no canonical form", rule="transform.canonical",
