@@ -35,6 +35,14 @@ class OpenHop(NamedTuple):
     deadline: int
 
 
+class IdleTxn(NamedTuple):
+    """A txn in which nothing has happened for long; ``seq`` is that of its last record."""
+
+    tenant: str
+    txn: str
+    seq: int
+
+
 _CHAIN: Final = """
 SELECT t.tenant, t.txn, user, agent, opened_at, last_at, closed_at, reason, continues, hops, open_hops,
     (SELECT coalesce(sum(count), 0) FROM refusal r WHERE r.tenant = t.tenant AND r.txn = t.txn),
@@ -152,17 +160,21 @@ class IndexQueries:
         )
         return [RunningHop(*row) for row in await self._all(query, (before, limit))]
 
-    async def idle_txns(self, before: str, limit: int = MAX_ROWS) -> list[tuple[str, str]]:
-        """(tenant, txn) that are open, have no open hop and no record since ``before`` (RFC 3339)."""
+    async def idle_txns(self, before: str, limit: int = MAX_ROWS) -> list[IdleTxn]:
+        """Txns that are open, have no hop that is open or parked and no record since ``before`` (RFC 3339)."""
         query = (
-            "SELECT tenant, txn FROM txn "
-            "WHERE closed_at IS NULL AND open_hops = 0 AND last_at < ? ORDER BY last_at LIMIT ?"
+            "SELECT tenant, txn, last_seq FROM txn WHERE closed_at IS NULL AND open_hops = 0 AND last_at < ? "
+            "AND (tenant, txn) NOT IN (SELECT tenant, txn FROM broken) ORDER BY last_at LIMIT ?"
         )
-        return [(tenant, txn) for tenant, txn in await self._all(query, (before, limit))]
+        return [IdleTxn(*row) for row in await self._all(query, (before, limit))]
 
     async def expired_txns(self, now: int, limit: int = MAX_ROWS) -> list[tuple[str, str]]:
         """(tenant, txn) that are open although their root grant expired before ``now`` (Unix seconds)."""
-        query = "SELECT tenant, txn FROM txn WHERE closed_at IS NULL AND exp < ? ORDER BY exp LIMIT ?"
+        # To a broken one nothing can be appended: it would be found again and again.
+        query = (
+            "SELECT tenant, txn FROM txn WHERE closed_at IS NULL AND exp < ? "
+            "AND (tenant, txn) NOT IN (SELECT tenant, txn FROM broken) ORDER BY exp LIMIT ?"
+        )
         return [(tenant, txn) for tenant, txn in await self._all(query, (now, limit))]
 
     async def counts(self) -> dict[str, int]:

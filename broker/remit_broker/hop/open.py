@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from remit_broker.core.caps import Whose
@@ -16,6 +18,9 @@ from remit_schemas.errors import Code, refusal
 from remit_schemas.grant import Actor, Claims
 from remit_schemas.names import Jti
 from remit_schemas.records import MAX_RECORD, HopOpened, HopResumed, seal
+
+MAX_RECORDS: Final = 2000
+"""Records of one txn beside renewals, of which time allows few; at this many nothing new is opened in it, and what is open goes on and can be closed."""
 
 
 async def open_(hop: Hop, ports: Ports, turn: Turn) -> Hop | LostRace:
@@ -33,6 +38,7 @@ async def open_(hop: Hop, ports: Ports, turn: Turn) -> Hop | LostRace:
         _not_repeated(hop, ports, fold)
     else:
         same_call(hop)
+    _has_room(fold)
     # INVARIANT: held + spent never exceeds the limit at any node
     # (test_replicas_that_race_never_spend_more_than_the_root).
     left = fold.nodes[hop.held.jti.hop].left
@@ -73,6 +79,15 @@ def own_hold(hop: Hop) -> Budget:
     if hop.request.detach:
         return ONE_CALL
     return hop.given.budget if hop.aim.kind == "mcp" else hop.aim.price.join(ONE_CALL)
+
+
+def _has_room(fold: Fold) -> None:
+    # INVARIANT: a txn does not grow without end (test_a_task_with_too_many_records_opens_nothing_new_and_closes_what_is_open).
+    if fold.seq + 1 - fold.renewals >= MAX_RECORDS:
+        raise refusal(
+            Code.TOO_LARGE, f"this task has {fold.seq + 1 - fold.renewals} records, at most {MAX_RECORDS} are kept of one", rule="open.records",
+            ask="carry on in a new task, opened for the same user",
+        )  # fmt: skip
 
 
 def _not_too_often(hop: Hop, ports: Ports) -> None:
