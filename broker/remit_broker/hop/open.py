@@ -20,7 +20,8 @@ from remit_schemas.names import Jti
 from remit_schemas.records import MAX_RECORD, HopOpened, HopResumed, seal
 
 MAX_RECORDS: Final = 2000
-"""Records of one txn beside renewals, of which time allows few; at this many nothing new is opened in it, and what is open goes on and can be closed."""
+"""Records of one txn beside renewals, of which time allows few; at this many nothing new is opened in it, and what is open goes on
+and can be closed."""
 
 
 async def open_(hop: Hop, ports: Ports, turn: Turn) -> Hop | LostRace:
@@ -83,9 +84,10 @@ def own_hold(hop: Hop) -> Budget:
 
 def _has_room(fold: Fold) -> None:
     # INVARIANT: a txn does not grow without end (test_a_task_with_too_many_records_opens_nothing_new_and_closes_what_is_open).
-    if fold.seq + 1 - fold.renewals >= MAX_RECORDS:
+    count = fold.seq + 1 - fold.renewals
+    if count >= MAX_RECORDS:
         raise refusal(
-            Code.TOO_LARGE, f"this task has {fold.seq + 1 - fold.renewals} records, at most {MAX_RECORDS} are kept of one", rule="open.records",
+            Code.TOO_LARGE, f"this task has {count} records, at most {MAX_RECORDS} are kept of one", rule="open.records",
             ask="carry on in a new task, opened for the same user",
         )  # fmt: skip
 
