@@ -197,7 +197,7 @@ class Broker:
         self.accounts = KvAccounts(JetStream(self.nats.core), self.settings.caps, clock, self.replica)
         await self.accounts.start(config.bus.replicas, self.observer.fault)
         self._stack.push_async_callback(self.accounts.stop)
-        bus = NatsBus(self.nats.bus, self.replica, self.nats.core)
+        self._tenant_bus = bus = NatsBus(self.nats.bus, self.replica, self.nats.core)
         await bus.start()
         self._enforce(bus)
         published = KeySet.from_jwks(self.keys.jwks())
@@ -291,6 +291,7 @@ class Broker:
 
     async def _take_requests(self) -> None:
         edge = BusEdge(self.nats.bus, "default", self.ports, self.registry.attach, self.published())
+        self._tenant_bus.on_input, self._tenant_bus.on_unwanted = edge.on_input, edge.on_unwanted
         await edge.start()
         self._stack.push_async_callback(edge.stop, self.settings.config.limits.drain)
 
