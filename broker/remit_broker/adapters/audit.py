@@ -8,14 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from remit_broker.adapters import jetstream_ledger, refusal_stream
-from remit_broker.adapters.errors import ConfigError
-from remit_broker.adapters.jetstream import ApiError, JetStream, Message, Unreachable
+from remit_broker.adapters.jetstream import NO_STREAM, ApiError, JetStream, Message, Unreachable
 from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.adapters.nats_connect import connect
 from remit_broker.adapters.nats_server import EmbeddedServer, Options
@@ -40,8 +39,8 @@ async def audit(data: Path, url: str, *, sync: Any = "always") -> Report:
         try:
             js = JetStream(nc, timeout=_SECONDS)
             with _rows(data / INDEX, found) as index:
-                await _ledger(js, found, index)
-            await _refusals(js, found)
+                await _opened(found, jetstream_ledger.STREAM, "stream", _ledger(js, found, index))
+            await _opened(found, refusal_stream.STREAM, "refusals", _refusals(js, found))
         finally:
             await nc.close()
     return found.report()
@@ -54,6 +53,18 @@ async def _server(keys: KeyFiles, url: str, sync: Any) -> AsyncIterator[str]:
         return
     async with EmbeddedServer(keys, Options(sync=sync)) as server:
         yield server.url
+
+
+async def _opened(found: Audit, stream: str, check: str, work: Coroutine[Any, Any, None]) -> None:
+    """Do ``work``, unless the server has no such stream: then it was never there, or its description is damaged."""
+    try:
+        await work
+    except ApiError as error:
+        if error.code != NO_STREAM:
+            raise
+        found.say(
+            check, 0, f"the NATS server opens no stream {stream}: what describes it is damaged or gone (see its log)"
+        )
 
 
 async def _ledger(js: JetStream, found: Audit, index: _Index) -> None:
@@ -73,13 +84,7 @@ async def _refusals(js: JetStream, found: Audit) -> None:
 
 async def _messages(js: JetStream, stream: str, subjects: str) -> AsyncIterator[Message]:
     """Every message of a stream in order, those missing left out."""
-    try:
-        state = await js.state(stream)
-    except ApiError as error:
-        raise ConfigError(
-            f"the NATS server has no stream {stream}: {error}",
-            "restore the data folder from a backup, or start a broker on it once",
-        ) from None
+    state = await js.state(stream)
     at, last = max(state["first_seq"] - 1, 0), state["last_seq"]
     while at < last:
         upto = min(at + _WINDOW, last)
