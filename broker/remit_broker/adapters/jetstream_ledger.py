@@ -144,6 +144,13 @@ class JetStreamLedger:
         """The fold after a leader read: for answers that nothing is appended after. Refuses as :meth:`fold`."""
         return (await self._within(self._memory.renew((tenant, txn)))).fold
 
+    async def closing(self, tenant: str, txn: str, hop: str) -> HopClosed:
+        """The record that closed a hop, read from the stream. Refuses LEDGER_UNAVAILABLE where there is none."""
+        found = await self._within(self._memory.closing((tenant, txn), hop))
+        if found is None:
+            raise _unavailable("ledger.no-closing", "the record of an ended hop is not there", f"{txn}.{hop}")
+        return found
+
     def turn(self, tenant: str, txn: str, patience: float | None = None) -> _Waiting:
         """Wait, first come first served, for this replica's turn to append to a txn.
 

@@ -51,6 +51,11 @@ async def admit(hop: Hop, ports: Ports) -> Hop:
             ask=f"wait {wait:.3f} s before the next call", retry_after=round(wait, 3),
         )  # fmt: skip
     request = parse_request(ask.data)
+    if request.keep and request.key is None:
+        raise refusal(
+            Code.MALFORMED, "a result is kept for a call that has an idempotency key", rule="admit.keep",
+            ask="send a key with it, or do without keep",
+        )  # fmt: skip
     now_ms = int(ask.at * 1000)
     deadline = now_ms + _life_ms(request, ports, now_ms)
     if deadline <= now_ms:

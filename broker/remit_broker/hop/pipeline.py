@@ -20,6 +20,7 @@ from remit_broker.hop.dispatch import dispatch
 from remit_broker.hop.hop import Ask, Closed, Hop, Refused
 from remit_broker.hop.inspect import inspect
 from remit_broker.hop.inspect_result import inspect_result
+from remit_broker.hop.keep import keep
 from remit_broker.hop.narrow import narrow
 from remit_broker.hop.open import open_
 from remit_broker.hop.refuse import answer_of, refuse
@@ -102,7 +103,7 @@ async def _open(trail: Trail, ports: Ports) -> None:
 async def _close(hop: Hop, ports: Ports, body: ErrorBody | None) -> Closed:
     """Close, then release: the caller hears the end of its hop only after that end is durable."""
     try:
-        record = await _shielded(close(hop, ports, body))
+        record = await _shielded(_kept_and_closed(hop, ports, body) if hop.request.keep else close(hop, ports, body))
     except (Exception, asyncio.CancelledError) as error:
         # The record is missing, so the result is not released; the scan closes the hop later and charges what it held.
         ports.observer.fault("close", error)
@@ -116,6 +117,16 @@ async def _close(hop: Hop, ports: Ports, body: ErrorBody | None) -> Closed:
         ports.observer.closed(hop.intent, record, hop.past.user)
     await _release(hop, ports, frame)
     return Closed(hop=hop, record=record, frame=frame)
+
+
+async def _kept_and_closed(hop: Hop, ports: Ports, body: ErrorBody | None) -> HopClosed | None:
+    if body is None:
+        await keep(hop, ports)
+    ports.failpoints.hit("keep")
+    record = await close(hop, ports, body)
+    # Somebody may wait for it at any replica.
+    await ports.bus.ended(hop.ask.tenant, hop.ask.txn, hop.id)
+    return record
 
 
 async def _release(hop: Hop, ports: Ports, frame: Result | Error) -> None:
