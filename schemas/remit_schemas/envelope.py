@@ -176,13 +176,24 @@ FINAL: Final = (Result, Error, InputRequired)
 encode = msgspec.json.Encoder().encode
 
 
+class _Framed(msgspec.Struct, frozen=True):
+    """A frame as a field: what a struct looks like is worked out once, a union as such at every conversion."""
+
+    it: Frame
+
+
 def _convert(data: bytes, kind: Any, what: str) -> Any:
     raw = loads(data, max_bytes=MAX_ENVELOPE)
     try:
+        if kind is _Framed:
+            return msgspec.convert({"it": raw}, _Framed, strict=True).it
         return msgspec.convert(raw, kind, strict=True)
     except (msgspec.ValidationError, ValueError) as error:
         raise refusal(
-            Code.MALFORMED, f"not a {what}: {str(error)[:500]}", rule=f"envelope.{what}", ask="follow schemas/json"
+            Code.MALFORMED,
+            f"not a {what}: {str(error).replace('$.it', '$')[:500]}",
+            rule=f"envelope.{what}",
+            ask="follow schemas/json",
         ) from None
 
 
@@ -202,5 +213,5 @@ def parse_dispatch(data: bytes) -> Dispatch:
 
 def parse_frame(data: bytes) -> Frame:
     """One untrusted frame. Raises a MALFORMED or TOO_LARGE refusal."""
-    frame: Frame = _convert(data, Frame, "frame")
+    frame: Frame = _convert(data, _Framed, "frame")
     return frame

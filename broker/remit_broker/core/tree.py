@@ -96,7 +96,11 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     @property
     def left(self) -> Budget:
         """What may still be held from this node."""
-        return self.limit.minus(self.held + self.spent + self.overrun)
+        limit, held, spent, overrun = self.limit, self.held, self.spent, self.overrun
+        usd_micros = limit.usd_micros - held.usd_micros - spent.usd_micros - overrun.usd_micros
+        tokens = limit.tokens - held.tokens - spent.tokens - overrun.tokens
+        calls = limit.calls - held.calls - spent.calls - overrun.calls
+        return Budget(usd_micros if usd_micros > 0 else 0, tokens if tokens > 0 else 0, calls if calls > 0 else 0)
 
 
 class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -26,7 +26,10 @@ def question(hop: Hop, ports: Ports, action: Action, findings: tuple[Finding, ..
     target, claims = hop.aim, hop.held.claims
     caller = ports.registry.principal(hop.ask.caller)
     actors = hop.held.chain
-    known = (ports.registry.principal(name) for name in actors)
+    tiers = set()
+    for name in actors:
+        known = ports.registry.principal(name)
+        tiers.add(known.tier if known else "unknown")
     return PolicyRequest(
         action=action,
         tenant=hop.ask.tenant,
@@ -39,8 +42,8 @@ def question(hop: Hop, ports: Ports, action: Action, findings: tuple[Finding, ..
         target_tier=target.tier,
         depth=hop.given.depth,
         actors=actors,
-        tiers=tuple(sorted({principal.tier if principal else "unknown" for principal in known})),
-        findings=tuple(sorted({finding.kind for finding in findings})),
+        tiers=tuple(sorted(tiers)),
+        findings=tuple(sorted({finding.kind for finding in findings})) if findings else (),
         labels=hop.labels,
         left=hop.above.left,
         now=int(hop.ask.at),

@@ -10,7 +10,7 @@ from remit_broker.core.policy import Verdict
 from remit_broker.hop.authorize import question
 from remit_broker.hop.hop import Hop, Inspected
 from remit_broker.ports import Ports
-from remit_schemas.canonical import canonical
+from remit_schemas.canonical import canonical_document
 from remit_schemas.envelope import Error, Event, Progress, Result
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.records import Finding
@@ -96,7 +96,7 @@ def _fits(hop: Hop, ports: Ports, result: Result) -> None:
 def canonical_result(value: Any, callee: str) -> bytes:
     """The bytes a result's digest is taken over. Refuses RESULT_INVALID."""
     try:
-        return canonical(value)
+        return canonical_document(value)
     except ValueError as error:
         raise refusal(
             Code.RESULT_INVALID, f"the answer of {callee} has no canonical form", rule="result.canonical",

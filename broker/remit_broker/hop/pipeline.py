@@ -7,8 +7,8 @@ Read the tuples, then :func:`govern`. Each stage is ``async def stage(hop, ports
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -136,9 +136,9 @@ async def _release(hop: Hop, ports: Ports, frame: Result | Error) -> None:
         await ports.bus.answer(hop.ask.reply, frame)
 
 
-async def _shielded(work: Awaitable[T]) -> T:
+async def _shielded(work: Coroutine[Any, Any, T]) -> T:
     """Finish ``work`` even when the task that waits for it is cancelled meanwhile."""
-    task = asyncio.ensure_future(work)
+    task = asyncio.get_running_loop().create_task(work)
     while not task.done():
         try:
             await asyncio.shield(task)

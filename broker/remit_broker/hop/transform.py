@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from remit_broker.hop.hop import Hop
 from remit_broker.ports import Ports
-from remit_schemas.canonical import canonical
+from remit_schemas.canonical import canonical_document
 from remit_schemas.errors import Code, refusal
 
 
@@ -21,7 +21,7 @@ async def transform(hop: Hop, ports: Ports) -> Hop:
                 rule="transform.scope", ask="send the call without what was found in it",
             )  # fmt: skip
     try:
-        data = canonical(args)
+        data = canonical_document(args)
     except ValueError as error:
         raise refusal(
             Code.ARGUMENTS_INVALID, "the arguments have no canonical form", rule="transform.canonical",
