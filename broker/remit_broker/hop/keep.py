@@ -11,7 +11,7 @@ from remit_broker.hop.hop import Hop
 from remit_broker.hop.open import idempotency_of
 from remit_broker.ports import Ports
 from remit_schemas.budget import Budget
-from remit_schemas.envelope import Error, Result
+from remit_schemas.envelope import Error, InputRequired, Result
 from remit_schemas.errors import Code, Effect, refusal
 from remit_schemas.names import parse_resource
 from remit_schemas.records import HopClosed
@@ -50,6 +50,8 @@ async def keep(hop: Hop, ports: Ports) -> None:
     if seen is None:
         return
     frame = msgspec.structs.replace(seen.frame, cost=None)
+    if isinstance(frame, InputRequired):
+        return
     if isinstance(frame, Result):
         frame = msgspec.structs.replace(frame, parts=0)
     await ports.results.put((hop.ask.tenant, hop.ask.txn, hop.id), msgspec.json.encode(Kept(seen.digest, frame)))
