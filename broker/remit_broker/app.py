@@ -21,7 +21,8 @@ import msgspec
 
 from remit_broker import __version__
 from remit_broker.adapters.cedar import CedarEngine
-from remit_broker.adapters.detectors import SecretDetectors
+from remit_broker.adapters.content.presidio import presidio
+from remit_broker.adapters.detectors import ContentDetectors
 from remit_broker.adapters.errors import ConfigError, ServiceError
 from remit_broker.adapters.jetstream import JetStream
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
@@ -192,7 +193,7 @@ class Broker:
             registry=self.registry,
             revocations=self.revocations,
             policy=CedarEngine.load(self.settings.policies),
-            detectors=SecretDetectors(),
+            detectors=ContentDetectors(presidio(config.content.presidio, config.content.presidio_language)),
             schemas=JsonSchemas(),
             mint=KeyMint(config.issuer, self.keys.signing, published, clock),
             digester=HmacDigester(self.keys.digest_key),

@@ -319,7 +319,7 @@ GOOD = PERMIT + "\n// a comment; with a semicolon\n"
         ('@id("x") @reason("y") @code("POLICY_DENIED") permit (principal, action, resource);', ("@code", "permit")),
         ('@id("x") @reason("y") @approve("z") forbid (principal, action, resource);', ("@approve", "forbid")),
         ('@id("x") @reason("y") @redact("secret") forbid (principal, action, resource);', ("@redact", "forbid")),
-        ('@id("x") @reason("y") @redact("pii") permit (principal, action, resource);', ("'pii'", "allowed: secret")),
+        ('@id("x") @reason("y") @redact("piii") permit (principal, action, resource);', ("'piii'", "allowed: hidden")),
         ('@id("x") @reason("y") @approve("z") permit (principal, action, resource);', ("approval of an answer",)),
         ('@id("x") @reason("y") @approve("z") permit (principal, action == Action::"release", resource);', ("approval of an answer",)),
         ('@id("x") @reason("y") permit (principal == ?principal, action, resource);', ("templates",)),
