@@ -20,6 +20,7 @@ from remit_broker import __version__
 from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.adapters.nats_checks import require_callout, require_servers
 from remit_broker.adapters.nats_connect import Connections, connect_all
+from remit_broker.adapters.nats_presence import Connected
 from remit_broker.adapters.registry import KvRegistry
 from remit_broker.adapters.revocations import KvRevocations
 from remit_broker.adapters.world import SystemClock
@@ -89,7 +90,11 @@ class Gate:
         revocations.about = self._about
         self._stack.push_async_callback(revocations.stop)
         await revocations.start(js, bus.replicas)
-        callout = await answer_callout(nats.auth, keys, Admitted(registry, revocations), bus, self._url)
+        most = self._settings.config.limits.connections_per_agent
+        connected = Connected(nats.sys, most, SystemClock(), clustered=bool(bus.url))
+        await connected.start(_fault)
+        self._stack.push_async_callback(connected.stop)
+        callout = await answer_callout(nats.auth, keys, Admitted(registry, revocations, connected), bus, self._url)
         self._stack.push_async_callback(callout.stop)
 
     def _about(self) -> dict[str, Any]:

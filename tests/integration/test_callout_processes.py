@@ -101,8 +101,11 @@ def test_a_callout_that_cannot_hear_lets_nobody_in():
         def tenant(self, name: str) -> None:
             return None
 
+        def take(self, name: str) -> str:
+            return ""
+
         def by_nkey(self, public: str) -> None:
             raise AssertionError("nobody is looked up")
 
     with pytest.raises(Refused, match="has not heard"):
-        Admitted(Deaf(), Deaf()).by_nkey("U")
+        Admitted(Deaf(), Deaf(), Deaf()).by_nkey("U")
