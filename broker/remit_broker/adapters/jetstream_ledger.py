@@ -91,6 +91,10 @@ class JetStreamLedger:
         self._found = 0
         self._weigh_at = 0.0
         self._halted: str | None = None
+        self.races = 0
+        """Appends before which another replica's came."""
+        self.ambiguous = 0
+        """Attempts to append that had no answer: the record may have been stored or not, and was asked for again."""
 
     @classmethod
     async def start(
@@ -205,6 +209,7 @@ class JetStreamLedger:
             await self._within(self._require_room())
         known = await self._known(key)
         if ready.record.prev != known.fold.hash:
+            self.races += 1
             return LostRace(known.fold)
         return await self._append(key, known, ready)
 
@@ -238,6 +243,7 @@ class JetStreamLedger:
             # INVARIANT: an append without an answer is never taken for done or undone
             # (test_an_append_whose_ack_is_lost_is_stored_once).
             self._memory.doubt()
+            self.ambiguous += 1
             return None
         return _Stored(ack, before, generation)
 
@@ -298,7 +304,10 @@ class JetStreamLedger:
             newest = self._memory.advance(known, tail)
             mine = parsed(key, tail[0]).record["hash"] == record.hash
         fold = self._memory.remember(key, newest).fold
-        return fold if mine else LostRace(fold)
+        if mine:
+            return fold
+        self.races += 1
+        return LostRace(fold)
 
     async def _require_room(self) -> None:
         if not self._soft_mark:

@@ -172,7 +172,8 @@ async def close_txn(tenant: str, txn: str, who: str, reason: str, ports: Ports) 
                 await sweep(hop, ports, turn, "its task was closed", "cancelled")
             fold = turn.fold
             root = fold.nodes[fold.root]
-            if fold.descendants_open(fold.root):
+            # Another replica may have opened something meanwhile, or have closed the txn itself.
+            if fold.state != "open" or fold.descendants_open(fold.root):
                 continue
             record = seal(
                 TxnClosed(
