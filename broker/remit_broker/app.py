@@ -32,6 +32,7 @@ from remit_broker.adapters.nats_bus import NatsBus
 from remit_broker.adapters.nats_checks import require_callout, require_servers
 from remit_broker.adapters.nats_connect import Connections, connect_all
 from remit_broker.adapters.nats_evict import Evictor
+from remit_broker.adapters.nats_presence import Connected
 from remit_broker.adapters.observer import OtlpSpans, RecordObserver
 from remit_broker.adapters.private_files import private_folder, write_private
 from remit_broker.adapters.refusal_stream import RefusalStream
@@ -176,7 +177,13 @@ class Broker:
             told[who] = why
             _log_callout(who, why)
 
-        callout = Callout(self.nats.auth, keys, Admitted(self.registry, self.revocations), SystemClock(), tell)
+        clock, limits = SystemClock(), self.settings.config.limits
+        clustered = bool(self.settings.config.bus.url)
+        self.connected = Connected(self.nats.sys, limits.connections_per_agent, clock, clustered=clustered)
+        await self.connected.start(self.observer.fault)
+        self._stack.push_async_callback(self.connected.stop)
+        admitted = Admitted(self.registry, self.revocations, self.connected)
+        callout = Callout(self.nats.auth, keys, admitted, clock, tell)
         await callout.start()
         self._stack.push_async_callback(callout.stop)
         if self.settings.config.bus.url:
@@ -190,7 +197,7 @@ class Broker:
         self.accounts = KvAccounts(JetStream(self.nats.core), self.settings.caps, clock, self.replica)
         await self.accounts.start(config.bus.replicas, self.observer.fault)
         self._stack.push_async_callback(self.accounts.stop)
-        bus = NatsBus(self.nats.bus, self.replica, self.nats.core)
+        self._tenant_bus = bus = NatsBus(self.nats.bus, self.replica, self.nats.core)
         await bus.start()
         self._enforce(bus)
         published = KeySet.from_jwks(self.keys.jwks())
@@ -284,6 +291,7 @@ class Broker:
 
     async def _take_requests(self) -> None:
         edge = BusEdge(self.nats.bus, "default", self.ports, self.registry.attach, self.published())
+        self._tenant_bus.on_input, self._tenant_bus.on_unwanted = edge.on_input, edge.on_unwanted
         await edge.start()
         self._stack.push_async_callback(edge.stop, self.settings.config.limits.drain)
 

@@ -52,11 +52,11 @@ from remit_broker.ports import LostRace
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.records import (
     MAX_ENTRY,
-    GrantRevoked,
-    HopClosed,
+    Following,
+    GrantRenewed,
     HopOpened,
+    HopResumed,
     Record,
-    TxnClosed,
     TxnOpened,
     encode_entry,
 )
@@ -162,6 +162,14 @@ class JetStreamLedger:
         """The fold after a leader read: for answers that nothing is appended after. Refuses as :meth:`fold`."""
         return (await self._within(self._memory.renew((tenant, txn)))).fold
 
+    async def grant(self, tenant: str, txn: str, rec: str) -> str:
+        """The grant that the record with the hash ``rec`` authorised. Refuses LEDGER_UNAVAILABLE where there is none."""
+        known = self._memory.grant(rec)
+        found = known if known is not None else await self._within(self._memory.read_grant((tenant, txn), rec))
+        if found is None:
+            raise _unavailable("ledger.no-grant", "the record of a grant is not there", f"{txn}: no record {rec}")
+        return found
+
     def turn(self, tenant: str, txn: str, patience: float | None = None) -> _Waiting:
         """Wait, first come first served, for this replica's turn to append to a txn.
 
@@ -205,7 +213,7 @@ class JetStreamLedger:
 
     async def append(self, key: Key, ready: Ready) -> Fold | LostRace:
         """Append a record that was made ready on a fold. For :class:`Turn`."""
-        if self._soft_mark and isinstance(ready.record, HopOpened):
+        if self._soft_mark and isinstance(ready.record, HopOpened | HopResumed | GrantRenewed):
             await self._within(self._require_room())
         known = await self._known(key)
         if ready.record.prev != known.fold.hash:
@@ -277,6 +285,7 @@ class JetStreamLedger:
         self._bytes += len(shot.ready.payload) + _OVERHEAD
 
     def _remembered(self, shot: _Shot, seq: int, generation: int) -> Fold:
+        self._memory.keep_grant(shot.ready.record.hash, shot.ready.grant)
         return self._memory.remember(shot.key, Known(shot.ready.after, seq, generation)).fold
 
     async def _stored(self, shot: _Shot, stored: _Stored) -> Fold:
@@ -367,6 +376,7 @@ class Ready(NamedTuple):
     record: Record
     after: Fold
     payload: bytes
+    grant: str | None = None
 
 
 class _Shot(NamedTuple):
@@ -409,9 +419,7 @@ class Turn:
         """The newest fold known."""
         return self._fold
 
-    async def append(
-        self, record: HopOpened | HopClosed | GrantRevoked | TxnClosed, grant: str | None
-    ) -> Fold | LostRace:
+    async def append(self, record: Following, grant: str | None) -> Fold | LostRace:
         """Append a sealed record that follows :attr:`fold`. It is durable when a Fold is returned.
 
         Refuses LEDGER_UNAVAILABLE: then it may be stored or not, and nothing may be done on its authority.
@@ -434,7 +442,7 @@ def _ready(fold: Fold | None, record: Record, grant: str | None) -> Ready:
             Code.TOO_LARGE, f"a record and its grant have {len(payload)} bytes, at most {MAX_ENTRY} are stored",
             rule="ledger.entry", ask="ask for fewer scopes or shorter constraints",
         )  # fmt: skip
-    return Ready(record, after, payload)
+    return Ready(record, after, payload, grant)
 
 
 def _unavailable(rule: str, message: str, cause: str) -> Refusal:

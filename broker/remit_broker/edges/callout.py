@@ -50,20 +50,29 @@ class RevokedAgents(Protocol):
         """Something where ``name`` is revoked. From memory: it must not wait."""
 
 
-class Admitted:
-    """Principals, without those that an operator revoked."""
+class Room(Protocol):
+    """How many connections each principal has."""
 
-    def __init__(self, principals: Principals, revoked: RevokedAgents) -> None:
-        self._principals, self._revoked = principals, revoked
+    def take(self, name: str) -> str:
+        """Let one more connection of ``name`` in: empty, or why not. From memory: it must not wait."""
+
+
+class Admitted:
+    """Principals, without those that an operator revoked or that have all the connections they may have."""
+
+    def __init__(self, principals: Principals, revoked: RevokedAgents, room: Room) -> None:
+        self._principals, self._revoked, self._room = principals, revoked, room
 
     def by_nkey(self, public: str) -> Principal | None:
-        """The principal, by proof. Raises :class:`Refused` where it or its tenant is revoked."""
+        """The principal, by proof. Raises :class:`Refused` where it or its tenant is revoked, or there is no room."""
         principal = self._principals.by_nkey(public)
         # INVARIANT: a revoked agent does not come back (test_a_revoked_agents_connection_is_cut_and_it_cannot_come_back).
         if principal is not None and self._revoked.agent(principal.name) is not None:
             raise Refused(f"{principal.name} is revoked")
         if principal is not None and self._revoked.tenant(principal.tenant) is not None:
             raise Refused(f"the tenant {principal.tenant} of {principal.name} is revoked")
+        if principal is not None and (why := self._room.take(principal.name)):
+            raise Refused(why)
         return principal
 
 
