@@ -6,7 +6,10 @@ TESTS ?= tests
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test guards demo bench format lock clean
+MINUTES ?= 5
+SEED ?=
+
+.PHONY: help setup check test guards chaos demo bench format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +28,9 @@ test: setup ## every test (TESTS=tests/unit ARGS='-k scope' for some)
 
 guards: setup ## take each guard away in a copy and see its test fail (some minutes; ARGS='--only budget')
 	$(BIN)/python -m tools.prove_guards $(ARGS)
+
+chaos: setup ## kill, freeze and cut off real processes under load, then check every promise (MINUTES=30 SEED=… ARGS='--only cluster')
+	$(BIN)/python -m tests.chaos.run --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 demo: setup ## a task through three agents and a real MCP server, refusals, and the proof of it
 	$(BIN)/remit demo $(ARGS)

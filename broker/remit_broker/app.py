@@ -11,67 +11,68 @@ import logging
 import math
 import os
 import secrets
-import socket
 from contextlib import AsyncExitStack
-from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
-
-import msgspec
+from typing import Any, Final
 
 from remit_broker import __version__
+from remit_broker.adapters.admin_stream import AdminStream
+from remit_broker.adapters.agreement import agree, shared
 from remit_broker.adapters.cedar import CedarEngine
 from remit_broker.adapters.content.presidio import presidio
 from remit_broker.adapters.detectors import ContentDetectors
-from remit_broker.adapters.errors import ConfigError, ServiceError
+from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.jetstream import JetStream
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.json_schema import JsonSchemas
+from remit_broker.adapters.kept_results import KvResults
 from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.adapters.kick import Cutter
 from remit_broker.adapters.kv_accounts import KvAccounts
 from remit_broker.adapters.limits import Gcra, Unlimited
 from remit_broker.adapters.mint import HmacDigester, KeyMint
 from remit_broker.adapters.nats_bus import NatsBus
+from remit_broker.adapters.nats_checks import require_servers
 from remit_broker.adapters.nats_connect import Connections, connect_all
 from remit_broker.adapters.nats_evict import Evictor
-from remit_broker.adapters.nats_server import EmbeddedServer, Options
+from remit_broker.adapters.nats_presence import Connected
 from remit_broker.adapters.observer import OtlpSpans, RecordObserver
-from remit_broker.adapters.private_files import private_folder, read_private, write_private
+from remit_broker.adapters.private_files import private_folder, write_private
 from remit_broker.adapters.refusal_stream import RefusalStream
 from remit_broker.adapters.registry import KvRegistry
 from remit_broker.adapters.revocations import KvRevocations
 from remit_broker.adapters.sqlite_index import SqliteIndex
 from remit_broker.adapters.stream_tail import Regressed
+from remit_broker.adapters.tasks import ended
 from remit_broker.adapters.world import Failpoints, RandomIds, SystemClock
 from remit_broker.config import Settings
 from remit_broker.core.evidence import export
 from remit_broker.core.revocations import Entry
-from remit_broker.credentials import move_bus
 from remit_broker.edges.attach.servers_file import ServersFileError
 from remit_broker.edges.attach.supervisor import ServerSupervisor
 from remit_broker.edges.bus import BusEdge
-from remit_broker.edges.callout import Admitted, Callout, CalloutKeys
+from remit_broker.edges.callout import Admitted
 from remit_broker.edges.http.api import Api
 from remit_broker.edges.http.app import HttpServer, application
 from remit_broker.edges.http.guard import LocalToken
-from remit_broker.hop.pipeline import STAGES
-from remit_broker.hop.scan import close_expired, close_orphans
+from remit_broker.gate import answer_callout
+from remit_broker.health import Health
+from remit_broker.hop.parts import PartsRoom
 from remit_broker.ports import Limits, Ports, RateLimit
+from remit_broker.premises import Place, bind_http, embed
+from remit_broker.upkeep import Upkeep
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.keys import KeySet
-from remit_schemas.names import Jti
 
 log = logging.getLogger("remit")
 
-SCAN_SECONDS = 1.0
+ALONE: Final = Place()
 
 
 class Broker:
     """One replica: everything from the NATS server (unless there is one) to the HTTP edge. ``async with`` it."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, place: Place = ALONE) -> None:
+        self.settings, self.place = settings, place
         self.replica = secrets.token_hex(4)
         self.http = ""
         self.bus = ""
@@ -95,39 +96,57 @@ class Broker:
         settings, config, on_exit = self.settings, self.settings.config, self._stack
         private_folder(settings.data, create=True)
         self.keys = KeyFiles.open(settings.data, create=True)
-        server = self._bind_http()
+        server = self._bind_http() if self.place.edge else None
         self.observer = self._observe()
-        self.bus = config.bus.url or await self._embed()
-        self.nats = await self._connect()
+        self.bus = self.place.bus or config.bus.url or await self._embed()
+        self.nats = await connect_all(self.bus, self.keys, self._bus_error)
         on_exit.push_async_callback(_close, self.nats)
+        if config.bus.url:
+            await require_servers(self.nats, config.bus.replicas)
+        common = shared(config.issuer, self.keys)
+        await agree(self.nats.core.jetstream(), config.bus.replicas, common)
+        self.health = Health(settings, self.place, self.replica, common, self.nats, self.observer)
         self.ledger = await JetStreamLedger.start(
-            self.nats.core, replicas=config.bus.replicas, max_bytes=config.bus.ledger_bytes or -1
+            self.nats.core,
+            replicas=config.bus.replicas,
+            max_bytes=config.bus.ledger_bytes or -1,
+            grouped=not config.bus.url and config.bus.sync == "always",
         )
+        ledger = self.ledger
+        self.observer.watch("remit_ledger_races", "Appends before which another replica's came", lambda: ledger.races)
+        self.observer.watch("remit_ledger_ambiguous", "Attempts to append without an answer", lambda: ledger.ambiguous)
         self.registry = KvRegistry(settings.prices, config.labels)
         await self.registry.start(self.nats.core.jetstream(), config.bus.replicas, self.observer.fault)
         on_exit.push_async_callback(self.registry.stop)
-        self.revocations = KvRevocations(SystemClock(), self.observer.fault)
+        self.revocations = KvRevocations(SystemClock(), self.observer.fault, self.replica)
         on_exit.push_async_callback(self.revocations.stop)
         await self.revocations.start(self.nats.core.jetstream(), config.bus.replicas)
+        self.admin = await AdminStream.start(self.nats.core, "default", config.bus.replicas)
+        await self.admin.catch_up(self.revocations.entries())
         await self._callout()
         self.ports = await self._wire()
-        await self._project()
+        self._speak()
+        if server is not None:
+            await self._project()
         await self._take_requests()
-        await self._serve(server)
-        self._task(self._scan())
-        self._announce()
+        if server is not None:
+            await self._serve(server)
+            self._task(Upkeep(self.index, self.ports, self.revocations, config.limits).run())
+            self._announce()
+        await self.health.start()
 
     def _bind_http(self) -> HttpServer:
-        http = self.settings.config.http
-        try:
-            server = HttpServer(http.host, http.port)
-        except OSError as error:
-            raise ConfigError(
-                f"http.port {http.port} on {http.host} cannot be used: {error.strerror}",
-                "stop what listens there, or choose another http.port in remit.toml (0 takes a free one)",
-            ) from None
+        held = self.place.http
+        server = bind_http(self.settings) if held is None else HttpServer.adopt(held)
         self.http = server.url
         return server
+
+    def _speak(self) -> None:
+        """From now on the heartbeats say what runs here."""
+        health = self.health
+        health.ledger, health.refusals, health.revocations = self.ledger, self.refusals, self.revocations
+        health.policy = lambda: self.ports.policy.revision
+        self.revocations.about = health.about
 
     def _observe(self) -> RecordObserver:
         endpoint = self.settings.config.traces.endpoint
@@ -138,24 +157,9 @@ class Broker:
         return RecordObserver(spans.emit)
 
     async def _embed(self) -> str:
-        bus, last = self.settings.config.bus, self.settings.runtime_file.with_name("bus.port")
-        private_folder(last.parent, create=True)
-        port = bus.port or _same_port(last)
-        server = EmbeddedServer(self.keys, Options(port=port, sync=bus.sync), self._server_died)
-        await server.start()
+        server = await embed(self.settings, self.keys, self._server_died)
         self._stack.push_async_callback(server.stop)
-        # Agents that run, and credentials that were handed out, look for the bus where it was.
-        write_private(last, str(urlsplit(server.url).port).encode())
-        move_bus(self.settings.credentials, server.url)
         return server.url
-
-    async def _connect(self) -> Connections:
-        try:
-            return await connect_all(self.bus, self.keys, self._bus_error)
-        except ConfigError as error:
-            if self.settings.config.bus.url:
-                raise ServiceError(error.message, error.ask) from None
-            raise
 
     async def _server_died(self, status: int) -> None:
         self.observer.fault("nats-server", RuntimeError(f"the NATS server ended with {status}"))
@@ -168,9 +172,14 @@ class Broker:
             log.warning("%s: %s", name, error)
 
     async def _callout(self) -> None:
-        keys = CalloutKeys(issuer=self.keys.seed("issuer"), xkey=self.keys.seed("xkey"))
-        callout = Callout(self.nats.auth, keys, Admitted(self.registry, self.revocations), SystemClock(), _log_callout)
-        await callout.start()
+        bus, limits = self.settings.config.bus, self.settings.config.limits
+        if bus.callout == "process":
+            return
+        self.connected = Connected(self.nats.sys, limits.connections_per_agent, SystemClock(), clustered=bool(bus.url))
+        await self.connected.start(self.observer.fault)
+        self._stack.push_async_callback(self.connected.stop)
+        admitted = Admitted(self.registry, self.revocations, self.connected)
+        callout = await answer_callout(self.nats.auth, self.keys, admitted, bus, self.bus)
         self._stack.push_async_callback(callout.stop)
 
     async def _wire(self) -> Ports:
@@ -180,7 +189,11 @@ class Broker:
         self.accounts = KvAccounts(JetStream(self.nats.core), self.settings.caps, clock, self.replica)
         await self.accounts.start(config.bus.replicas, self.observer.fault)
         self._stack.push_async_callback(self.accounts.stop)
-        bus = NatsBus(self.nats.bus, self.replica)
+        self.results = KvResults(self.keys.results_key, self.observer.fault)
+        await self.results.start(
+            self.nats.core.jetstream(), config.bus.replicas, config.results.ttl, config.results.bytes
+        )
+        self._tenant_bus = bus = NatsBus(self.nats.bus, self.replica, self.nats.core)
         await bus.start()
         self._enforce(bus)
         published = KeySet.from_jwks(self.keys.jwks())
@@ -193,13 +206,17 @@ class Broker:
             registry=self.registry,
             revocations=self.revocations,
             policy=CedarEngine.load(self.settings.policies),
-            detectors=ContentDetectors(presidio(config.content.presidio, config.content.presidio_language)),
+            detectors=ContentDetectors(
+                presidio(config.content.presidio, config.content.presidio_language), config.limits.result_bytes
+            ),
             schemas=JsonSchemas(),
             mint=KeyMint(config.issuer, self.keys.signing, published, clock),
             digester=HmacDigester(self.keys.digest_key),
             rates=Gcra(clock, config.limits.calls_per_second, config.limits.burst),
             target_rates=_target_rates(clock, config.limits.target_calls_per_second),
             accounts=self.accounts,
+            results=self.results,
+            room=PartsRoom(config.limits.result_bytes),
             observer=self.observer,
             failpoints=Failpoints(),
             limits=Limits(
@@ -220,16 +237,21 @@ class Broker:
 
         def heard(entry: Entry) -> None:
             bus.withdraw(entry)
-            if entry.kind == "agent" and entry.state == "revoked":
-                cutter.cut(entry.name, lambda: self.revocations.agent(entry.name) is not None)
+            if entry.state == "revoked" and entry.kind in ("agent", "tenant"):
+                cutter.cut(lambda: self._cut_off(entry))
 
         self.revocations.on_entry(heard)
 
-        def below(jti: Jti) -> None:
-            if bus.running(jti.txn):
-                cutter.begin(self._withdraw(bus, jti.txn))
+        bus.on_suspect = lambda txn: cutter.begin(self._withdraw(bus, txn))
+        self.revocations.on_grant = lambda jti: bus.suspect(jti.txn)
 
-        self.revocations.on_grant = below
+    def _cut_off(self, entry: Entry) -> list[str]:
+        """Whose connections a revocation ends, as long as it is in force."""
+        if entry.kind == "agent":
+            return [entry.name] if self.revocations.agent(entry.name) else []
+        if not self.revocations.tenant(entry.name):
+            return []
+        return [principal.name for principal in self.registry.principals() if principal.tenant == entry.name]
 
     async def _withdraw(self, bus: NatsBus, txn: str) -> None:
         """End the hops of this replica below a grant that was revoked; the ledger says which they are."""
@@ -252,6 +274,7 @@ class Broker:
                 f"the ledger lost records that were acknowledged: {lost}",
                 "restore the data folder from a backup, or find out who touched it; nothing is written on it until then",
             ) from None
+        self.health.index = self.index
         self._task(self.index.run(self.nats.core, self.ledger.halt))
 
     async def caught_up(self) -> None:
@@ -267,6 +290,7 @@ class Broker:
 
     async def _take_requests(self) -> None:
         edge = BusEdge(self.nats.bus, "default", self.ports, self.registry.attach, self.published())
+        self._tenant_bus.on_input, self._tenant_bus.on_unwanted = edge.on_input, edge.on_unwanted
         await edge.start()
         self._stack.push_async_callback(edge.stop, self.settings.config.limits.drain)
 
@@ -289,13 +313,16 @@ class Broker:
             "servers": self.servers,
             "reload": self.reload_servers,
             "caught_up": self.caught_up,
-            "status": self.status,
+            "status": self.health.status,
             "budgets": self.accounts.report,
             "revocations": self.revocations,
+            "admin": self.admin,
         }
         operator = LocalToken(self.keys.local_token, getpass.getuser())
         api = Api(self.ports, self.registry, self.index, operator, extras)
-        await server.start(application(api.routes(), self.keys.jwks, self._problems, self.observer.metrics))
+        await server.start(
+            application(api.routes(), self.keys.jwks, self.health.problems, self.health.metrics, self.health.group)
+        )
         self._stack.push_async_callback(server.stop)
 
     async def evidence(self, txn: str) -> dict[str, Any]:
@@ -317,81 +344,25 @@ class Broker:
         except ServersFileError as bad:
             raise refusal(Code.MALFORMED, str(bad), rule="servers.file", ask="mend the file, then try again") from None
 
-    def _troubles(self) -> dict[str, tuple[str, str | None]]:
-        """By part: what may be told to anybody, and the cause for operators (None where all is well)."""
-        lost = self.refusals.lost
-        return {
-            "ledger": ("halted: an acknowledged record is missing or another one", self.ledger.halted),
-            "index": ("it does not follow the ledger", self.index.halted or self.index.trouble),
-            "revocations": (
-                "no heartbeat was heard for two seconds",
-                None if self.revocations.fresh else "the watch is silent",
-            ),
-            "refusals": ("some could not be recorded", f"{lost} calls" if lost else None),
-        }
-
-    def _problems(self) -> dict[str, str]:
-        """What is wrong, by part, without its private causes: anybody on this machine may ask. ``/api/status`` says why."""
-        wrong = {part: told for part, (told, cause) in self._troubles().items() if cause}
-        for name, connection in self.nats._asdict().items():
-            if not connection.is_connected:
-                wrong[f"bus.{name}"] = "not connected"
-        return wrong
-
     def _task(self, work: Any) -> None:
         task = asyncio.create_task(work)
 
-        async def stop() -> None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-
-        self._stack.push_async_callback(stop)
-
-    async def _scan(self) -> None:
-        grace_ms = int(self.settings.config.limits.orphan_grace * 1000)
-        while True:
-            await asyncio.sleep(SCAN_SECONDS)
-            try:
-                now_ms = int(self.ports.clock.now() * 1000)
-                overdue = await self.index.overdue(now_ms, grace_ms)
-                await close_orphans([(late.tenant, late.txn, late.hop) for late in overdue], self.ports)
-                await close_expired(await self.index.expired_txns(now_ms // 1000), self.ports)
-            except Exception as error:  # whatever one round ends with, the next one begins
-                self.observer.fault("scan", error)
+        self._stack.push_async_callback(ended, task)
 
     def _announce(self) -> None:
         """Tell the command line on this machine where the broker is; the token it needs is in a file of its own."""
         private_folder(self.settings.runtime_file.parent, create=True)
-        about = {"http": self.http, "nats": self.bus, "pid": os.getpid(), "version": __version__}
+        about = {"http": self.http, "nats": self.bus, "pid": self.place.pid or os.getpid(), "version": __version__}
         write_private(self.settings.runtime_file, json.dumps(about).encode())
         # The public keys as a file too, the same as at /.well-known/jwks.json: for evidence that is verified on this machine.
         write_private(self.settings.data / "jwks.json", json.dumps(self.keys.jwks(), indent=1).encode())
         self._stack.callback(self.settings.runtime_file.unlink, missing_ok=True)
 
-    async def status(self) -> dict[str, Any]:
-        """What runs, read from what runs: the NATS server says how it syncs, the stream how often it is replicated."""
-        answer = await self.nats.sys.request("$SYS.REQ.SERVER.PING.JSZ", b'{"config":true}', timeout=2)
-        config = json.loads(answer.data)["data"].get("config", {})
-        always = bool(config.get("sync_always"))
-        stream = await self.nats.core.jetstream().stream_info("LEDGER")
-        return {
-            "version": __version__,
-            "replica": self.replica,
-            "sync": "always" if always else f"every {config.get('sync_interval', 0) / 1e9:g} s",
-            "ledger_replicas": stream.config.num_replicas,
-            "ledger_storage": stream.config.storage,
-            "stages": [stage.__name__.rstrip("_") for stage in STAGES],
-            "policy": self.ports.policy.revision,
-            "troubles": {part: cause for part, (_, cause) in self._troubles().items() if cause},
-            "paused": msgspec.to_builtins(self.revocations.paused),
-            "revoked": [str(entry) for entry in self.revocations.entries() if entry.state == "revoked"],
-        }
-
     @property
     def ready(self) -> dict[str, Any]:
         """The first line of ``remit up --json``."""
-        return {"ready": True, "http": self.http, "nats": self.bus, "pid": os.getpid()}
+        alone = {"ready": True, "http": self.http, "nats": self.bus, "pid": os.getpid()}
+        return {**alone, "replica": self.replica} if self.place.group else alone
 
 
 async def _close(connections: Connections) -> None:
@@ -402,19 +373,3 @@ async def _close(connections: Connections) -> None:
 
 def _target_rates(clock: SystemClock, per_second: float) -> RateLimit:
     return Gcra(clock, per_second, math.ceil(per_second)) if per_second else Unlimited()
-
-
-def _log_callout(who: str, why: str) -> None:
-    log.info("bus: %s", f"{who or 'somebody'} is refused: {why}" if why else f"{who} connects")
-
-
-def _same_port(file: Path) -> int:
-    """The port of the last start where it is free, else 0."""
-    try:
-        port = int(read_private(file))
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-    except (ConfigError, OSError, ValueError, OverflowError):
-        return 0
-    return port

@@ -156,13 +156,22 @@ def test_every_command_that_a_document_names_exists(path: Path) -> None:
 
 
 def test_every_configuration_key_is_documented() -> None:
-    from remit_broker.config import BusConfig, Config, ContentConfig, HttpConfig, LimitsConfig, TracesConfig
+    from remit_broker.config import (
+        BusConfig,
+        Config,
+        ContentConfig,
+        HttpConfig,
+        LimitsConfig,
+        ResultsConfig,
+        TracesConfig,
+    )  # fmt: skip
 
     text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
     sections = {
         "bus": BusConfig,
         "http": HttpConfig,
         "limits": LimitsConfig,
+        "results": ResultsConfig,
         "traces": TracesConfig,
         "content": ContentConfig,
     }

@@ -15,7 +15,7 @@ from remit_broker.adapters.content.joins import Joins, Piece
 from remit_broker.adapters.content.redaction import Redaction
 from remit_broker.adapters.content.search import PASS, Finder, Search, Span, Work, apart, options
 from remit_broker.adapters.content.secret_checks import KEYED, looks_assigned
-from remit_broker.adapters.content.walk import BETWEEN, Part, Path, Quick, Walk, encode, quick
+from remit_broker.adapters.content.walk import BETWEEN, Part, Path, Quick, Walk, caps, encode, quick
 from remit_broker.core.findings import (
     MAX_PLACES,
     MAX_POINTER,
@@ -51,7 +51,9 @@ class ContentDetectors:
     ``finders`` are further detectors, such as Presidio; with them every string is searched one by one.
     """
 
-    def __init__(self, finders: Sequence[Finder] = ()) -> None:
+    def __init__(self, finders: Sequence[Finder] = (), largest: int = 0) -> None:
+        """``largest`` is in bytes of JSON: what a result may have that comes in parts is searched too."""
+        self._caps = caps(largest)
         self._search = Search(finders)
         self._joins = Joins()
         secret, personal = (re2.compile(names.encode(), options()) for names in (KEYED, pii.KEYED))
@@ -71,7 +73,7 @@ class ContentDetectors:
         ``scan.over_cap`` says that there was more than is searched; ``scan.unredactable`` and ``scan.unredactable_pii``
         (…) that something was found in a name or a number.
         """
-        found = quick(value)
+        found = quick(value, self._caps)
         if found is not None and not self._anything(found):
             return ()
         work = Work()
@@ -117,13 +119,15 @@ class ContentDetectors:
             return True
         work = Work()
         text = encode(BETWEEN.join([*found.texts, *found.names, *found.numbers]))
+        work.allow(len(text))
         return bool(self._search.spans(text, work)) or self._joins.possible(found, work) or work.over
 
     def _hits(self, value: Any, work: Work) -> tuple[list[Hit], bool]:
-        walk = Walk()
+        walk = Walk(self._caps)
         parts = list(walk.parts(value))
         # All together first: what is found in a string is found there too, and nearly every string is clean.
         row = Row(parts)
+        work.allow(len(row.text))
         spans = self._search.spans(row.text, work)
         near = {index for span in spans for index in row.touched(span)}
         hits: list[Hit] = []

@@ -10,10 +10,20 @@ from typing import Any, Final, NamedTuple
 import aiosqlite
 
 from remit_broker.core.listing import ChainFilter, ChainPage, ChainRow, HopHit
+from remit_broker.core.near import by_beginning
 from remit_schemas.budget import Budget
 from remit_schemas.errors import Code, refusal
 
 MAX_ROWS: Final = 500
+
+
+class RunningHop(NamedTuple):
+    """A hop that is open, and the replica that runs it."""
+
+    tenant: str
+    txn: str
+    hop: str
+    by: str
 
 
 class OpenHop(NamedTuple):
@@ -23,6 +33,14 @@ class OpenHop(NamedTuple):
     txn: str
     hop: str
     deadline: int
+
+
+class IdleTxn(NamedTuple):
+    """A txn in which nothing has happened for long; ``seq`` is that of its last record."""
+
+    tenant: str
+    txn: str
+    seq: int
 
 
 _CHAIN: Final = """
@@ -85,11 +103,14 @@ class IndexQueries:
         return [json.loads(body) for (body,) in await self._all(query, (tenant, since, min(limit, MAX_ROWS)))]
 
     async def hops_like(self, tenant: str, prefix: str, limit: int = 10) -> list[HopHit]:
-        """Hops and refusals whose id begins with ``prefix``; ``<txn>.<hop>`` (each or its beginning) narrows."""
+        """Hops and refusals whose id begins with ``prefix``; ``<txn>.<hop>`` (each or its beginning) narrows.
+
+        The ``+`` keeps the planner from looking through all txns of the tenant for a hop that it has an index of.
+        """
         txn, _, hop = prefix.rpartition(".")
         query = """
             SELECT 'hop', txn, hop, resource, opened_at FROM hop
-            WHERE tenant = :tenant AND hop >= :hop AND hop < :hop_end AND txn >= :txn AND txn < :txn_end
+            WHERE tenant = :tenant AND hop >= :hop AND hop < :hop_end AND +txn >= :txn AND +txn < :txn_end
             UNION ALL
             SELECT 'refused', txn, hop, resource, at FROM refusal
             WHERE tenant = :tenant AND hop >= :hop AND hop < :hop_end
@@ -115,25 +136,45 @@ class IndexQueries:
         query = "SELECT txn FROM txn WHERE tenant = ? AND txn >= ? AND txn < ? ORDER BY txn LIMIT ?"
         return [txn for (txn,) in await self._all(query, (tenant, prefix, f"{prefix}~", limit))]
 
+    async def near(self, tenant: str, txn: str) -> list[str]:
+        """Ids of txns that begin as ``txn`` does, those that agree for longest first."""
+        before = "SELECT txn FROM txn WHERE tenant = ? AND txn < ? ORDER BY txn DESC LIMIT 3"
+        after = "SELECT txn FROM txn WHERE tenant = ? AND txn >= ? ORDER BY txn LIMIT 3"
+        rows = [*await self._all(before, (tenant, txn)), *await self._all(after, (tenant, txn))]
+        return by_beginning(txn, [found for (found,) in rows])
+
     async def overdue(self, now_ms: int, grace_ms: int, limit: int = MAX_ROWS) -> list[OpenHop]:
-        """Hops of all tenants that are open more than ``grace_ms`` past their deadline, the oldest first."""
+        """Hops of all tenants that are open more than ``grace_ms`` past their deadline, the oldest first. None that is parked."""
         query = (
             "SELECT tenant, txn, hop, deadline FROM hop "
-            "WHERE closed_at IS NULL AND deadline < ? ORDER BY deadline LIMIT ?"
+            "WHERE closed_at IS NULL AND parked_at IS NULL AND deadline < ? ORDER BY deadline LIMIT ?"
         )
         return [OpenHop(*row) for row in await self._all(query, (now_ms - grace_ms, limit))]
 
-    async def idle_txns(self, before: str, limit: int = MAX_ROWS) -> list[tuple[str, str]]:
-        """(tenant, txn) that are open, have no open hop and no record since ``before`` (RFC 3339)."""
+    async def running_hops(self, before: str, limit: int = MAX_ROWS) -> list[RunningHop]:
+        """Hops of all tenants that are open since ``before`` (RFC 3339) or longer, with the replica that opened or resumed each."""
         query = (
-            "SELECT tenant, txn FROM txn "
-            "WHERE closed_at IS NULL AND open_hops = 0 AND last_at < ? ORDER BY last_at LIMIT ?"
+            "SELECT h.tenant, h.txn, h.hop, (SELECT json_extract(r.body, '$.by') FROM record r "
+            "WHERE (r.tenant, r.txn, r.hop) = (h.tenant, h.txn, h.hop) AND r.kind IN ('hop.opened', 'hop.resumed') "
+            "ORDER BY r.seq DESC LIMIT 1) FROM hop h WHERE h.closed_at IS NULL AND h.parked_at IS NULL AND h.opened_at < ? LIMIT ?"
         )
-        return [(tenant, txn) for tenant, txn in await self._all(query, (before, limit))]
+        return [RunningHop(*row) for row in await self._all(query, (before, limit))]
+
+    async def idle_txns(self, before: str, limit: int = MAX_ROWS) -> list[IdleTxn]:
+        """Txns that are open, have no hop that is open or parked and no record since ``before`` (RFC 3339)."""
+        query = (
+            "SELECT tenant, txn, last_seq FROM txn WHERE closed_at IS NULL AND open_hops = 0 AND last_at < ? "
+            "AND (tenant, txn) NOT IN (SELECT tenant, txn FROM broken) ORDER BY last_at LIMIT ?"
+        )
+        return [IdleTxn(*row) for row in await self._all(query, (before, limit))]
 
     async def expired_txns(self, now: int, limit: int = MAX_ROWS) -> list[tuple[str, str]]:
         """(tenant, txn) that are open although their root grant expired before ``now`` (Unix seconds)."""
-        query = "SELECT tenant, txn FROM txn WHERE closed_at IS NULL AND exp < ? ORDER BY last_at LIMIT ?"
+        # To a broken one nothing can be appended: it would be found again and again.
+        query = (
+            "SELECT tenant, txn FROM txn WHERE closed_at IS NULL AND exp < ? "
+            "AND (tenant, txn) NOT IN (SELECT tenant, txn FROM broken) ORDER BY exp LIMIT ?"
+        )
         return [(tenant, txn) for tenant, txn in await self._all(query, (now, limit))]
 
     async def counts(self) -> dict[str, int]:

@@ -21,6 +21,7 @@ from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeout
 
 from remit_broker.adapters.errors import ConfigError
+from remit_broker.ports import at_once
 
 API: Final = "$JS.API"
 EXPECT_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence"
@@ -66,11 +67,13 @@ class _Fault(msgspec.Struct, frozen=True):
 
 
 class Ack(msgspec.Struct, frozen=True):
-    """The answer to a publish."""
+    """The answer to a publish; ``batch`` and ``count`` where it committed a batch, whose last message is at ``seq``."""
 
     stream: str = ""
     seq: int = 0
     error: _Fault | None = None
+    batch: str = ""
+    count: int = 0
 
 
 class _Stored(msgspec.Struct, frozen=True):
@@ -126,6 +129,15 @@ class JetStream:
         except msgspec.DecodeError as error:
             raise Unreachable(f"not an ack: {error}") from None
 
+    async def hand_over(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
+        """Publish without waiting for an answer, which comes with that of a later publish. Raises :class:`Unreachable`."""
+        if not self._nc.is_connected:
+            raise Unreachable("not connected to the NATS server")
+        try:
+            await self._nc.publish(subject, payload, headers=headers)
+        except (NatsError, OSError) as error:
+            raise Unreachable(str(error) or type(error).__name__) from None
+
     async def api(self, subject: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """One request to the API. Raises :class:`Unreachable` or :class:`ApiError`."""
         reply = await self._request(f"{API}.{subject}", b"" if body is None else _encode(body), None, None)
@@ -159,6 +171,7 @@ class JetStream:
         found: list[Message] = []
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+        @at_once
         async def receive(msg: Msg) -> None:
             seq = stream_seq(msg.reply)
             if seq is None or done.done():
@@ -279,6 +292,7 @@ class Acks:
                 await self._nc.subscribe(f"{inbox}.*", cb=self._answered, pending_msgs_limit=-1)
                 self._inbox = inbox
 
+    @at_once
     async def _answered(self, msg: Msg) -> None:
         waiting = self._waiting.get(msg.subject)
         if waiting is None or waiting[0].done():

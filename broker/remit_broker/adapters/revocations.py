@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import secrets
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from nats.errors import Error as NatsError
@@ -20,6 +20,8 @@ from nats.js import JetStreamContext
 from nats.js.errors import BucketNotFoundError
 from nats.js.kv import KV_DEL, KV_PURGE, KeyValue, StopIterSentinel
 
+from remit_broker.adapters.tasks import ended
+from remit_broker.core.presence import Beat, Presence
 from remit_broker.core.revocations import Entry, Revoked
 from remit_broker.ports import Clock
 from remit_schemas.errors import Code, Refusal, refusal
@@ -27,7 +29,7 @@ from remit_schemas.names import Jti, Resource, parse_jti
 
 BUCKET: Final = "revocations"
 HISTORY: Final = 64
-"""Changes of one thing that are kept; the most a bucket can."""
+"""Changes of one thing that the bucket keeps, the most one can: what is in force. All that ever was is in the ADMIN stream."""
 HEARTBEAT: Final = "heartbeat"
 GRANT: Final = "grant"
 """Key under which it is said that a grant was revoked in the ledger: for those who run hops below it, not for deciding."""
@@ -41,20 +43,17 @@ Fault = Callable[[str, BaseException], None]
 Heard = Callable[[Entry], None]
 
 
-class _Beat(msgspec.Struct, frozen=True):
-    """``at`` is the sender's monotonic clock, which means something to the sender only."""
-
-    by: str
-    at: float
-
-
 class KvRevocations:
     """One replica's mirror. ``heard`` is told of each entry when it is first seen; it must not wait."""
 
-    def __init__(self, clock: Clock, fault: Fault) -> None:
+    def __init__(self, clock: Clock, fault: Fault, replica: str = "") -> None:
+        """``replica`` is how the heartbeats name this one; drawn where nobody needs to know."""
         self._clock, self._fault = clock, fault
         self._revoked = Revoked()
-        self._me = secrets.token_hex(8)
+        self._me = replica or secrets.token_hex(8)
+        self.presence = Presence(self._me, SILENCE)
+        self.about: Callable[[], dict[str, Any]] = dict
+        """What the heartbeats say of this replica."""
         self._beaten = float("-inf")
         self._seen_seq = self._revision = 0
         self._seen = asyncio.Condition()
@@ -76,11 +75,12 @@ class KvRevocations:
             await self._seen.wait_for(lambda: self.fresh)
 
     async def stop(self) -> None:
-        """Stop mirroring; what is asked from now on is answered until the silence is noticed."""
-        for task in self.tasks:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        """Say goodbye and stop mirroring; what is asked from now on is answered until the silence is noticed."""
+        with contextlib.suppress(Exception):
+            if self._kv is not None and self.fresh:
+                async with asyncio.timeout(1):
+                    await self._kv.put(HEARTBEAT, msgspec.json.encode(Beat(self._me, 0, bye=True)))
+        await ended(*self.tasks)
 
     def on_entry(self, heard: Heard) -> None:
         """Tell ``heard`` of what is in force now, and of every entry from now on."""
@@ -111,6 +111,10 @@ class KvRevocations:
         """The entry that stops an agent or server."""
         return self._revoked.agent(name)
 
+    def tenant(self, name: str) -> Entry | None:
+        """The entry that stops a tenant."""
+        return self._revoked.tenant(name)
+
     def check(self, actors: tuple[str, ...], user: str, resource: Resource | None = None) -> Entry | None:
         """The first entry that stops this call."""
         return self._revoked.check(actors, user, resource)
@@ -118,22 +122,6 @@ class KvRevocations:
     def entries(self) -> list[Entry]:
         """What was last said of each thing, in force or reinstated, oldest first."""
         return sorted(self._revoked.last.values(), key=lambda entry: (entry.at, entry.kind, entry.name))
-
-    async def history(self) -> list[Entry]:
-        """All that is kept of what was revoked and reinstated, oldest first: the last 64 entries of each thing."""
-        found: list[Entry] = []
-        try:
-            watcher = await self._bucket.watchall(include_history=True)
-            try:
-                # None comes when all that is stored has been read; there is always a heartbeat.
-                while (one := await watcher.updates(timeout=SEEN_WITHIN)) is not None:  # type: ignore[no-untyped-call]
-                    if one.key not in (HEARTBEAT, GRANT) and one.value:
-                        found.append(msgspec.json.decode(one.value, type=Entry))
-            finally:
-                await watcher.stop()  # type: ignore[no-untyped-call]
-        except (NatsError, OSError, TimeoutError, msgspec.DecodeError) as error:
-            raise _unavailable("read", error) from None
-        return sorted(found, key=lambda entry: entry.at)
 
     async def put(self, entry: Entry) -> None:
         """Write an entry. Durable, and seen by this replica, when it returns. Refuses LEDGER_UNAVAILABLE."""
@@ -160,7 +148,7 @@ class KvRevocations:
     async def _beat(self) -> None:
         while True:
             try:
-                beat = _Beat(self._me, self._clock.monotonic())
+                beat = Beat(self._me, self._clock.monotonic(), self.about())
                 await self._bucket.put(HEARTBEAT, msgspec.json.encode(beat))
             except Exception as error:
                 self._fault("revocations.heartbeat", error)
@@ -192,9 +180,10 @@ class KvRevocations:
 
     async def _take(self, key: str, value: bytes | None, seq: int) -> None:
         if key == HEARTBEAT and value is not None:
-            beat = msgspec.json.decode(value, type=_Beat)
+            beat = msgspec.json.decode(value, type=Beat)
             if beat.by == self._me:
                 self._beaten = max(self._beaten, beat.at)
+            self.presence.hear(beat, self._clock.monotonic())
         elif key == GRANT and value is not None and seq > self._last_grant:
             self._last_grant = seq
             if (jti := parse_jti(value.decode(errors="replace"))) is not None:

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+from remit_broker.core.times import seconds_of
 from remit_broker.hop.authorize import authorize
+from remit_broker.hop.detach import detach
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.inspect_result import release
+from remit_broker.hop.parts import Gathering
 from remit_broker.hop.resolve import resolve
 from remit_broker.hop.revoked import nothing_stops
-from remit_broker.ports import CallerCancelled, Channel, Parties, Ports, Withdrawn
+from remit_broker.ports import MAX_FRAMES, CallerCancelled, Channel, Parties, Ports, Withdrawn
 from remit_schemas.envelope import (
     Accepted,
     Dispatch,
     Error,
     Event,
     InputRequired,
+    Part,
     Progress,
     Result,
+    Resumed,
     Started,
     parse_frame,
 )
 from remit_schemas.errors import Code, Effect, Refusal, refusal
 from remit_schemas.names import is_connection
 
-MAX_FRAMES = 10_000
+LAG = 2.0
+"""Seconds from the beginning of the opening to the dispatch after which the ledger is asked again."""
 MAX_BEFORE_END = 4 * 1024 * 1024
-"""Bytes of all frames of one hop but the final one: each is read, searched and judged, which the other hops wait for."""
+"""Bytes of all output of one hop before its end: each frame is read, searched and judged, which the other hops wait for."""
 
 
 async def dispatch(hop: Hop, ports: Ports) -> Hop:
@@ -36,23 +42,40 @@ async def dispatch(hop: Hop, ports: Ports) -> Hop:
     if ports.clock.monotonic() >= hop.mono_deadline:
         raise _late("none")
     aim, record = hop.aim, hop.intent
-    parties = Parties(hop.ask.caller, aim.callee, (*hop.held.chain, aim.callee), hop.held.claims.sub, hop.resource)
+    parties = Parties(
+        hop.ask.caller, aim.callee, (*hop.held.chain, aim.callee), hop.held.claims.sub, hop.resource, record.tenant
+    )
+    if hop.request.detach:
+        return await detach(hop, ports)
     async with ports.bus.channel(parties, record.txn, hop.id) as channel:
         await ports.bus.answer(hop.ask.reply, Accepted(txn=record.txn, hop=hop.id, replica=ports.bus.replica))
         call = Dispatch(
             txn=record.txn,
             hop=hop.id,
             replica=ports.bus.replica,
-            resource=record.resource,
+            resource=str(hop.resource),
             grant=hop.token,
             args=hop.args,
             deadline=hop.deadline,
+            resumed=None if hop.parked is None else Resumed(n=hop.parked.n + 1, input=hop.input),
+            parts=ports.room.largest if hop.request.parts else 0,
+            window=hop.request.window,
         )
-        # INVARIANT: what was revoked after the opening is not sent (test_what_is_revoked_between_opening_and_dispatch_is_not_sent).
-        nothing_stops(hop, ports)
-        await ports.bus.dispatch(hop.resource, aim.callee, call)
+        waiting = hop.parked.connection if hop.parked is not None else ""
+        await _still_open(hop, ports)
+        await _send(hop, ports, call, waiting)
         ports.failpoints.hit("sent")
-        return await _relay(hop, ports, channel)
+        return await _relay(hop, ports, channel, otherwise=call if waiting else None)
+
+
+async def _send(hop: Hop, ports: Ports, call: Dispatch, waiting: str = "") -> None:
+    """To the connection that waits for it, or to any of the callee's."""
+    # INVARIANT: what was revoked after the opening is not sent (test_what_is_revoked_between_opening_and_dispatch_is_not_sent).
+    nothing_stops(hop, ports)
+    if waiting:
+        await ports.bus.resume(hop.aim.callee, waiting, call)
+    else:
+        await ports.bus.dispatch(hop.resource, hop.aim.callee, call)
 
 
 async def _same_world(hop: Hop, ports: Ports) -> None:
@@ -72,28 +95,57 @@ async def _same_world(hop: Hop, ports: Ports) -> None:
         )  # fmt: skip
 
 
-async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:
+async def _still_open(hop: Hop, ports: Ports) -> None:
+    """Where time was lost since the opening, the ledger is asked whether the hop is open still. Refuses CANCELLED, or as the ledger.
+
+    INVARIANT: a replica that was frozen between opening and dispatch causes nothing later than others believe. They close its
+    hops once it has been silent *and* the newest grant has expired; when it goes on, it finds them closed here
+    (test_a_replica_that_was_frozen_before_its_dispatch_sends_nothing_when_it_goes_on). If it is frozen again right after this
+    look, what it sends then carries a grant that has expired, which the callee refuses
+    (test_a_hostile_dispatch_never_runs_the_skill).
+    """
+    began, at = hop.began, seconds_of(hop.intent.at)
+    # The wall clock too: the monotonic one stands still while a machine sleeps. If it jumps, one look more does no harm.
+    while max(ports.clock.monotonic() - began, ports.clock.now() - at) > LAG:
+        began, at = ports.clock.monotonic(), ports.clock.now()
+        fold = await ports.ledger.newest(hop.intent.tenant, hop.intent.txn)
+        if not fold.is_open(hop.id):
+            raise refusal(
+                Code.CANCELLED, "the call was closed before it could be sent: its broker had been silent for too long",
+                rule="dispatch.closed", ask="call again", retry_after=1.0,
+            )  # fmt: skip
+
+
+async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch | None = None) -> Hop:
+    """``otherwise`` is what any connection of the callee gets, where the one that was asked first is gone."""
     started, room = "", MAX_BEFORE_END
+    gathering = Gathering(ports.room if hop.request.parts else None, hop.id, hop.aim.callee)
     for _ in range(MAX_FRAMES):
         try:
             data = await channel.next(hop.mono_deadline - ports.clock.monotonic())
         except TimeoutError:
-            await _stop(hop, ports, started)
+            await stop(hop, ports, started)
             raise _late("unknown") from None
         except CallerCancelled:
-            await _stop(hop, ports, started)
+            await stop(hop, ports, started)
             raise refusal(
                 Code.CANCELLED, "the caller does not wait for this call any more", rule="dispatch.cancelled",
                 ask="look at the chain before calling again", effect="unknown",
             ) from None  # fmt: skip
         except Withdrawn as word:
-            await _stop(hop, ports, started)
+            await stop(hop, ports, started)
             raise refusal(
                 Code.CANCELLED, f"{word} while this call ran", rule=word.rule,
                 ask="look at the chain before doing anything again; an operator can lift it: remit reinstate", effect="unknown",
             ) from None  # fmt: skip
         if data is None:
             if started:
+                continue
+            if otherwise is not None:
+                # INVARIANT: nobody has heard it yet, so it is still dispatched once
+                # (test_an_input_goes_to_another_connection_where_the_one_that_parked_is_gone).
+                await _send(hop, ports, otherwise)
+                otherwise = None
                 continue
             raise refusal(
                 Code.TARGET_UNAVAILABLE, f"{hop.aim.callee} is not connected", rule="dispatch.no-responders",
@@ -106,23 +158,31 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:
                 Code.RESULT_INVALID, f"{hop.aim.callee} answered with something that is no frame", rule="dispatch.frame",
                 ask="tell whoever runs it", effect="unknown", cause=str(bad),
             ) from None  # fmt: skip
+        if isinstance(frame, InputRequired):
+            return hop.with_(final=frame, connection=started)
         if isinstance(frame, Result | Error):
-            return hop.with_(final=frame)
+            return hop.with_(final=await gathering.end(frame, ports))
+        if isinstance(frame, Part):
+            try:
+                said = gathering.take(frame)
+            except Refusal:
+                await stop(hop, ports, started)
+                raise
+            if said is not None:
+                await ports.bus.tell(hop.aim.callee, started, (hop.intent.txn, hop.id), said)
+            continue
         # INVARIANT: what comes before the end is bounded (test_a_callee_that_pours_out_data_before_its_end_is_cut_off).
         room -= len(data)
         if room < 0:
             break
-        if isinstance(frame, InputRequired):
-            raise refusal(
-                Code.RESULT_INVALID, f"{hop.aim.callee} asks for an input, which cannot be carried yet",
-                rule="dispatch.input", ask="send all it needs with the call", effect="unknown",
-            )  # fmt: skip
         if isinstance(frame, Progress | Event):
             await ports.bus.answer(hop.ask.reply, release(hop, ports, frame))
         if isinstance(frame, Started) and not started and is_connection(frame.connection):
             started = frame.connection
+            if hop.request.window is not None:
+                channel.worker = started
             ports.failpoints.hit("started")
-    await _stop(hop, ports, started)
+    await stop(hop, ports, started)
     raise refusal(
         Code.RESULT_INVALID,
         f"{hop.aim.callee} sent more than {MAX_FRAMES} frames or {MAX_BEFORE_END} bytes before its end",
@@ -130,7 +190,7 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:
     )  # fmt: skip
 
 
-async def _stop(hop: Hop, ports: Ports, connection: str) -> None:
+async def stop(hop: Hop, ports: Ports, connection: str) -> None:
     """Nobody waits for the answer any more: tell whoever works on it, or will say that it does."""
     await ports.bus.cancel(hop.aim.callee, connection, hop.intent.txn, hop.id)
 

@@ -10,6 +10,9 @@ from remit_schemas.errors import Code, refusal
 from remit_schemas.names import Resource
 from remit_schemas.scope import Detail, Scope
 
+GRANT_TTL = 60
+"""Longest life of a callee's grant in seconds: what works longer has it renewed while its hop is open."""
+
 MAX_PAIRS = 1024
 """Most pairs of details that are compared to narrow one scope by another: some hundredths of a second."""
 
@@ -24,23 +27,42 @@ async def narrow(hop: Hop, ports: Ports) -> Hop:
         )  # fmt: skip
     wish = hop.request.want.max_depth
     depth, max_depth = node.depth + 1, claims.max_depth if wish is None else min(claims.max_depth, wish)
+    if hop.parked is not None:
+        max_depth = min(max_depth, hop.parked.max_depth)
     if depth > max_depth:
         raise refusal(
             Code.DEPTH_EXCEEDED, f"this call would be at depth {depth}, at most {max_depth} is granted",
             rule="narrow.depth", ask="do the work at this level, or ask the user for a deeper grant",
         )  # fmt: skip
     _no_cycle(hop, ports)
+    hop = _within_caller(hop, node)
     return hop.with_(
         child=Child(
-            scope=_scope(hop, held),
+            scope=_not_wider(_scope(hop, held), hop.parked),
             budget=_budget(hop, node),
             # Rounded down, so that no grant outlives its hop by a fraction, but never to nothing.
-            exp=min(claims.exp, max(hop.deadline // 1000, int(hop.ask.at) + 1)),
+            exp=min(claims.exp, int(hop.ask.at) + GRANT_TTL, max(hop.deadline // 1000, int(hop.ask.at) + 1)),
             depth=depth,
             max_depth=max_depth,
             labels=claims.labels,
         )
     )
+
+
+def _within_caller(hop: Hop, node: Node) -> Hop:
+    """The hop with a deadline no later than its caller's own.
+
+    INVARIANT: no hop outlives the one it was opened under (test_a_child_does_not_outlive_its_parent).
+    """
+    late = hop.deadline - node.deadline
+    if late <= 0:
+        return hop
+    if node.deadline <= hop.ask.at * 1000:
+        raise refusal(
+            Code.DEADLINE_EXCEEDED, "the deadline of the caller's own hop has passed", rule="narrow.deadline",
+            ask="return what there is; ask for more time when this is called",
+        )  # fmt: skip
+    return hop.with_(deadline=node.deadline, mono_deadline=hop.mono_deadline - late / 1000)
 
 
 def _no_cycle(hop: Hop, ports: Ports) -> None:
@@ -65,6 +87,11 @@ def _scope(hop: Hop, held: Scope) -> Scope:
         )  # fmt: skip
     ceiling = hop.aim.ceiling
     return scope if ceiling is None else _meet(scope, ceiling)
+
+
+def _not_wider(scope: Scope, parked: Node | None) -> Scope:
+    """A hop that is resumed is given no more than it had."""
+    return scope if parked is None else _meet(Scope.of(parked.scope), scope)
 
 
 def _meet(held: Scope, other: Scope) -> Scope:

@@ -18,6 +18,10 @@ KINDS: Final[tuple[Kind, ...]] = (*secrets.KINDS, *pii.KINDS, *injection.KINDS, 
 MAX_WORK: Final = 96 << 20
 """Bytes that patterns go over for one value, all passes together: the bound on time, counted so that equal values get equal answers."""
 
+MAX_MESSAGE: Final = 2 << 20
+PASSES: Final = 32
+"""Bytes of work for each byte of a value beyond ``MAX_MESSAGE``."""
+
 DEPTH: Final = 4
 """How often a text is read in another way, and that again: base64 of a percent-encoded text of base64 …"""
 
@@ -40,6 +44,10 @@ class Work:
 
     def __init__(self, left: int = MAX_WORK) -> None:
         self.left = left
+
+    def allow(self, size: int) -> None:
+        """More for a value of ``size`` bytes, where it is larger than a message: results in parts are."""
+        self.left += PASSES * max(0, size - MAX_MESSAGE)
 
     @property
     def over(self) -> bool:

@@ -17,6 +17,9 @@ MAX_NESTING: Final = 200
 BETWEEN: Final = "\n\f\n"
 """Stands between strings that are searched together. A sentence may go across it, nothing else does."""
 
+_DENSE: Final = 8
+"""Bytes of JSON that an item takes at least in what is worth sending: more items than so many are too much to be searched."""
+
 _LONG_NUMBER: Final = 10**8
 _NAMING: Final = ("name", "key", "field", "label", "header")
 """Members that name what the member ``value`` beside them is."""
@@ -59,7 +62,19 @@ def naming(item: dict[Any, Any]) -> str:
     return ""
 
 
-def quick(value: Any) -> Quick | None:
+class Caps(NamedTuple):
+    """What is searched of one value at most."""
+
+    size: int = MAX_BYTES
+    items: int = MAX_ITEMS
+
+
+def caps(largest: int) -> Caps:
+    """The caps where a result may have ``largest`` bytes of JSON, because it comes in parts: it is searched too."""
+    return Caps(max(MAX_BYTES, 2 * largest), max(MAX_ITEMS, largest // _DENSE))
+
+
+def quick(value: Any, most: Caps) -> Quick | None:
     """All strings, names and long numbers; None where there is more than is searched."""
     found = Quick([], [], [], [])
     texts, names, numbers, pairs = found
@@ -82,9 +97,9 @@ def quick(value: Any) -> Quick | None:
             elif type(item) is int and not -_LONG_NUMBER < item < _LONG_NUMBER:
                 numbers.append(digits(item))
         items, depth, level = items + len(below), depth + 1, below
-        if items + len(names) > MAX_ITEMS or depth > MAX_NESTING:
+        if items + len(names) > most.items or depth > MAX_NESTING:
             return None
-    return found if sum(map(len, texts)) + sum(map(len, names)) <= MAX_BYTES else None
+    return found if sum(map(len, texts)) + sum(map(len, names)) <= most.size else None
 
 
 def digits(number: int) -> str:
@@ -95,12 +110,13 @@ def digits(number: int) -> str:
 class Walk:
     """Every part of a value, until the caps are reached; ``over`` says that they were."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: Caps) -> None:
         self.over = False
+        self._most = most
 
     def parts(self, value: Any) -> Iterator[Part]:
         """Strings of one level follow each other in their order, so that neighbours are neighbours."""
-        left_bytes, left_items, depth = MAX_BYTES, MAX_ITEMS, 0
+        left_bytes, left_items, depth = *self._most, 0
         level: list[tuple[Any, Path, str]] = [(value, (), "")]
         while level:
             below: list[tuple[Any, Path, str]] = []
