@@ -23,13 +23,14 @@ from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.jetstream import JetStream
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.json_schema import JsonSchemas
+from remit_broker.adapters.kept_results import KvResults
 from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.adapters.kick import Cutter
 from remit_broker.adapters.kv_accounts import KvAccounts
 from remit_broker.adapters.limits import Gcra, Unlimited
 from remit_broker.adapters.mint import HmacDigester, KeyMint
 from remit_broker.adapters.nats_bus import NatsBus
-from remit_broker.adapters.nats_checks import require_callout, require_servers
+from remit_broker.adapters.nats_checks import require_servers
 from remit_broker.adapters.nats_connect import Connections, connect_all
 from remit_broker.adapters.nats_evict import Evictor
 from remit_broker.adapters.nats_presence import Connected
@@ -43,16 +44,16 @@ from remit_broker.adapters.stream_tail import Regressed
 from remit_broker.adapters.tasks import ended
 from remit_broker.adapters.world import Failpoints, RandomIds, SystemClock
 from remit_broker.config import Settings
-from remit_broker.core import callout_probe
 from remit_broker.core.evidence import export
 from remit_broker.core.revocations import Entry
 from remit_broker.edges.attach.servers_file import ServersFileError
 from remit_broker.edges.attach.supervisor import ServerSupervisor
 from remit_broker.edges.bus import BusEdge
-from remit_broker.edges.callout import Admitted, Callout, CalloutKeys
+from remit_broker.edges.callout import Admitted
 from remit_broker.edges.http.api import Api
 from remit_broker.edges.http.app import HttpServer, application
 from remit_broker.edges.http.guard import LocalToken
+from remit_broker.gate import answer_callout
 from remit_broker.health import Health
 from remit_broker.hop.parts import PartsRoom
 from remit_broker.ports import Limits, Ports, RateLimit
@@ -170,25 +171,15 @@ class Broker:
             log.warning("%s: %s", name, error)
 
     async def _callout(self) -> None:
-        keys = CalloutKeys(issuer=self.keys.seed("issuer"), xkey=self.keys.seed("xkey"))
-        told: dict[str, str] = {}
-
-        def tell(who: str, why: str) -> None:
-            told[who] = why
-            _log_callout(who, why)
-
-        clock, limits = SystemClock(), self.settings.config.limits
-        clustered = bool(self.settings.config.bus.url)
-        self.connected = Connected(self.nats.sys, limits.connections_per_agent, clock, clustered=clustered)
+        bus, limits = self.settings.config.bus, self.settings.config.limits
+        if bus.callout == "process":
+            return
+        self.connected = Connected(self.nats.sys, limits.connections_per_agent, SystemClock(), clustered=bool(bus.url))
         await self.connected.start(self.observer.fault)
         self._stack.push_async_callback(self.connected.stop)
         admitted = Admitted(self.registry, self.revocations, self.connected)
-        callout = Callout(self.nats.auth, keys, admitted, clock, tell)
-        await callout.start()
+        callout = await answer_callout(self.nats.auth, self.keys, admitted, bus, self.bus)
         self._stack.push_async_callback(callout.stop)
-        if self.settings.config.bus.url:
-            await require_callout(self.bus, self.keys, lambda: told.get(callout_probe.NAME, told.get("")))
-        callout.told = _log_callout
 
     async def _wire(self) -> Ports:
         config, clock = self.settings.config, SystemClock()
@@ -197,6 +188,10 @@ class Broker:
         self.accounts = KvAccounts(JetStream(self.nats.core), self.settings.caps, clock, self.replica)
         await self.accounts.start(config.bus.replicas, self.observer.fault)
         self._stack.push_async_callback(self.accounts.stop)
+        self.results = KvResults(self.keys.results_key, self.observer.fault)
+        await self.results.start(
+            self.nats.core.jetstream(), config.bus.replicas, config.results.ttl, config.results.bytes
+        )
         self._tenant_bus = bus = NatsBus(self.nats.bus, self.replica, self.nats.core)
         await bus.start()
         self._enforce(bus)
@@ -217,6 +212,7 @@ class Broker:
             rates=Gcra(clock, config.limits.calls_per_second, config.limits.burst),
             target_rates=_target_rates(clock, config.limits.target_calls_per_second),
             accounts=self.accounts,
+            results=self.results,
             room=PartsRoom(config.limits.result_bytes),
             observer=self.observer,
             failpoints=Failpoints(),
@@ -374,7 +370,3 @@ async def _close(connections: Connections) -> None:
 
 def _target_rates(clock: SystemClock, per_second: float) -> RateLimit:
     return Gcra(clock, per_second, math.ceil(per_second)) if per_second else Unlimited()
-
-
-def _log_callout(who: str, why: str) -> None:
-    log.info("bus: %s", f"{who or 'somebody'} is refused: {why}" if why else f"{who} connects")

@@ -35,13 +35,17 @@ class BusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """``url`` names an external NATS server, or those of a cluster, separated by commas; empty, an embedded one listens on
     ``port`` (0: a free one).
 
-    ``ledger_bytes`` caps the ledger (0: by the disk alone); from nine tenths of it on nothing new is opened.
+    ``callout`` is who says which agents may connect: this broker, or processes of `remit callout`. ``connection_ttl`` is the life
+    of a connection's permissions in seconds. ``ledger_bytes`` caps the ledger (0: by the disk alone); from nine tenths of it on
+    nothing new is opened.
     """
 
     url: str = ""
     port: Port = 0
     sync: Literal["always", "default"] = "always"
     replicas: Literal[1, 3, 5] = 1
+    callout: Literal["broker", "process"] = "broker"
+    connection_ttl: Annotated[float, msgspec.Meta(ge=5, le=7 * 86400)] = 86400.0
     ledger_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
 
 
@@ -70,6 +74,13 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     allow_cycles: tuple[str, ...] = ()
 
 
+class ResultsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Results that callers asked to be kept: for ``ttl`` seconds, all together at most ``bytes``."""
+
+    ttl: Annotated[float, msgspec.Meta(ge=10, le=86400)] = 900.0
+    bytes: Annotated[int, msgspec.Meta(ge=64 << 20, le=2**50)] = 1 << 30
+
+
 class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where spans go by OTLP/HTTP; the standard ``OTEL_EXPORTER_OTLP_*`` variables win. Empty: nowhere."""
 
@@ -85,6 +96,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     bus: BusConfig = BusConfig()
     http: HttpConfig = HttpConfig()
     limits: LimitsConfig = LimitsConfig()
+    results: ResultsConfig = ResultsConfig()
     traces: TracesConfig = TracesConfig()
     prices: dict[str, str] = {}
     labels: dict[str, tuple[str, ...]] = {}
