@@ -107,7 +107,10 @@ class Broker:
         await agree(self.nats.core.jetstream(), config.bus.replicas, common)
         self.health = Health(settings, self.place, self.replica, common, self.nats, self.observer)
         self.ledger = await JetStreamLedger.start(
-            self.nats.core, replicas=config.bus.replicas, max_bytes=config.bus.ledger_bytes or -1
+            self.nats.core,
+            replicas=config.bus.replicas,
+            max_bytes=config.bus.ledger_bytes or -1,
+            grouped=not config.bus.url and config.bus.sync == "always",
         )
         ledger = self.ledger
         self.observer.watch("remit_ledger_races", "Appends before which another replica's came", lambda: ledger.races)
@@ -197,7 +200,7 @@ class Broker:
         await self.accounts.start(config.bus.replicas, self.observer.fault)
         self.health.accounts = self.accounts
         self._stack.push_async_callback(self.accounts.stop)
-        bus = NatsBus(self.nats.bus, self.replica, self.nats.core)
+        self._tenant_bus = bus = NatsBus(self.nats.bus, self.replica, self.nats.core)
         await bus.start()
         self._enforce(bus)
         published = KeySet.from_jwks(self.keys.jwks())
@@ -291,6 +294,7 @@ class Broker:
 
     async def _take_requests(self) -> None:
         edge = BusEdge(self.nats.bus, "default", self.ports, self.registry.attach, self.published())
+        self._tenant_bus.on_input, self._tenant_bus.on_unwanted = edge.on_input, edge.on_unwanted
         await edge.start()
         self._stack.push_async_callback(edge.stop, self.settings.config.limits.drain)
 

@@ -21,15 +21,7 @@ from remit_schemas.control import Control
 from remit_schemas.envelope import Dispatch, Frame, Result
 from remit_schemas.grant import Claims, Grant
 from remit_schemas.names import Resource
-from remit_schemas.records import (
-    Finding,
-    GrantRevoked,
-    HopClosed,
-    HopOpened,
-    HopRefused,
-    TxnClosed,
-    TxnOpened,
-)
+from remit_schemas.records import Finding, Following, HopClosed, HopOpened, HopRefused, TxnOpened
 
 T = TypeVar("T")
 
@@ -77,9 +69,7 @@ class Turn(Protocol):
     def fold(self) -> Fold:
         """The newest fold known."""
 
-    async def append(
-        self, record: HopOpened | HopClosed | GrantRevoked | TxnClosed, grant: str | None
-    ) -> Fold | LostRace:
+    async def append(self, record: Following, grant: str | None) -> Fold | LostRace:
         """Append a sealed record that follows :attr:`fold`. Durable when it returns a Fold. Refuses LEDGER_UNAVAILABLE."""
 
 
@@ -97,6 +87,9 @@ class Ledger(Protocol):
 
     async def newest(self, tenant: str, txn: str) -> Fold:
         """The fold as the ledger has it now. :meth:`fold` may be behind what another replica has appended."""
+
+    async def grant(self, tenant: str, txn: str, rec: str) -> str:
+        """The grant that the record with the hash ``rec`` authorised. Refuses LEDGER_UNAVAILABLE where there is none."""
 
     def turn(self, tenant: str, txn: str) -> AbstractAsyncContextManager[Turn]:
         """Wait for this replica's turn to append to ``txn``."""
@@ -174,6 +167,9 @@ class Bus(Protocol):
 
     async def dispatch(self, resource: Resource, callee: str, dispatch: Dispatch) -> None:
         """Hand a governed call to its callee, once."""
+
+    async def resume(self, callee: str, connection: str, dispatch: Dispatch) -> None:
+        """Hand a call that goes on to the connection that parked it; where that is gone, the channel says so with None."""
 
     async def cancel(self, callee: str, connection: str, txn: str, hop: str) -> None:
         """Ask the connection that works on a hop to stop; where none has said so yet (""), as soon as one does. Best effort."""
@@ -340,7 +336,7 @@ class Observer(Protocol):
         """A hop ended."""
 
     def swept(self, node: Node, closed: HopClosed, user: str) -> None:
-        """A hop was closed on behalf of whoever could not any more."""
+        """A hop was closed that another replica opened, or on behalf of whoever could not any more."""
 
     def refused(self, record: HopRefused) -> None:
         """A call was refused."""

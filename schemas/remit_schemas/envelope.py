@@ -98,7 +98,7 @@ class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     deadline: int
     parts: Annotated[int, msgspec.Meta(ge=0)] = 0
     window: Annotated[int, msgspec.Meta(ge=1, le=MAX_WINDOW)] | None = None
-    resumed: Resumed | msgspec.UnsetType = msgspec.UNSET
+    resumed: Resumed | None = None
 
 
 class Accepted(msgspec.Struct, frozen=True, tag="accepted", tag_field="frame", kw_only=True):

@@ -61,6 +61,7 @@ class World:
     def __init__(self, rng: random.Random, names: Sequence[str], crash_rate: float) -> None:
         self.rng, self.crash_rate = rng, crash_rate
         self.store: dict[str, list[dict[str, Any]]] = {}
+        self.grants: dict[str, str] = {}
         self.principals = {name: Principal(name=name, kind="agent", nkey=name) for name in names}
         self.work: Callable[[Dispatch], Awaitable[Frame]] | None = None
         self.log: list[tuple[str, str]] = []
@@ -183,6 +184,7 @@ class SimLedger:
     async def create(self, record: Any, grant: str) -> Fold:
         await self._life.pause()
         self._world.store[record.txn] = [plain(record)]
+        self._world.grants[record.hash] = grant
         return self._folds.setdefault(record.txn, apply(None, plain(record)))
 
     async def fold(self, tenant: str, txn: str) -> Fold:
@@ -204,10 +206,17 @@ class SimLedger:
         self._folds[txn] = fold
         return fold
 
+    async def grant(self, tenant: str, txn: str, rec: str) -> str:
+        await self._life.pause()
+        return self._world.grants[rec]
+
     @asynccontextmanager
     async def turn(self, tenant: str, txn: str) -> AsyncIterator[SimTurn]:
         async with self._locks.setdefault(txn, asyncio.Lock()):
             yield SimTurn(self, txn, await self.fold(tenant, txn))
+
+    def keep(self, rec: str, grant: str) -> None:
+        self._world.grants[rec] = grant
 
     async def append(self, txn: str, fold: Fold, raw: dict[str, Any]) -> Fold | LostRace:
         after = apply(fold, raw)
@@ -229,6 +238,8 @@ class SimTurn:
 
     async def append(self, record: Any, grant: str | None) -> Fold | LostRace:
         done = await self._ledger.append(self._txn, self.fold, plain(record))
+        if grant is not None and not isinstance(done, LostRace):
+            self._ledger.keep(record.hash, grant)
         self.fold = done.fold if isinstance(done, LostRace) else done
         return done
 
@@ -275,6 +286,9 @@ class SimBus:
 
     async def cancel(self, callee: str, connection: str, txn: str, hop: str) -> None:
         pass
+
+    async def resume(self, callee: str, connection: str, dispatch: Dispatch) -> None:
+        raise NotImplementedError("nobody here asks for an input")
 
     async def ended(self, tenant: str, txn: str, hop: str) -> None:
         pass

@@ -144,10 +144,10 @@ class IndexQueries:
         return by_beginning(txn, [found for (found,) in rows])
 
     async def overdue(self, now_ms: int, grace_ms: int, limit: int = MAX_ROWS) -> list[OpenHop]:
-        """Hops of all tenants that are open more than ``grace_ms`` past their deadline, the oldest first."""
+        """Hops of all tenants that are open more than ``grace_ms`` past their deadline, the oldest first. None that is parked."""
         query = (
             "SELECT tenant, txn, hop, deadline FROM hop "
-            "WHERE closed_at IS NULL AND deadline < ? ORDER BY deadline LIMIT ?"
+            "WHERE closed_at IS NULL AND parked_at IS NULL AND deadline < ? ORDER BY deadline LIMIT ?"
         )
         return [OpenHop(*row) for row in await self._all(query, (now_ms - grace_ms, limit))]
 
@@ -156,7 +156,7 @@ class IndexQueries:
         query = (
             "SELECT h.tenant, h.txn, h.hop, (SELECT json_extract(r.body, '$.by') FROM record r "
             "WHERE (r.tenant, r.txn, r.hop) = (h.tenant, h.txn, h.hop) AND r.kind IN ('hop.opened', 'hop.resumed') "
-            "ORDER BY r.seq DESC LIMIT 1) FROM hop h WHERE h.closed_at IS NULL AND h.opened_at < ? LIMIT ?"
+            "ORDER BY r.seq DESC LIMIT 1) FROM hop h WHERE h.closed_at IS NULL AND h.parked_at IS NULL AND h.opened_at < ? LIMIT ?"
         )
         return [RunningHop(*row) for row in await self._all(query, (before, limit))]
 

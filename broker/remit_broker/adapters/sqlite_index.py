@@ -41,6 +41,7 @@ _INSERTS: Final[Mapping[str, str]] = {
     "hops": "INSERT INTO hop (tenant, txn, hop, parent, caller, callee, resource, opened_at, deadline, closed_at, "
     "outcome, code) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
     "broken": "INSERT OR REPLACE INTO broken VALUES (?,?,?)",
+    "waits": "UPDATE hop SET parked_at = ?, deadline = coalesce(?, deadline) WHERE (tenant, txn, hop) = (?,?,?)",
     "closings": "UPDATE hop SET closed_at = ?, outcome = ?, code = ? WHERE (tenant, txn, hop) = (?,?,?)",
     "late_charges": "UPDATE txn SET spent_usd_micros = spent_usd_micros + ?, spent_tokens = spent_tokens + ?, "
     "spent_calls = spent_calls + ? WHERE (tenant, txn) = (?,?) "

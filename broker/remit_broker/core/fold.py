@@ -254,7 +254,7 @@ def _renew(fold: Fold, record: GrantRenewed) -> Fold:
     _require(record.exp > node.exp, "exp is not later than before")
     _require_within_life(record.exp, node.deadline, parent)
     renewed = replace(node, n=node.n + 1, recs=(*node.recs, record.hash)[-GRANTS:], exp=record.exp)
-    return replace(fold, nodes=fold.nodes.set(node.hop, renewed))
+    return replace(fold, nodes=fold.nodes.set(node.hop, renewed), renewals=fold.renewals + 1)
 
 
 def _require_within_life(exp: int, deadline: int, parent: Node) -> None:

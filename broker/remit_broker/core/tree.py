@@ -107,7 +107,7 @@ class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A txn after its record ``seq``, whose hash is ``hash``.
 
     ``idem`` and ``approvals`` map what may be used once (as the records name it) to the hop that used it; ``revoked``
-    holds the hops whose grants were revoked, each of which covers everything beneath it.
+    holds the hops whose grants were revoked, each of which covers everything beneath it. ``renewals`` counts those of all grants.
     """
 
     tenant: str
@@ -122,6 +122,7 @@ class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     idem: Map[str, str] = Map()
     approvals: Map[str, str] = Map()
     revoked: Map[str, str] = Map()
+    renewals: int = 0
 
     def node(self, hop: str) -> Node | None:
         """The node of ``hop``, or None."""

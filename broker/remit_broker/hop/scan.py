@@ -19,7 +19,9 @@ async def close_orphans(overdue: Iterable[tuple[str, str, str]], ports: Ports) -
         try:
             await ports.ledger.newest(tenant, txn)  # another replica may have opened it
             async with ports.ledger.turn(tenant, txn) as turn:
-                if turn.fold.is_open(hop):
+                # INVARIANT: what was parked meanwhile is not late, nor is what was resumed with a new deadline
+                # (test_the_scan_leaves_alone_what_is_parked_or_was_resumed).
+                if turn.fold.is_open(hop) and turn.fold.nodes[hop].deadline <= ports.clock.now() * 1000:
                     await sweep(hop, ports, turn, "nobody closed it before its deadline")
                     closed += 1
         except Exception as error:

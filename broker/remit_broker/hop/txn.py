@@ -26,7 +26,11 @@ MAX_TTL = 8 * 3600
 
 
 class Delegation(msgspec.Struct, frozen=True, kw_only=True):
-    """What a user hands to a first agent. ``ttl`` is in seconds, ``auth`` says how the user was known."""
+    """What a user hands to a first agent. ``ttl`` is in seconds, ``auth`` says how the user was known.
+
+    ``labels`` are those that may reach the agent, ``carried`` those of the data it has. ``continues`` is the hop, as
+    ``<txn>.<hop>``, of the task that this one carries on.
+    """
 
     tenant: str
     user: str
@@ -37,6 +41,8 @@ class Delegation(msgspec.Struct, frozen=True, kw_only=True):
     auth: str
     max_depth: int = 8
     labels: tuple[str, ...] = ("*",)
+    carried: tuple[str, ...] = ()
+    continues: str | None = None
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -78,7 +84,8 @@ async def open_txn(wish: Delegation, ports: Ports) -> Opened:
             budget=wish.budget,
             exp=exp,
             max_depth=wish.max_depth,
-            labels=(),
+            labels=wish.carried,
+            continues=wish.continues,
         )
     )
     grant = ports.mint.mint(
@@ -144,7 +151,7 @@ async def revoke(tenant: str, jti: str, who: str, why: str, ports: Ports) -> Fol
             _still_open(fold)
             if fold.is_revoked(parsed.hop):
                 return fold
-            if not fold.is_open(parsed.hop):
+            if not fold.stands(parsed.hop):
                 raise refusal(
                     Code.GRANT_CLOSED, f"hop {parsed.hop} has ended, its grant is dead already", rule="revoke.closed",
                     ask="nothing is left to do; to stop the whole task: remit revoke --txn",
