@@ -22,6 +22,7 @@ from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.jetstream import JetStream
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.json_schema import JsonSchemas
+from remit_broker.adapters.kept_results import KvResults
 from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.adapters.kick import Cutter
 from remit_broker.adapters.kv_accounts import KvAccounts
@@ -200,6 +201,10 @@ class Broker:
         await self.accounts.start(config.bus.replicas, self.observer.fault)
         self.health.accounts = self.accounts
         self._stack.push_async_callback(self.accounts.stop)
+        self.results = KvResults(self.keys.results_key, self.observer.fault)
+        await self.results.start(
+            self.nats.core.jetstream(), config.bus.replicas, config.results.ttl, config.results.bytes
+        )
         self._tenant_bus = bus = NatsBus(self.nats.bus, self.replica, self.nats.core)
         await bus.start()
         self._enforce(bus)
@@ -220,6 +225,7 @@ class Broker:
             rates=callers(clock, default_rates(config.limits)[0], self.settings.rates.caller),
             target_rates=targets(clock, default_rates(config.limits)[1], self.settings.rates.target),
             accounts=self.accounts,
+            results=self.results,
             room=PartsRoom(config.limits.result_bytes),
             observer=self.observer,
             failpoints=Failpoints(),

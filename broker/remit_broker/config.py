@@ -71,6 +71,13 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     allow_cycles: tuple[str, ...] = ()
 
 
+class ResultsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Results that callers asked to be kept: for ``ttl`` seconds, all together at most ``bytes``."""
+
+    ttl: Annotated[float, msgspec.Meta(ge=10, le=86400)] = 900.0
+    bytes: Annotated[int, msgspec.Meta(ge=64 << 20, le=2**50)] = 1 << 30
+
+
 class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where spans go by OTLP/HTTP; the standard ``OTEL_EXPORTER_OTLP_*`` variables win. Empty: nowhere."""
 
@@ -86,6 +93,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     bus: BusConfig = BusConfig()
     http: HttpConfig = HttpConfig()
     limits: LimitsConfig = LimitsConfig()
+    results: ResultsConfig = ResultsConfig()
     traces: TracesConfig = TracesConfig()
     prices: dict[str, str] = {}
     labels: dict[str, tuple[str, ...]] = {}

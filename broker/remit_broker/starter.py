@@ -43,6 +43,10 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 # drain = 5.0                # seconds a stopping broker gives to running hops
 # allow_cycles = []          # ["planner>critic"]: pairs that may close a loop
 
+[results]
+# ttl = 900.0                # seconds for which a result is kept, encrypted, whose caller asked for that
+# bytes = 1073741824         # of all of them; beyond, nothing more is kept
+
 [traces]
 # endpoint = ""              # OTLP/HTTP, such as "http://127.0.0.1:4318"; OTEL_EXPORTER_OTLP_ENDPOINT wins
 
