@@ -29,7 +29,7 @@ from remit_broker.adapters.kv_accounts import KvAccounts
 from remit_broker.adapters.limits import callers, targets
 from remit_broker.adapters.mint import HmacDigester, KeyMint
 from remit_broker.adapters.nats_bus import NatsBus
-from remit_broker.adapters.nats_checks import require_callout, require_servers
+from remit_broker.adapters.nats_checks import require_servers
 from remit_broker.adapters.nats_connect import Connections, connect_all
 from remit_broker.adapters.nats_evict import Evictor
 from remit_broker.adapters.nats_presence import Connected
@@ -43,17 +43,17 @@ from remit_broker.adapters.stream_tail import Regressed
 from remit_broker.adapters.tasks import ended
 from remit_broker.adapters.world import Failpoints, RandomIds, SystemClock
 from remit_broker.config import Settings, default_rates
-from remit_broker.core import callout_probe
 from remit_broker.core.effective import ineffective
 from remit_broker.core.evidence import export
 from remit_broker.core.revocations import Entry
 from remit_broker.edges.attach.servers_file import ServersFileError
 from remit_broker.edges.attach.supervisor import ServerSupervisor
 from remit_broker.edges.bus import BusEdge
-from remit_broker.edges.callout import Admitted, Callout, CalloutKeys
+from remit_broker.edges.callout import Admitted
 from remit_broker.edges.http.api import Api
 from remit_broker.edges.http.app import HttpServer, application
 from remit_broker.edges.http.guard import LocalToken
+from remit_broker.gate import answer_callout
 from remit_broker.health import Health
 from remit_broker.hop.parts import PartsRoom
 from remit_broker.ports import Limits, Ports
@@ -173,25 +173,15 @@ class Broker:
             log.warning("%s: %s", name, error)
 
     async def _callout(self) -> None:
-        keys = CalloutKeys(issuer=self.keys.seed("issuer"), xkey=self.keys.seed("xkey"))
-        told: dict[str, str] = {}
-
-        def tell(who: str, why: str) -> None:
-            told[who] = why
-            _log_callout(who, why)
-
-        clock, limits = SystemClock(), self.settings.config.limits
-        clustered = bool(self.settings.config.bus.url)
-        self.connected = Connected(self.nats.sys, limits.connections_per_agent, clock, clustered=clustered)
+        bus, limits = self.settings.config.bus, self.settings.config.limits
+        if bus.callout == "process":
+            return
+        self.connected = Connected(self.nats.sys, limits.connections_per_agent, SystemClock(), clustered=bool(bus.url))
         await self.connected.start(self.observer.fault)
         self._stack.push_async_callback(self.connected.stop)
         admitted = Admitted(self.registry, self.revocations, self.connected)
-        callout = Callout(self.nats.auth, keys, admitted, clock, tell)
-        await callout.start()
+        callout = await answer_callout(self.nats.auth, self.keys, admitted, bus, self.bus)
         self._stack.push_async_callback(callout.stop)
-        if self.settings.config.bus.url:
-            await require_callout(self.bus, self.keys, lambda: told.get(callout_probe.NAME, told.get("")))
-        callout.told = _log_callout
 
     async def _wire(self) -> Ports:
         config, clock = self.settings.config, SystemClock()
@@ -379,7 +369,3 @@ async def _close(connections: Connections) -> None:
     for connection in connections:
         with contextlib.suppress(Exception):
             await connection.close()
-
-
-def _log_callout(who: str, why: str) -> None:
-    log.info("bus: %s", f"{who or 'somebody'} is refused: {why}" if why else f"{who} connects")

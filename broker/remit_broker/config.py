@@ -36,13 +36,17 @@ class BusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """``url`` names an external NATS server, or those of a cluster, separated by commas; empty, an embedded one listens on
     ``port`` (0: a free one).
 
-    ``ledger_bytes`` caps the ledger (0: by the disk alone); from nine tenths of it on nothing new is opened.
+    ``callout`` is who says which agents may connect: this broker, or processes of `remit callout`. ``connection_ttl`` is the life
+    of a connection's permissions in seconds. ``ledger_bytes`` caps the ledger (0: by the disk alone); from nine tenths of it on
+    nothing new is opened.
     """
 
     url: str = ""
     port: Port = 0
     sync: Literal["always", "default"] = "always"
     replicas: Literal[1, 3, 5] = 1
+    callout: Literal["broker", "process"] = "broker"
+    connection_ttl: Annotated[float, msgspec.Meta(ge=5, le=7 * 86400)] = 86400.0
     ledger_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
 
 

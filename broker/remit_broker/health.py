@@ -26,6 +26,7 @@ from remit_broker.adapters.revocations import KvRevocations
 from remit_broker.adapters.sqlite_index import SqliteIndex
 from remit_broker.config import Settings
 from remit_broker.core.exposition import merged
+from remit_broker.core.times import rfc3339
 from remit_broker.hop.pipeline import STAGES
 from remit_broker.premises import Place
 
@@ -93,6 +94,20 @@ class Health:
             for peer in peers
         ]
 
+    async def orphans(self, limit: int = 100) -> list[dict[str, str]]:
+        """Open hops whose replica is silent or whose deadline is over: they wait for the scan."""
+        if self.index is None or self.revocations is None:
+            return []
+        limits, now, mono = self._settings.config.limits, time.time(), time.monotonic()
+        presence = self.revocations.presence
+        silent = [
+            (hop.txn, hop.hop)
+            for hop in await self.index.running_hops(rfc3339(now - limits.replica_silence))
+            if presence.silence(hop.by, mono) > limits.replica_silence
+        ]
+        late = [(hop.txn, hop.hop) for hop in await self.index.overdue(int(now * 1000), 1000)]
+        return [{"txn": txn, "hop": hop} for txn, hop in sorted({*silent, *late})[:limit]]
+
     def group(self) -> dict[str, int]:
         """How many processes this ``remit up`` has, and how many of them were heard within two seconds."""
         mine = [one for one in self.replicas() if one.get("group") == self._place.group and one["silent"] < 2]
@@ -142,6 +157,7 @@ class Health:
             "paused": msgspec.to_builtins(revocations.paused) if revocations else None,
             "revoked": [str(one) for one in revocations.entries() if one.state == "revoked"] if revocations else [],
             "replicas": self.replicas(),
+            "orphans": await self.orphans(),
             "group": self.group(),
             "index": {"position": self.index.position, "ledger": self.ledger.high}
             if self.index and self.ledger

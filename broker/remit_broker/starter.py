@@ -21,6 +21,8 @@ issuer = "{issuer}"          # `iss` of every grant; changing it invalidates gra
 # url = ""                   # an external NATS server; empty runs an embedded one
 # port = 0                   # of the embedded one; 0 takes a free port
 # sync = "always"            # "always": an acknowledged record survives a power cut; "default": up to two minutes may not
+# callout = "broker"         # who says which agents may connect: "broker", or "process": remit callout
+# connection_ttl = 86400.0   # seconds until a connection proves itself again
 # ledger_bytes = 0           # cap of the ledger, 0 is none; at nine tenths of it nothing new is opened
 # replicas = 1               # of the ledger's streams; 3 or 5 need an external cluster
 
