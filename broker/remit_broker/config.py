@@ -16,6 +16,7 @@ import msgspec.inspect
 
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.core.caps import BadCap, Caps, parse_caps
+from remit_broker.core.rates import BadRate, Rate, Rates, parse_rates
 from remit_schemas.budget import Budget, parse_budget
 from remit_schemas.errors import Refusal
 from remit_schemas.model_prices import DEAREST, DEFAULT, ModelPrice, parse_model_price
@@ -36,13 +37,17 @@ class BusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """``url`` names an external NATS server, or those of a cluster, separated by commas; empty, an embedded one listens on
     ``port`` (0: a free one).
 
-    ``ledger_bytes`` caps the ledger (0: by the disk alone); from nine tenths of it on nothing new is opened.
+    ``callout`` is who says which agents may connect: this broker, or processes of `remit callout`. ``connection_ttl`` is the life
+    of a connection's permissions in seconds. ``ledger_bytes`` caps the ledger (0: by the disk alone); from nine tenths of it on
+    nothing new is opened.
     """
 
     url: str = ""
     port: Port = 0
     sync: Literal["always", "default"] = "always"
     replicas: Literal[1, 3, 5] = 1
+    callout: Literal["broker", "process"] = "broker"
+    connection_ttl: Annotated[float, msgspec.Meta(ge=5, le=7 * 86400)] = 86400.0
     ledger_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
 
 
@@ -84,6 +89,13 @@ class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     endpoint: str = ""
 
 
+class ContentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Entities that Presidio looks for beside the detectors, and the language it is told; empty: it is not used."""
+
+    presidio: tuple[str, ...] = ()
+    presidio_language: str = "en"
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything ``remit.toml`` may say. Paths are relative to the file's folder."""
 
@@ -95,10 +107,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     limits: LimitsConfig = LimitsConfig()
     results: ResultsConfig = ResultsConfig()
     traces: TracesConfig = TracesConfig()
+    content: ContentConfig = ContentConfig()
     prices: dict[str, str] = {}
     models: dict[str, str] = {}
     labels: dict[str, tuple[str, ...]] = {}
     caps: dict[str, dict[str, dict[str, str]]] = {}
+    rates: dict[str, dict[str, str]] = {}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +126,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cycles: frozenset[tuple[str, str]]
     caps: Caps = Caps({})
     models: dict[str, ModelPrice] = {}
+    rates: Rates = Rates()
 
     @property
     def servers_file(self) -> Path:
@@ -182,6 +197,7 @@ def settings(file: Path, raw: object) -> Settings:
         cycles=frozenset(_pair(file, text) for text in config.limits.allow_cycles),
         caps=_caps(file, config.caps),
         models=_models(file, config.models),
+        rates=_rates(file, config),
     )
 
 
@@ -295,6 +311,19 @@ def _caps(file: Path, raw: Mapping[str, Mapping[str, Mapping[str, str]]]) -> Cap
         return parse_caps(raw)
     except BadCap as bad:
         raise ConfigError(f"{file}: {bad.key}: {bad.why}", bad.ask) from None
+
+
+def _rates(file: Path, config: Config) -> Rates:
+    try:
+        return parse_rates(config.rates, *default_rates(config.limits))
+    except BadRate as bad:
+        raise ConfigError(f"{file}: {bad.key}: {bad.why}", bad.ask) from None
+
+
+def default_rates(limits: LimitsConfig) -> tuple[Rate, Rate | None]:
+    """The rate of a caller and of a callee that no override names; None: unlimited."""
+    target = limits.target_calls_per_second
+    return Rate(limits.calls_per_second, limits.burst), Rate(target, math.ceil(target)) if target else None
 
 
 def _pair(file: Path, text: str) -> tuple[str, str]:
