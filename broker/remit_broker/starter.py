@@ -64,6 +64,10 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 # "agent".default.hour = "tokens=2000000"
 # "tool"."mcp/mail/*".hour = "calls=20"
 # "tenant".default.month = "usd=500"
+
+[rates]                      # other rates than those of [limits], per replica
+# "caller"."batch-*" = "1000/s, burst=2000"   # each caller's own
+# "target"."mcp/mail/*" = "20/minute, burst=5"   # one for all that it matches
 """
 
 
