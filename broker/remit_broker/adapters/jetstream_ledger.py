@@ -56,6 +56,7 @@ from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.records import (
     Following,
     GrantRenewed,
+    HopClosed,
     HopOpened,
     HopResumed,
     Record,
@@ -181,6 +182,13 @@ class JetStreamLedger:
     async def newest(self, tenant: str, txn: str) -> Fold:
         """The fold after a leader read: for answers that nothing is appended after. Refuses as :meth:`fold`."""
         return (await self._within(self._memory.renew((tenant, txn)))).fold
+
+    async def closing(self, tenant: str, txn: str, hop: str) -> HopClosed:
+        """The record that closed a hop, read from the stream. Refuses LEDGER_UNAVAILABLE where there is none."""
+        found = await self._within(self._memory.closing((tenant, txn), hop))
+        if found is None:
+            raise unavailable("ledger.no-closing", "the record of an ended hop is not there", f"{txn}.{hop}")
+        return found
 
     async def grant(self, tenant: str, txn: str, rec: str) -> str:
         """The grant that the record with the hash ``rec`` authorised. Refuses LEDGER_UNAVAILABLE where there is none."""
