@@ -18,7 +18,8 @@ from remit_broker import __version__
 from remit_broker.adapters.admin_stream import AdminStream
 from remit_broker.adapters.agreement import agree, shared
 from remit_broker.adapters.cedar import CedarEngine
-from remit_broker.adapters.detectors import SecretDetectors
+from remit_broker.adapters.content.presidio import presidio
+from remit_broker.adapters.detectors import ContentDetectors
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.jetstream import JetStream
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
@@ -213,7 +214,9 @@ class Broker:
             registry=self.registry,
             revocations=self.revocations,
             policy=CedarEngine.load(self.settings.policies),
-            detectors=SecretDetectors(config.limits.result_bytes),
+            detectors=ContentDetectors(
+                presidio(config.content.presidio, config.content.presidio_language), config.limits.result_bytes
+            ),
             schemas=JsonSchemas(),
             mint=KeyMint(config.issuer, self.keys.signing, published, clock),
             digester=HmacDigester(self.keys.digest_key),

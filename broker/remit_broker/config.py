@@ -88,6 +88,13 @@ class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     endpoint: str = ""
 
 
+class ContentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Entities that Presidio looks for beside the detectors, and the language it is told; empty: it is not used."""
+
+    presidio: tuple[str, ...] = ()
+    presidio_language: str = "en"
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything ``remit.toml`` may say. Paths are relative to the file's folder."""
 
@@ -99,6 +106,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     limits: LimitsConfig = LimitsConfig()
     results: ResultsConfig = ResultsConfig()
     traces: TracesConfig = TracesConfig()
+    content: ContentConfig = ContentConfig()
     prices: dict[str, str] = {}
     labels: dict[str, tuple[str, ...]] = {}
     caps: dict[str, dict[str, dict[str, str]]] = {}

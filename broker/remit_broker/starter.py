@@ -52,6 +52,10 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 [traces]
 # endpoint = ""              # OTLP/HTTP, such as "http://127.0.0.1:4318"; OTEL_EXPORTER_OTLP_ENDPOINT wins
 
+[content]
+# presidio = []              # ["PERSON"]: entities that Presidio looks for too; it must be installed
+# presidio_language = "en"   # the language it is told
+
 [prices]                     # what a call holds and, where nothing is reported, costs; the longest pattern wins
 # "mcp/*" = "usd=0.0005,calls=1"
 
