@@ -303,8 +303,9 @@ class Broker:
         self._stack.push_async_callback(edge.stop, self.settings.config.limits.drain)
 
     def published(self) -> dict[str, Any]:
-        """What an agent needs to verify grants: the issuer and the public keys."""
-        return {"issuer": self.settings.config.issuer, "jwks": self.keys.jwks()}
+        """What an agent needs: the issuer and the public keys to verify grants with, and how long a connection lives."""
+        config = self.settings.config
+        return {"issuer": config.issuer, "jwks": self.keys.jwks(), "connection_seconds": config.bus.connection_ttl}
 
     async def _serve(self, server: HttpServer) -> None:
         self._supervisor = supervisor = ServerSupervisor(
