@@ -14,6 +14,8 @@ import time
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
+import msgspec
+
 from remit_broker import __version__
 from remit_broker.adapters.admin_stream import AdminStream
 from remit_broker.adapters.agreement import agree, shared
@@ -297,7 +299,8 @@ class Broker:
             ) from None  # fmt: skip
 
     async def _take_requests(self) -> None:
-        edge = BusEdge(self.nats.bus, "default", self.ports, self.registry.attach, self.published())
+        told = {**self.published(), "models": msgspec.to_builtins(self.settings.models)}
+        edge = BusEdge(self.nats.bus, "default", self.ports, self.registry.attach, told)
         self._tenant_bus.on_input, self._tenant_bus.on_unwanted = edge.on_input, edge.on_unwanted
         await edge.start()
         self._stack.push_async_callback(edge.stop, self.settings.config.limits.drain)
