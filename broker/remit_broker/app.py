@@ -8,7 +8,6 @@ import dataclasses
 import getpass
 import json
 import logging
-import math
 import os
 import secrets
 from contextlib import AsyncExitStack
@@ -18,18 +17,20 @@ from remit_broker import __version__
 from remit_broker.adapters.admin_stream import AdminStream
 from remit_broker.adapters.agreement import agree, shared
 from remit_broker.adapters.cedar import CedarEngine
-from remit_broker.adapters.detectors import SecretDetectors
+from remit_broker.adapters.content.presidio import presidio
+from remit_broker.adapters.detectors import ContentDetectors
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.jetstream import JetStream
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.json_schema import JsonSchemas
+from remit_broker.adapters.kept_results import KvResults
 from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.adapters.kick import Cutter
 from remit_broker.adapters.kv_accounts import KvAccounts
-from remit_broker.adapters.limits import Gcra, Unlimited
+from remit_broker.adapters.limits import callers, targets
 from remit_broker.adapters.mint import HmacDigester, KeyMint
 from remit_broker.adapters.nats_bus import NatsBus
-from remit_broker.adapters.nats_checks import require_callout, require_servers
+from remit_broker.adapters.nats_checks import require_servers
 from remit_broker.adapters.nats_connect import Connections, connect_all
 from remit_broker.adapters.nats_evict import Evictor
 from remit_broker.adapters.nats_presence import Connected
@@ -42,20 +43,21 @@ from remit_broker.adapters.sqlite_index import SqliteIndex
 from remit_broker.adapters.stream_tail import Regressed
 from remit_broker.adapters.tasks import ended
 from remit_broker.adapters.world import Failpoints, RandomIds, SystemClock
-from remit_broker.config import Settings
-from remit_broker.core import callout_probe
+from remit_broker.config import Settings, default_rates
+from remit_broker.core.effective import ineffective
 from remit_broker.core.evidence import export
 from remit_broker.core.revocations import Entry
 from remit_broker.edges.attach.servers_file import ServersFileError
 from remit_broker.edges.attach.supervisor import ServerSupervisor
 from remit_broker.edges.bus import BusEdge
-from remit_broker.edges.callout import Admitted, Callout, CalloutKeys
+from remit_broker.edges.callout import Admitted
 from remit_broker.edges.http.api import Api
 from remit_broker.edges.http.app import HttpServer, application
 from remit_broker.edges.http.guard import LocalToken
+from remit_broker.gate import answer_callout
 from remit_broker.health import Health
 from remit_broker.hop.parts import PartsRoom
-from remit_broker.ports import Limits, Ports, RateLimit
+from remit_broker.ports import Limits, Ports
 from remit_broker.premises import Place, bind_http, embed
 from remit_broker.upkeep import Upkeep
 from remit_schemas.errors import Code, Refusal, refusal
@@ -94,6 +96,8 @@ class Broker:
         settings, config, on_exit = self.settings, self.settings.config, self._stack
         private_folder(settings.data, create=True)
         self.keys = KeyFiles.open(settings.data, create=True)
+        for found in ineffective(settings.caps, config.prices):
+            log.warning("%s", found)
         server = self._bind_http() if self.place.edge else None
         self.observer = self._observe()
         self.bus = self.place.bus or config.bus.url or await self._embed()
@@ -105,7 +109,10 @@ class Broker:
         await agree(self.nats.core.jetstream(), config.bus.replicas, common)
         self.health = Health(settings, self.place, self.replica, common, self.nats, self.observer)
         self.ledger = await JetStreamLedger.start(
-            self.nats.core, replicas=config.bus.replicas, max_bytes=config.bus.ledger_bytes or -1
+            self.nats.core,
+            replicas=config.bus.replicas,
+            max_bytes=config.bus.ledger_bytes or -1,
+            grouped=not config.bus.url and config.bus.sync == "always",
         )
         ledger = self.ledger
         self.observer.watch("remit_ledger_races", "Appends before which another replica's came", lambda: ledger.races)
@@ -167,25 +174,15 @@ class Broker:
             log.warning("%s: %s", name, error)
 
     async def _callout(self) -> None:
-        keys = CalloutKeys(issuer=self.keys.seed("issuer"), xkey=self.keys.seed("xkey"))
-        told: dict[str, str] = {}
-
-        def tell(who: str, why: str) -> None:
-            told[who] = why
-            _log_callout(who, why)
-
-        clock, limits = SystemClock(), self.settings.config.limits
-        clustered = bool(self.settings.config.bus.url)
-        self.connected = Connected(self.nats.sys, limits.connections_per_agent, clock, clustered=clustered)
+        bus, limits = self.settings.config.bus, self.settings.config.limits
+        if bus.callout == "process":
+            return
+        self.connected = Connected(self.nats.sys, limits.connections_per_agent, SystemClock(), clustered=bool(bus.url))
         await self.connected.start(self.observer.fault)
         self._stack.push_async_callback(self.connected.stop)
         admitted = Admitted(self.registry, self.revocations, self.connected)
-        callout = Callout(self.nats.auth, keys, admitted, clock, tell)
-        await callout.start()
+        callout = await answer_callout(self.nats.auth, self.keys, admitted, bus, self.bus)
         self._stack.push_async_callback(callout.stop)
-        if self.settings.config.bus.url:
-            await require_callout(self.bus, self.keys, lambda: told.get(callout_probe.NAME, told.get("")))
-        callout.told = _log_callout
 
     async def _wire(self) -> Ports:
         config, clock = self.settings.config, SystemClock()
@@ -193,7 +190,12 @@ class Broker:
         self._stack.push_async_callback(self.refusals.stop)
         self.accounts = KvAccounts(JetStream(self.nats.core), self.settings.caps, clock, self.replica)
         await self.accounts.start(config.bus.replicas, self.observer.fault)
+        self.health.accounts = self.accounts
         self._stack.push_async_callback(self.accounts.stop)
+        self.results = KvResults(self.keys.results_key, self.observer.fault)
+        await self.results.start(
+            self.nats.core.jetstream(), config.bus.replicas, config.results.ttl, config.results.bytes
+        )
         self._tenant_bus = bus = NatsBus(self.nats.bus, self.replica, self.nats.core)
         await bus.start()
         self._enforce(bus)
@@ -207,13 +209,16 @@ class Broker:
             registry=self.registry,
             revocations=self.revocations,
             policy=CedarEngine.load(self.settings.policies),
-            detectors=SecretDetectors(config.limits.result_bytes),
+            detectors=ContentDetectors(
+                presidio(config.content.presidio, config.content.presidio_language), config.limits.result_bytes
+            ),
             schemas=JsonSchemas(),
             mint=KeyMint(config.issuer, self.keys.signing, published, clock),
             digester=HmacDigester(self.keys.digest_key),
-            rates=Gcra(clock, config.limits.calls_per_second, config.limits.burst),
-            target_rates=_target_rates(clock, config.limits.target_calls_per_second),
+            rates=callers(clock, default_rates(config.limits)[0], self.settings.rates.caller),
+            target_rates=targets(clock, default_rates(config.limits)[1], self.settings.rates.target),
             accounts=self.accounts,
+            results=self.results,
             room=PartsRoom(config.limits.result_bytes),
             observer=self.observer,
             failpoints=Failpoints(),
@@ -367,11 +372,3 @@ async def _close(connections: Connections) -> None:
     for connection in connections:
         with contextlib.suppress(Exception):
             await connection.close()
-
-
-def _target_rates(clock: SystemClock, per_second: float) -> RateLimit:
-    return Gcra(clock, per_second, math.ceil(per_second)) if per_second else Unlimited()
-
-
-def _log_callout(who: str, why: str) -> None:
-    log.info("bus: %s", f"{who or 'somebody'} is refused: {why}" if why else f"{who} connects")

@@ -16,6 +16,7 @@ import msgspec.inspect
 
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.core.caps import BadCap, Caps, parse_caps
+from remit_broker.core.rates import BadRate, Rate, Rates, parse_rates
 from remit_schemas.budget import Budget, parse_budget
 from remit_schemas.errors import Refusal
 from remit_schemas.names import is_principal
@@ -35,13 +36,17 @@ class BusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """``url`` names an external NATS server, or those of a cluster, separated by commas; empty, an embedded one listens on
     ``port`` (0: a free one).
 
-    ``ledger_bytes`` caps the ledger (0: by the disk alone); from nine tenths of it on nothing new is opened.
+    ``callout`` is who says which agents may connect: this broker, or processes of `remit callout`. ``connection_ttl`` is the life
+    of a connection's permissions in seconds. ``ledger_bytes`` caps the ledger (0: by the disk alone); from nine tenths of it on
+    nothing new is opened.
     """
 
     url: str = ""
     port: Port = 0
     sync: Literal["always", "default"] = "always"
     replicas: Literal[1, 3, 5] = 1
+    callout: Literal["broker", "process"] = "broker"
+    connection_ttl: Annotated[float, msgspec.Meta(ge=5, le=7 * 86400)] = 86400.0
     ledger_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
 
 
@@ -70,10 +75,24 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     allow_cycles: tuple[str, ...] = ()
 
 
+class ResultsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Results that callers asked to be kept: for ``ttl`` seconds, all together at most ``bytes``."""
+
+    ttl: Annotated[float, msgspec.Meta(ge=10, le=86400)] = 900.0
+    bytes: Annotated[int, msgspec.Meta(ge=64 << 20, le=2**50)] = 1 << 30
+
+
 class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where spans go by OTLP/HTTP; the standard ``OTEL_EXPORTER_OTLP_*`` variables win. Empty: nowhere."""
 
     endpoint: str = ""
+
+
+class ContentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Entities that Presidio looks for beside the detectors, and the language it is told; empty: it is not used."""
+
+    presidio: tuple[str, ...] = ()
+    presidio_language: str = "en"
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -85,10 +104,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     bus: BusConfig = BusConfig()
     http: HttpConfig = HttpConfig()
     limits: LimitsConfig = LimitsConfig()
+    results: ResultsConfig = ResultsConfig()
     traces: TracesConfig = TracesConfig()
+    content: ContentConfig = ContentConfig()
     prices: dict[str, str] = {}
     labels: dict[str, tuple[str, ...]] = {}
     caps: dict[str, dict[str, dict[str, str]]] = {}
+    rates: dict[str, dict[str, str]] = {}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +123,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     prices: dict[str, Budget]
     cycles: frozenset[tuple[str, str]]
     caps: Caps = Caps({})
+    rates: Rates = Rates()
 
     @property
     def servers_file(self) -> Path:
@@ -170,6 +193,7 @@ def settings(file: Path, raw: object) -> Settings:
         prices={pattern: _price(file, pattern, text) for pattern, text in config.prices.items()},
         cycles=frozenset(_pair(file, text) for text in config.limits.allow_cycles),
         caps=_caps(file, config.caps),
+        rates=_rates(file, config),
     )
 
 
@@ -272,6 +296,19 @@ def _caps(file: Path, raw: Mapping[str, Mapping[str, Mapping[str, str]]]) -> Cap
         return parse_caps(raw)
     except BadCap as bad:
         raise ConfigError(f"{file}: {bad.key}: {bad.why}", bad.ask) from None
+
+
+def _rates(file: Path, config: Config) -> Rates:
+    try:
+        return parse_rates(config.rates, *default_rates(config.limits))
+    except BadRate as bad:
+        raise ConfigError(f"{file}: {bad.key}: {bad.why}", bad.ask) from None
+
+
+def default_rates(limits: LimitsConfig) -> tuple[Rate, Rate | None]:
+    """The rate of a caller and of a callee that no override names; None: unlimited."""
+    target = limits.target_calls_per_second
+    return Rate(limits.calls_per_second, limits.burst), Rate(target, math.ceil(target)) if target else None
 
 
 def _pair(file: Path, text: str) -> tuple[str, str]:

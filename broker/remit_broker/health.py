@@ -18,6 +18,7 @@ from nats.aio.msg import Msg
 from remit_broker import __version__
 from remit_broker.adapters.agreement import Shared
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
+from remit_broker.adapters.kv_accounts import KvAccounts
 from remit_broker.adapters.nats_connect import Connections
 from remit_broker.adapters.observer import RecordObserver
 from remit_broker.adapters.refusal_stream import RefusalStream
@@ -25,6 +26,7 @@ from remit_broker.adapters.revocations import KvRevocations
 from remit_broker.adapters.sqlite_index import SqliteIndex
 from remit_broker.config import Settings
 from remit_broker.core.exposition import merged
+from remit_broker.core.times import rfc3339
 from remit_broker.hop.pipeline import STAGES
 from remit_broker.premises import Place
 
@@ -53,6 +55,7 @@ class Health:
         self.refusals: RefusalStream | None = None
         self.revocations: KvRevocations | None = None
         self.index: SqliteIndex | None = None
+        self.accounts: KvAccounts | None = None
         self.policy: Callable[[], str] = str
 
     async def start(self) -> None:
@@ -63,7 +66,7 @@ class Health:
     def about(self) -> dict[str, Any]:
         """What the heartbeats say: what should be the same everywhere, and where this replica is."""
         config = msgspec.to_builtins(self._settings.config)
-        ruling = {key: config[key] for key in ("issuer", "limits", "prices", "labels", "caps")}
+        ruling = {key: config[key] for key in ("issuer", "limits", "prices", "labels", "caps", "rates")}
         return {
             "group": self._place.group,
             "edge": self._place.edge,
@@ -91,6 +94,20 @@ class Health:
             for peer in peers
         ]
 
+    async def orphans(self, limit: int = 100) -> list[dict[str, str]]:
+        """Open hops whose replica is silent or whose deadline is over: they wait for the scan."""
+        if self.index is None or self.revocations is None:
+            return []
+        limits, now, mono = self._settings.config.limits, time.time(), time.monotonic()
+        presence = self.revocations.presence
+        silent = [
+            (hop.txn, hop.hop)
+            for hop in await self.index.running_hops(rfc3339(now - limits.replica_silence))
+            if presence.silence(hop.by, mono) > limits.replica_silence
+        ]
+        late = [(hop.txn, hop.hop) for hop in await self.index.overdue(int(now * 1000), 1000)]
+        return [{"txn": txn, "hop": hop} for txn, hop in sorted({*silent, *late})[:limit]]
+
     def group(self) -> dict[str, int]:
         """How many processes this ``remit up`` has, and how many of them were heard within two seconds."""
         mine = [one for one in self.replicas() if one.get("group") == self._place.group and one["silent"] < 2]
@@ -107,6 +124,8 @@ class Health:
             "revocations": ("no heartbeat was heard for two seconds", None if fresh else "the watch is silent"),
             "refusals": ("some could not be recorded", f"{lost} calls" if lost else None),
         }  # fmt: skip
+        if self.accounts is not None:
+            found["caps"] = ("clocks, or the caps of several brokers, do not agree", self.accounts.trouble)
         if self.index is not None:
             found["index"] = ("it does not follow the ledger", self.index.halted or self.index.trouble)
         return found
@@ -138,6 +157,7 @@ class Health:
             "paused": msgspec.to_builtins(revocations.paused) if revocations else None,
             "revoked": [str(one) for one in revocations.entries() if one.state == "revoked"] if revocations else [],
             "replicas": self.replicas(),
+            "orphans": await self.orphans(),
             "group": self.group(),
             "index": {"position": self.index.position, "ledger": self.ledger.high}
             if self.index and self.ledger

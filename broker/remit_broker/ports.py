@@ -88,6 +88,9 @@ class Ledger(Protocol):
     async def newest(self, tenant: str, txn: str) -> Fold:
         """The fold as the ledger has it now. :meth:`fold` may be behind what another replica has appended."""
 
+    async def closing(self, tenant: str, txn: str, hop: str) -> HopClosed:
+        """The record that closed a hop. Refuses LEDGER_UNAVAILABLE where there is none."""
+
     async def grant(self, tenant: str, txn: str, rec: str) -> str:
         """The grant that the record with the hash ``rec`` authorised. Refuses LEDGER_UNAVAILABLE where there is none."""
 
@@ -176,6 +179,9 @@ class Bus(Protocol):
 
     async def ended(self, tenant: str, txn: str, hop: str) -> None:
         """Say to every replica that a hop has ended which another may run. Best effort, never raises: the record decides."""
+
+    async def until_ended(self, at: tuple[str, str], seconds: float) -> None:
+        """Wait until it is said that the hop ``at`` (its txn and id) has ended, at most ``seconds``."""
 
 
 class Registry(Protocol):
@@ -313,6 +319,16 @@ class Accounts(Protocol):
         """End a reservation at what was spent, which may be nothing, or more."""
 
 
+class Results(Protocol):
+    """The ends of hops that their callers asked to be kept, for a while, where nobody can read them."""
+
+    async def put(self, at: tuple[str, str, str], data: bytes) -> bool:
+        """Keep ``data`` for the hop ``at`` (tenant, txn, hop). Whether it is kept; never raises."""
+
+    async def get(self, at: tuple[str, str, str]) -> bytes | None:
+        """What is kept for a hop; None where nothing is, or no longer, or cannot be read. Never raises."""
+
+
 class Room(Protocol):
     """How much of large results this process holds and works on at once."""
 
@@ -436,6 +452,7 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     target_rates: RateLimit
     accounts: Accounts
     room: Room
+    results: Results
     observer: Observer
     failpoints: Failpoints
     limits: Limits
@@ -466,6 +483,7 @@ __all__ = [
     "Recipient",
     "Refusals",
     "Registry",
+    "Results",
     "RevocationList",
     "Revocations",
     "Room",

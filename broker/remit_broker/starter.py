@@ -21,6 +21,8 @@ issuer = "{issuer}"          # `iss` of every grant; changing it invalidates gra
 # url = ""                   # an external NATS server; empty runs an embedded one
 # port = 0                   # of the embedded one; 0 takes a free port
 # sync = "always"            # "always": an acknowledged record survives a power cut; "default": up to two minutes may not
+# callout = "broker"         # who says which agents may connect: "broker", or "process": remit callout
+# connection_ttl = 86400.0   # seconds until a connection proves itself again
 # ledger_bytes = 0           # cap of the ledger, 0 is none; at nine tenths of it nothing new is opened
 # replicas = 1               # of the ledger's streams; 3 or 5 need an external cluster
 
@@ -43,8 +45,16 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 # drain = 5.0                # seconds a stopping broker gives to running hops
 # allow_cycles = []          # ["planner>critic"]: pairs that may close a loop
 
+[results]
+# ttl = 900.0                # seconds for which a result is kept, encrypted, whose caller asked for that
+# bytes = 1073741824         # of all of them; beyond, nothing more is kept
+
 [traces]
 # endpoint = ""              # OTLP/HTTP, such as "http://127.0.0.1:4318"; OTEL_EXPORTER_OTLP_ENDPOINT wins
+
+[content]
+# presidio = []              # ["PERSON"]: entities that Presidio looks for too; it must be installed
+# presidio_language = "en"   # the language it is told
 
 [prices]                     # what a call holds and, where nothing is reported, costs; the longest pattern wins
 # "mcp/*" = "usd=0.0005,calls=1"
@@ -58,6 +68,10 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 # "agent".default.hour = "tokens=2000000"
 # "tool"."mcp/mail/*".hour = "calls=20"
 # "tenant".default.month = "usd=500"
+
+[rates]                      # other rates than those of [limits], per replica
+# "caller"."batch-*" = "1000/s, burst=2000"   # each caller's own
+# "target"."mcp/mail/*" = "20/minute, burst=5"   # one for all that it matches
 """
 
 

@@ -51,7 +51,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
     ``resume`` is a parked hop that goes on with ``input``; resource and arguments are those of its opening. ``detach`` asks for
     a task of its own in which the caller can make this call. ``parts`` says that the caller takes a result in parts, ``window``
-    how many frames of output it takes ahead of what it has said it has read.
+    how many frames of output it takes ahead of what it has said it has read. ``keep`` asks the broker to keep the end for a
+    while: whoever holds the same grant finds it by the hop, or by the ``key``, without which nothing is kept.
     """
 
     v: int = VERSION
@@ -64,6 +65,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     trace: Trace | None = None
     parts: bool = False
     window: Annotated[int, msgspec.Meta(ge=1, le=MAX_WINDOW)] | None = None
+    keep: bool = False
     resume: Annotated[str, msgspec.Meta(max_length=16)] | None = None
     input: Any = None
     detach: bool = False

@@ -145,7 +145,7 @@ async def test_a_skill_may_ask_more_than_once(lab: Lab) -> None:
             with pytest.raises(InputNeeded) as need:
                 await run.result()
             assert need.value.request == number and run.asks
-            run = await task.resume(run.id, input=number * 10).start()
+            run = await task.resume(run.id, input=number * 10)
         assert await run.result() == [0, 10, 20]
 
 
@@ -183,11 +183,12 @@ async def test_a_skill_that_parks_ends_and_another_process_takes_the_input(lab: 
             with pytest.raises(InputNeeded):
                 await run.result()
         with pytest.raises(Refused) as no:
-            await task.resume(run.id, input="no")
+            await (await task.resume(run.id, input="no")).result()
         assert (no.value.code, no.value.effect) == ("TARGET_UNAVAILABLE", "none")
         async with await clerk(lab, work):
             # As after a crash of the caller, who knows what it had called.
-            assert await task.resume(run.id, ASK, input="yes", what="x") == "yes, then"
+            again = await task.resume(run.id, ASK, input="yes", what="x")
+            assert await again.result() == "yes, then"
     assert ran == [None, "yes"]
 
 
@@ -299,7 +300,7 @@ async def test_a_call_that_was_not_made_here_is_named_in_full(lab: Lab) -> None:
     root = await lab.grant("desk", "agent/**")
     async with Agent("desk", desk).task(root.grant) as task:
         with pytest.raises(Refused, match="name its resource"):
-            task.resume("f" * 16, input=1)
+            await task.resume("f" * 16, input=1)
 
 
 # Detaching

@@ -30,7 +30,7 @@ from remit_schemas.envelope import Dispatch, Error, Frame, Result, encode
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.keys import KeySet, SigningKey
 from remit_schemas.names import Resource
-from remit_schemas.records import Decision, HopRefused, plain
+from remit_schemas.records import Decision, HopClosed, HopRefused, parse_record, plain
 
 EPOCH = 1_800_000_000.0
 KEY = SigningKey.from_seed(bytes(range(32)))
@@ -112,6 +112,7 @@ class Replica:
             target_rates=Unlimited(),
             accounts=Uncapped(),
             room=PartsRoom(1 << 20),
+            results=NothingKept(),
             observer=Witness(self.world),
             failpoints=self,
             limits=Limits(hop_ttl=5.0),
@@ -194,6 +195,14 @@ class SimLedger:
 
     async def newest(self, tenant: str, txn: str) -> Fold:
         return await self._catch_up(txn)
+
+    async def closing(self, tenant: str, txn: str, hop: str) -> HopClosed:
+        for raw in self._world.store[txn]:
+            if raw["kind"] == "hop.closed" and raw["hop"] == hop:
+                record = parse_record(raw)
+                assert isinstance(record, HopClosed)
+                return record
+        raise refusal(Code.LEDGER_UNAVAILABLE, "not there", rule="ledger.no-closing", ask="none")
 
     async def _catch_up(self, txn: str) -> Fold:
         await self._life.pause()
@@ -293,6 +302,9 @@ class SimBus:
     async def ended(self, tenant: str, txn: str, hop: str) -> None:
         pass
 
+    async def until_ended(self, at: tuple[str, str], seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
     async def dispatch(self, resource: Resource, callee: str, dispatch: Dispatch) -> None:
         await self._life.pause()
         self._world.log.append(("dispatched", dispatch.hop))
@@ -370,6 +382,14 @@ class Lenient:
 class Unlimited:
     def admit(self, who: str, weight: int = 1) -> float:
         return 0.0
+
+
+class NothingKept:
+    async def put(self, at: tuple[str, str, str], data: bytes) -> bool:
+        return False
+
+    async def get(self, at: tuple[str, str, str]) -> None:
+        return None
 
 
 class Uncapped:

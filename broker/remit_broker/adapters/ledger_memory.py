@@ -17,7 +17,7 @@ from remit_broker.adapters.jetstream import JetStream, Message
 from remit_broker.core.fold import Corrupt, Fold, apply, fold_all
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.names import is_tenant, is_txn
-from remit_schemas.records import Entry, parse_entry
+from remit_schemas.records import Entry, HopClosed, parse_entry, parse_record
 
 STREAM: Final = "LEDGER"
 ADVISORIES: Final = f"$JS.EVENT.ADVISORY.STREAM.*.{STREAM}"
@@ -155,6 +155,18 @@ class LedgerMemory:
             raise Corrupt(f"{key[1]}#{fold.seq}", "it does not end in the record that the leader has last")
         self.raise_high(newest)
         return Known(fold, newest.seq, generation)
+
+    async def closing(self, key: Key, hop: str) -> HopClosed | None:
+        """The record that closed ``hop``."""
+        newest = await self._js.last(STREAM, subject_of(key))
+        if newest is None:
+            return None
+        for message in await self._js.read(STREAM, subject_of(key), 0, newest.seq):
+            raw = parsed(key, message).record
+            if raw["kind"] == "hop.closed" and raw["hop"] == hop:
+                record = parse_record(raw)
+                return record if isinstance(record, HopClosed) else None
+        return None
 
     def advance(self, known: Known, tail: list[Message]) -> Known:
         fold = known.fold

@@ -254,6 +254,10 @@ class NatsBus:
         """Say to every replica that a hop has ended which another one may run."""
         await self._endings.say(tenant, txn, hop)
 
+    async def until_ended(self, at: tuple[str, str], seconds: float) -> None:
+        """Wait until it is said that a hop has ended, at most ``seconds``."""
+        await self._endings.until(at, seconds)
+
     def forget(self, parties: Parties, at: tuple[str, str]) -> None:
         """Nobody listens to that hop any more."""
         del self._open[parties.callee, *at], self._called[parties.caller, *at], self._running[at]

@@ -16,6 +16,7 @@ from remit_broker.core.registry import Attachment, Definition, Principal, defini
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.admit import admit
 from remit_broker.hop.hop import Ask, Hop
+from remit_broker.hop.keep import Found, find
 from remit_broker.hop.park import unwanted
 from remit_broker.hop.pipeline import govern
 from remit_broker.hop.refuse import refuse
@@ -24,9 +25,9 @@ from remit_broker.hop.resume import called
 from remit_broker.hop.revoked import withheld
 from remit_broker.hop.txn import close_txn
 from remit_broker.hop.verify import holder
-from remit_broker.ports import Ports, at_once
+from remit_broker.ports import Ports, Recipient, at_once
 from remit_schemas import subjects
-from remit_schemas.envelope import Result
+from remit_schemas.envelope import Accepted, Result
 from remit_schemas.errors import Code, refusal
 from remit_schemas.names import Resource
 
@@ -60,6 +61,7 @@ class BusEdge:
         self._attaching: set[str] = set()
         self._subscription: Subscription | None = None
         self._services: dict[tuple[str, str], Service] = {("attach", "put"): self._put, ("txn", "close"): self._close}
+        self._services["result", "get"] = lambda hop: find(_granted(hop), ports)
         self._services["grant", "renew"] = lambda hop: renew(hop, ports)
 
     async def start(self) -> None:
@@ -218,10 +220,24 @@ class BusEdge:
             if found := self._ports.revocations.check((ask.caller,), ""):
                 raise withheld(found)
             value = await handler(hop)
+            if isinstance(value, Found):
+                await self._hand_over(hop, value)
+                return
         except (Exception, asyncio.CancelledError) as error:
             await refuse(hop, stage, error, self._ports, f"remit/{service}/{op}")
             return
+        finally:
+            self._ports.room.give_back(hop.id)
         await self._ports.bus.answer(ask.reply, Result(value=value))
+
+    async def _hand_over(self, hop: Hop, found: Found) -> None:
+        """The end of another hop, as that hop's caller would have heard it: with its id, and in parts where that is asked for."""
+        ask, bus = hop.ask, self._ports.bus
+        await bus.answer(ask.reply, Accepted(txn=ask.txn, hop=found.hop, replica=bus.replica))
+        if hop.request.parts and isinstance(found.frame, Result):
+            await bus.release(Recipient(ask.reply, ask.caller, ask.txn, found.hop), found.frame)
+        else:
+            await bus.answer(ask.reply, found.frame)
 
     async def _put(self, hop: Hop) -> dict[str, Any]:
         """``attach.put``: what the caller serves from now on."""
@@ -277,6 +293,15 @@ class BusEdge:
             )  # fmt: skip
         fold = await close_txn(hop.ask.tenant, hop.ask.txn, hop.ask.caller, "closed", self._ports)
         return {"txn": fold.txn, "spent": fold.nodes[fold.root].spent}
+
+
+def _granted(hop: Hop) -> Hop:
+    if hop.grant is None:
+        raise refusal(
+            Code.GRANT_INVALID, "this is answered to the holder of a grant", rule="grant.missing",
+            ask="publish on req.<caller>.<txn of the grant>.…, with the grant",
+        )  # fmt: skip
+    return hop
 
 
 def _overloaded(why: str, wait: float = 0.1) -> Exception:

@@ -71,8 +71,17 @@ def _coherent(request: Request, hop: str) -> None:
     elif request.resume is not None and request.detach:
         why, ask = "a call is either resumed or detached", "leave out detach"
     else:
+        _keepable(request)
         return
     raise refusal(Code.MALFORMED, f"{why}", rule="admit.resume", ask=ask)
+
+
+def _keepable(request: Request) -> None:
+    if request.keep and ((request.key is None and request.resume is None) or request.detach):
+        raise refusal(
+            Code.MALFORMED, "a result is kept for a call that has an idempotency key, and a grant never", rule="admit.keep",
+            ask="send a key with it, or do without keep",
+        )  # fmt: skip
 
 
 def _life_ms(request: Request, ports: Ports, now_ms: int) -> int:

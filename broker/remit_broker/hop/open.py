@@ -94,7 +94,7 @@ def _has_room(fold: Fold) -> None:
 
 def _not_too_often(hop: Hop, ports: Ports) -> None:
     """Asked last, so that only calls that would be opened use up a target's rate. A detached one is not called yet."""
-    if not hop.request.detach and (wait := ports.target_rates.admit(hop.aim.callee)):
+    if not hop.request.detach and (wait := ports.target_rates.admit(str(hop.resource))):
         raise refusal(
             Code.RATE_LIMITED, f"{hop.aim.callee} is called too often", rule="open.target-rate",
             ask=f"wait {wait:.3f} s before the next call", retry_after=round(wait, 3),
@@ -104,9 +104,12 @@ def _not_too_often(hop: Hop, ports: Ports) -> None:
 def idempotency(hop: Hop, ports: Ports) -> str | None:
     """The keyed digest of (parent hop, caller, resource, key): the arguments are compared apart, so that a reuse is seen."""
     key = hop.request.key
-    if key is None:
-        return None
-    named = canonical(["idem", hop.held.jti.hop, hop.ask.caller, str(hop.resource), key])
+    return None if key is None else idempotency_of(hop, ports, str(hop.resource), key)
+
+
+def idempotency_of(hop: Hop, ports: Ports, resource: str, key: str) -> str:
+    """As :func:`idempotency`, for any call under the grant that ``hop`` was asked for with."""
+    named = canonical(["idem", hop.held.jti.hop, hop.ask.caller, resource, key])
     return ports.digester.digest(hop.ask.txn, named)
 
 

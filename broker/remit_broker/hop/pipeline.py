@@ -20,6 +20,7 @@ from remit_broker.hop.dispatch import dispatch, stop
 from remit_broker.hop.hop import Ask, Closed, Hop, Refused
 from remit_broker.hop.inspect import inspect
 from remit_broker.hop.inspect_result import inspect_result
+from remit_broker.hop.keep import keep
 from remit_broker.hop.narrow import narrow
 from remit_broker.hop.open import open_
 from remit_broker.hop.park import park
@@ -107,7 +108,7 @@ async def _close(hop: Hop, ports: Ports, body: ErrorBody | None) -> Closed:
     unheard = body if hop.parked is not None and body is not None and body.effect == "none" else None
     asks = body is None and isinstance(hop.final, InputRequired)
     try:
-        record = await _shielded(park(hop, ports, unheard) if asks or unheard else close(hop, ports, body))
+        record = await _shielded(park(hop, ports, unheard) if asks or unheard else _end(hop, ports, body))
     except (Exception, asyncio.CancelledError) as error:
         # The record is missing, so the result is not released; the scan closes the hop later and charges what it held.
         ports.observer.fault("close", error)
@@ -124,6 +125,18 @@ async def _close(hop: Hop, ports: Ports, body: ErrorBody | None) -> Closed:
         await stop(hop, ports, hop.connection)
     await _release(hop, ports, frame)
     return Closed(hop=hop, record=record, frame=frame)
+
+
+async def _end(hop: Hop, ports: Ports, body: ErrorBody | None) -> HopClosed | None:
+    if not hop.request.keep:
+        return await close(hop, ports, body)
+    if body is None:
+        await keep(hop, ports)
+    ports.failpoints.hit("keep")
+    record = await close(hop, ports, body)
+    # Somebody may wait for it at any replica.
+    await ports.bus.ended(hop.ask.tenant, hop.ask.txn, hop.id)
+    return record
 
 
 def _observe(hop: Hop, record: HopClosed, ports: Ports) -> None:
