@@ -34,6 +34,7 @@ from remit_schemas.envelope import (
 from remit_schemas.errors import Code, Effect, ErrorBody, Refusal, refusal
 from remit_schemas.grant import Grant, parse, verify
 from remit_schemas.keys import KeySet
+from remit_schemas.model_prices import ModelPrices
 from remit_schemas.names import parse_resource
 from remit_schemas.parts import split
 from remit_schemas.subjects import parse_service
@@ -82,13 +83,17 @@ class Trust:
 class Worker:
     """The hops that an agent has in hand. They run side by side."""
 
-    def __init__(self, link: Link, trust: Trust, skills: Mapping[str, Skill], concurrency: int) -> None:
+    def __init__(
+        self, link: Link, trust: Trust, skills: Mapping[str, Skill], concurrency: int, prices: ModelPrices | None = None
+    ) -> None:
         self._link, self._trust, self._skills, self._concurrency = link, trust, skills, concurrency
         self._hops: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._working: dict[tuple[str, str], Hop] = {}
         self._answering: set[asyncio.Task[None]] = set()
         self._renewing: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._cancelled: set[tuple[str, str]] = set()
+        self.prices = prices or ModelPrices({})
+        """Of models, as the broker says them."""
         self._flows: dict[tuple[str, str], Flow] = {}
 
     def __len__(self) -> int:
@@ -120,7 +125,8 @@ class Worker:
         self._room()
         skill = self._skill(dispatch)
         arguments = skill.bind(dispatch.args)
-        hop = Hop(self._link, grant, dispatch, where)
+        hop = Hop(self._link, grant, dispatch, where, self.prices)
+        hop._free = not skill.models
         key = (dispatch.txn, dispatch.hop)
         self._flows[key], self._working[key] = hop._flow, hop
         task = asyncio.get_running_loop().create_task(self._serve(hop, skill, arguments), name=f"hop {hop.id}")
@@ -291,6 +297,7 @@ class Worker:
             # INVARIANT: one final frame, whatever happened above (test_a_cancelled_hop_ends_with_exactly_one_final_frame). It
             # is sent by a task of its own, since this one may be cancelled once more while it waits.
             if final is not None:
+                hop.settle()
                 self._begin(self._finish(hop, msgspec.structs.replace(final, cost=hop.reported)))
             elif self._flows.get(key) is hop._flow:
                 del self._flows[key]
