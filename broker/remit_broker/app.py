@@ -10,8 +10,11 @@ import json
 import logging
 import os
 import secrets
+import time
 from contextlib import AsyncExitStack
 from typing import Any, Final
+
+import msgspec
 
 from remit_broker import __version__
 from remit_broker.adapters.admin_stream import AdminStream
@@ -19,14 +22,15 @@ from remit_broker.adapters.agreement import agree, shared
 from remit_broker.adapters.cedar import CedarEngine
 from remit_broker.adapters.content.presidio import presidio
 from remit_broker.adapters.detectors import ContentDetectors
-from remit_broker.adapters.errors import ConfigError
-from remit_broker.adapters.jetstream import JetStream
+from remit_broker.adapters.errors import ConfigError, ServiceError
+from remit_broker.adapters.jetstream import JetStream, Unreachable
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.json_schema import JsonSchemas
 from remit_broker.adapters.kept_results import KvResults
 from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.adapters.kick import Cutter
 from remit_broker.adapters.kv_accounts import KvAccounts
+from remit_broker.adapters.ledger_suspicion import SECONDS as CERTAIN
 from remit_broker.adapters.limits import callers, targets
 from remit_broker.adapters.mint import HmacDigester, KeyMint
 from remit_broker.adapters.nats_bus import NatsBus
@@ -66,6 +70,8 @@ from remit_schemas.keys import KeySet
 log = logging.getLogger("remit")
 
 ALONE: Final = Place()
+SAID_AGAIN: Final = 60.0
+"""Seconds after which what is wrong with a connection is logged again."""
 
 
 class Broker:
@@ -79,11 +85,17 @@ class Broker:
         self.ended: asyncio.Event = asyncio.Event()
         """Set when something the broker cannot live without has ended."""
         self._stack = AsyncExitStack()
-        self._bus_said: dict[str, str] = {}
+        self._bus_said: dict[tuple[str, str], float] = {}
 
     async def __aenter__(self) -> Broker:
         try:
             await self._start()
+        except Unreachable as gone:
+            await self._stack.aclose()
+            raise ServiceError(
+                f"the NATS server at {self.bus} did not answer while the broker started: {gone}",
+                "look at its log; start the broker again once the server answers",
+            ) from None
         except BaseException:
             await self._stack.aclose()
             raise
@@ -168,9 +180,11 @@ class Broker:
         self.ended.set()
 
     def _bus_error(self, name: str, error: Exception) -> None:
-        # Every attempt to connect again says the same: once is enough.
-        if self._bus_said.get(name) != str(error):
-            self._bus_said[name] = str(error)
+        # Every attempt to connect again says the same two or three things: once a minute is enough.
+        now = time.monotonic()
+        if now - self._bus_said.get((name, str(error)), float("-inf")) > SAID_AGAIN:
+            self._bus_said = {key: at for key, at in self._bus_said.items() if now - at <= SAID_AGAIN}
+            self._bus_said[name, str(error)] = now
             log.warning("%s: %s", name, error)
 
     async def _callout(self) -> None:
@@ -271,14 +285,18 @@ class Broker:
         self.index = await SqliteIndex.open(self.settings.data / "index" / "index.db")
         self._stack.push_async_callback(self.index.close)
         try:
-            await self.index.check(self.nats.core)
+            await self.index.check(self.nats.core, CERTAIN if self.settings.config.bus.replicas > 1 else 0.0)
         except Regressed as lost:
             raise ConfigError(
                 f"the ledger lost records that were acknowledged: {lost}",
                 "restore the data folder from a backup, or find out who touched it; nothing is written on it until then",
             ) from None
+        # INVARIANT: a txn that lost its end is not used (test_a_flipped_bit_in_the_end_of_a_txn_is_not_taken_for_its_end).
+        self.ledger.witnessed(self.index.head)
         self.health.index = self.index
-        self._task(self.index.run(self.nats.core, self.ledger.halt))
+        self._task(
+            self.index.run(self.nats.core, self.ledger.halt, CERTAIN if self.settings.config.bus.replicas > 1 else 0.0)
+        )
 
     async def caught_up(self) -> None:
         """Wait until what was written before is in the index, so that nobody misses what they just did."""
@@ -292,14 +310,16 @@ class Broker:
             ) from None  # fmt: skip
 
     async def _take_requests(self) -> None:
-        edge = BusEdge(self.nats.bus, "default", self.ports, self.registry.attach, self.published())
+        told = {**self.published(), "models": msgspec.to_builtins(self.settings.models)}
+        edge = BusEdge(self.nats.bus, "default", self.ports, self.registry.attach, told)
         self._tenant_bus.on_input, self._tenant_bus.on_unwanted = edge.on_input, edge.on_unwanted
         await edge.start()
         self._stack.push_async_callback(edge.stop, self.settings.config.limits.drain)
 
     def published(self) -> dict[str, Any]:
-        """What an agent needs to verify grants: the issuer and the public keys."""
-        return {"issuer": self.settings.config.issuer, "jwks": self.keys.jwks()}
+        """What an agent needs: the issuer and the public keys to verify grants with, and how long a connection lives."""
+        config = self.settings.config
+        return {"issuer": config.issuer, "jwks": self.keys.jwks(), "connection_seconds": config.bus.connection_ttl}
 
     async def _serve(self, server: HttpServer) -> None:
         self._supervisor = supervisor = ServerSupervisor(
