@@ -70,7 +70,7 @@ async def judge(town: Town) -> Report:
     found += [
         Violation("broker.fault", f"{event['txn']}.{event.get('hop')}", json.dumps(event["frame"]["error"]))
         for event in events
-        if event["what"] == "heard" and event["frame"].get("error", {}).get("code") == "INTERNAL"
+        if event["what"] == "heard" and event["frame"].get("error", {}).get("rule") == "broker.fault"
     ]
     flight = in_flight(entries, events)
     counts = _counts(town, checker, events, flight)
