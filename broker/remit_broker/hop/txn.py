@@ -168,11 +168,11 @@ async def close_txn(tenant: str, txn: str, who: str, reason: str, ports: Ports) 
     """Close a txn: what is still open below it first, charged at what it held. Closing a closed one changes nothing."""
     async with ports.ledger.turn(tenant, txn) as turn:
         while turn.fold.state == "open":
-            for hop in turn.fold.descendants_open(turn.fold.root):
-                await sweep(hop, ports, turn, "its task was closed", "cancelled")
             fold = turn.fold
             root = fold.nodes[fold.root]
-            if fold.descendants_open(fold.root):
+            if below := fold.descendants_open(fold.root):
+                # One at a time: another replica may be closing the same txn, and be first.
+                await sweep(below[0], ports, turn, "its task was closed", "cancelled")
                 continue
             record = seal(
                 TxnClosed(

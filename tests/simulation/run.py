@@ -1,0 +1,464 @@
+"""One run: the story is played, things go wrong, then all is calm, and every promise must have been kept."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+from nats.errors import Error as NatsError
+
+from remit.errors import Refused, ToolFailed
+from remit_broker.core.revocations import Entry
+from remit_broker.core.times import rfc3339
+from remit_broker.hop.txn import Delegation, Opened, open_txn, revoke
+from remit_schemas.budget import Budget
+from remit_schemas.errors import Refusal
+from remit_schemas.scope import Scope, parse_scope
+from tests.simulation.network import SERVER
+from tests.simulation.people import Person, PersonProcess, all_calls
+from tests.simulation.plans import Act, Plan, Story, story
+from tests.simulation.replicas import Replica
+from tests.simulation.scene import TOWNS, Scene
+from tests.simulation.seeded import wall
+
+CALM = 90.0
+"""Seconds in which everything that was open must end once nothing goes wrong any more."""
+
+
+class Outcome(NamedTuple):
+    """What a run left behind."""
+
+    seed: int
+    town: str
+    violations: list[tuple[float, str, str, str]]
+    totals: dict[str, int]
+    seconds: float
+    digest: str
+    faults: tuple[str, ...]
+
+
+def town_of(seed: int) -> int:
+    """Which town a seed is played in."""
+    return random.Random(f"town {seed}").choices(range(len(TOWNS)), (35, 20, 15, 20, 10))[0]
+
+
+def play(seed: int, at: Scene) -> Outcome:
+    """Play ``seed`` in a scene that is set up."""
+    at.reseed(seed)
+    run = Run(at, seed)
+    error = ""
+    try:
+        at.loop.run_until_complete(run.all())
+    except Exception as fault:  # what ends a run is a finding too
+        error = repr(fault)
+    checks = at.checks
+    if error:
+        checks.broken("run.ended", f"seed {seed}", error)
+    for fault in at.loop.faults:
+        checks.broken("fault", "loop", fault)
+    checks.say("end", at.loop.now)
+    totals = dict(checks.totals) | {key: value for key, value in at.js.counts.items() if value}
+    totals["handles"] = at.loop.handles
+    violations = [(when, *found) for when, found in checks.violations]
+    return Outcome(seed, at.town.name, violations, totals, at.loop.now, checks.digest, tuple(sorted(run.story.faults)))
+
+
+class Run:
+    """The acting of one story."""
+
+    def __init__(self, at: Scene, seed: int) -> None:
+        self.at, self.rng = at, at.rng
+        self.story: Story = story(random.Random(f"story {seed}"), clustered=at.town.clustered)
+        self.opened: list[Opened] = []
+        self.calm = False
+        self._began = at.loop.now
+        self._revoked: set[tuple[str, str]] = set()
+        self.totals = at.checks.totals
+
+    async def all(self) -> None:
+        """From the first txn to the last check."""
+        say = self.at.checks.say
+        say("story", sorted(self.story.faults), self.story.acts)
+        self._unkind()
+        plays = [asyncio.ensure_future(self._txn(plan)) for plan in self.story.txns]
+        acts = [asyncio.ensure_future(self._act(act)) for act in self.story.acts]
+        troubles = [asyncio.ensure_future(work()) for fault in sorted(self.story.faults) if (work := self._trouble(fault))]
+        await asyncio.sleep(self.story.seconds)
+        await asyncio.wait([*plays, *acts], timeout=20)
+        for task in troubles:
+            task.cancel()
+        await self._be_calm()
+        await self._settle()
+
+    # The play
+
+    async def _ask(self, work: Callable[[Replica], Any], tries: int = 3) -> Any:
+        """Have some replica do something, as an operator would; None where it did not come to it."""
+        for _ in range(tries):
+            serving = self.at.serving()
+            if not serving:
+                await asyncio.sleep(0.3)
+                continue
+            replica = self.rng.choice(serving)
+            task = replica.process.run(work(replica))
+            await asyncio.wait({task}, timeout=8)
+            if task.done() and not task.cancelled() and task.exception() is None:
+                return task.result()
+            if task.done() and not task.cancelled() and not isinstance(task.exception(), Refusal):
+                self.at.checks.broken("fault", "operator", repr(task.exception()))
+            await asyncio.sleep(0.2)
+        return None
+
+    async def _open(self, plan: Plan) -> Opened | None:
+        wish = Delegation(
+            tenant="default", user=plan["user"], agent="desk", scope=Scope.of(parse_scope(text) for text in plan["scope"]),
+            budget=Budget(*plan["budget"]), ttl=plan["ttl"], auth="sim", max_depth=plan["max_depth"],
+        )  # fmt: skip
+
+        async def begin(replica: Replica) -> Opened:
+            return await open_txn(wish, replica.ports)
+
+        found: Opened | None = await self._ask(begin)
+        if found is not None:
+            self.opened.append(found)
+        return found
+
+    async def _txn(self, plan: Plan) -> None:
+        opened = await self._open(plan)
+        if opened is None:
+            return
+        desk = self.at.callers["desk"]
+        task = desk.process.run(self._desk(desk, opened, plan))
+        await asyncio.wait({task}, timeout=30)
+
+    async def _desk(self, desk: Person, opened: Opened, plan: Plan) -> None:
+        """What the first agent does with a task."""
+        assert desk.agent is not None
+        try:
+            async with desk.agent.task(opened.grant) as task:
+                if plan["close"] == "early":
+                    calls = asyncio.ensure_future(all_calls(task, plan["calls"], together=plan["together"]))
+                    await asyncio.sleep(self.story.seconds / 2)
+                    await task.close()
+                    await calls
+                else:
+                    await all_calls(task, plan["calls"], together=plan["together"])
+                    if plan["close"] == "late":
+                        await task.close()
+        except (Refused, ToolFailed) as no:
+            desk.told("task ended", opened.txn, str(no)[:100])
+
+    async def _act(self, act: Act) -> None:
+        await asyncio.sleep(act.at)
+        verb, _, what = act.what.partition(" ")
+        if what in ("hop", "txn"):
+            await self._revoke_grant(what)
+            return
+        name = act.about
+        entry = Entry(
+            kind=what, name=name, who="op", at=rfc3339(wall()), state="revoked" if verb == "revoke" else "reinstated"  # type: ignore[arg-type]
+        )
+        # A pattern of tools is only watched as the one resource that the plans use.
+        watched = what, {"mcp/tools/*": "mcp/tools/read", "agent/odd/*": "agent/odd/do"}.get(name, name)
+        if verb == "reinstate":
+            self.at.checks.revoked.pop(watched, None)
+        else:
+            self._revoked.add((what, name))
+
+        async def put(replica: Replica) -> bool:
+            await replica.broker.revocations.put(entry)  # type: ignore[union-attr]
+            return True
+
+        if await self._ask(put) and verb == "revoke":
+            self.at.checks.revoked[watched] = self.at.loop.now
+            self.at.checks.say("revoked", what, name)
+
+    async def _revoke_grant(self, what: str) -> None:
+        checks = self.at.checks
+        jtis = [
+            f"{txn}.{account.hop}.{account.n}" for books in checks.checker.books() for account in books.accounts.values()
+            if account.state == "open" and (account.parent is None) == (what == "txn") for txn in (books.key[1],)
+        ]  # fmt: skip
+        if not jtis:
+            return
+        jti = self.rng.choice(jtis)
+
+        async def work(replica: Replica) -> bool:
+            with contextlib.suppress(Refusal):
+                await revoke("default", jti, "op", "", replica.ports)
+                await replica.broker.revocations.announce(jti)  # type: ignore[union-attr]
+            return True
+
+        await self._ask(work, tries=1)
+
+    # What goes wrong
+
+    def _unkind(self) -> None:
+        faults, store, rng = self.story.faults, self.at.js.faults, self.rng
+        if "lost acks" in faults:
+            store.lost_acks = rng.choice((0.02, 0.1, 0.3))
+        if "late acks" in faults:
+            store.late_acks, store.late = rng.choice((0.05, 0.3)), rng.choice((1.2, 3.0))
+        if "slow commits" in faults:
+            store.slow_commits, store.slow = rng.choice((0.02, 0.2)), rng.choice((0.3, 1.5))
+        if "disk" in faults:
+            for replica in self.at.replicas:
+                replica.disk.unkind = rng.choice((0.05, 0.3))
+        if "duplicates" in faults:
+            self.at.server.duplicates = rng.choice((0.05, 0.3))
+        if "clocks" in faults:
+            for process in [r.process for r in self.at.replicas] + [p.process for p in self.at.agents.values()]:
+                if rng.random() < 0.5:
+                    process.skew = rng.choice((-40.0, -2.0, -0.3, 0.3, 2.0, 40.0))
+
+    def _trouble(self, fault: str) -> Callable[[], Any] | None:
+        return {
+            "leader changes": self._leaders, "restarts": self._restarts, "power cut": self._power_cut, "crashes": self._crashes,
+            "freezes": self._freezes, "cuts": self._cuts, "partitions": self._partitions, "callee crashes": self._callees,
+            "caller crashes": self._desk_dies, "consumers": self._consumers, "clocks": self._clocks,
+        }.get(fault)  # fmt: skip
+
+    async def _pause(self, shorter: float = 1.0) -> None:
+        await asyncio.sleep(self.rng.random() * self.story.seconds * shorter)
+
+    def _died(self, what: str) -> None:
+        """Something died: was anything in flight?"""
+        self.totals[what] += 1
+        self.at.checks.say("trouble", what)
+        if self.at.checks.open_hops():
+            self.totals["in flight"] += 1
+
+    async def _leaders(self) -> None:
+        for _ in range(self.rng.choice((1, 2))):
+            await self._pause(0.8)
+            names = ["LEDGER"] if self.rng.random() < 0.6 else sorted(self.at.js.streams)
+            self._died("leader changed")
+            self.at.js.change_leader(names, self.rng.choice((0.05, 0.4, 1.5, 5.6)))
+
+    async def _restarts(self) -> None:
+        await self._pause()
+        self._died("server restarted")
+        self.at.server.stop()
+        self.at.js.crash({})
+        await asyncio.sleep(self.rng.choice((0.05, 0.5, 2.5)))
+        self.at.server.start()
+
+    async def _power_cut(self) -> None:
+        await self._pause()
+        self._died("power cut")
+        self.at.server.stop()
+        lost = self.at.js.crash({"LEDGER": self.rng.choice((1, 1, 2, 5, 20))})
+        self.at.checks.rolled_back(lost.get("LEDGER", []))
+        self.at.halt_allowed = True
+        await asyncio.sleep(self.rng.choice((0.05, 0.5, 2.5)))
+        self.at.server.start()
+
+    async def _crashes(self) -> None:
+        for _ in range(self.rng.choice((1, 1, 2, 4))):
+            replica = self.rng.choice(self.at.replicas)
+            process = replica.process
+
+            def die(replica: Replica = replica) -> None:
+                self._died("replica crashed")
+                replica.kill()
+                if self.rng.random() < 0.1:
+                    replica.disk.lose()
+                self.at.loop.call_later(self.rng.choice((0.05, 0.5, 2.0)), self._again, replica, context=SERVER)
+
+            process.fate, process.doom = die, process.steps + self.rng.randrange(1, self.rng.choice((50, 300, 1500)))
+            await self._pause()
+
+    def _again(self, replica: Replica) -> None:
+        if not replica.process.alive:
+            replica.start()
+
+    async def _freezes(self) -> None:
+        for _ in range(self.rng.choice((1, 2, 3))):
+            replica = self.rng.choice(self.at.replicas)
+            process = replica.process
+
+            def stop(process: Any = process) -> None:
+                if process.frozen or self.calm:
+                    return
+                self._died("replica frozen")
+                process.freeze()
+                seconds = self.rng.choice((0.1, 0.7, 2.5, 5.0, 12.0))
+                self.at.loop.call_later(seconds, self._thaw, process, context=SERVER)
+
+            process.fate, process.doom = stop, process.steps + self.rng.randrange(1, self.rng.choice((50, 300, 1500)))
+            await self._pause()
+
+    def _thaw(self, process: Any) -> None:
+        if process.frozen:
+            self.at.checks.disturbed[process.name] = self.at.loop.now
+            process.thaw(self.at.loop)
+
+    async def _cuts(self) -> None:
+        for _ in range(self.rng.choice((1, 2, 5))):
+            await self._pause(0.6)
+            peers = list(self.at.server.peers.values())
+            if peers:
+                self._died("connection cut")
+                self.rng.choice(peers).end()
+
+    async def _partitions(self) -> None:
+        for _ in range(self.rng.choice((1, 2))):
+            await self._pause(0.7)
+            replica = self.rng.choice(self.at.replicas)
+            self._died("replica cut off")
+            self.at.network.severed.add(replica.name)
+            await asyncio.sleep(self.rng.choice((0.2, 1.0, 3.0, 7.0)))
+            self._heal(replica.name)
+
+    def _heal(self, name: str) -> None:
+        if name in self.at.network.severed:
+            self.at.network.severed.discard(name)
+            self.at.checks.disturbed[name] = self.at.loop.now
+            for wire in list(self.at.network.wires):
+                wire.heal()
+
+    async def _callees(self) -> None:
+        for _ in range(self.rng.choice((1, 2))):
+            await self._pause()
+            person = self.rng.choice([*self.at.agents.values(), *self.at.odd.values()])
+            self._died("callee crashed")
+            person.process.die()
+            await asyncio.sleep(self.rng.choice((0.02, 0.3, 1.0)))
+            person.start()
+
+    async def _desk_dies(self) -> None:
+        await self._pause()
+        desk = self.at.callers["desk"]
+        self._died("caller crashed")
+        desk.process.die()
+        await asyncio.sleep(0.2)
+        desk.start()
+
+    async def _consumers(self) -> None:
+        """A consumer that was kept in one server's memory is gone, and nobody says so."""
+        for _ in range(self.rng.choice((1, 2, 4))):
+            await self._pause(0.5)
+            found = [one for stream in self.at.js.streams.values() for one in stream.consumers.values()]
+            if found:
+                self.totals["consumer lost"] += 1
+                self.rng.choice(found).remove()
+
+    async def _clocks(self) -> None:
+        await self._pause()
+        process = self.rng.choice(self.at.replicas).process
+        process.skew += self.rng.choice((-5.0, 5.0, 65.0))
+        self.totals["clock jumped"] += 1
+
+    # The end
+
+    async def _be_calm(self) -> None:
+        """Nothing goes wrong any more; who is dead is started again."""
+        self.calm = True
+        at = self.at
+        at.checks.say("calm")
+        store = at.js.faults
+        store.lost_acks = store.late_acks = store.slow_commits = 0.0
+        at.server.duplicates = 0.0
+        if not at.server.up:
+            at.server.start()
+        for name in sorted(at.network.severed):
+            self._heal(name)
+        for replica in at.replicas:
+            replica.process.doom = -1
+            replica.process.skew = replica.disk.unkind = 0.0
+            self._thaw(replica.process)
+            if not replica.process.alive:
+                replica.start()
+        for person in (*at.agents.values(), *at.callers.values(), *at.odd.values()):
+            person.process.skew = 0.0
+            if not person.process.alive:
+                person.start()
+        if not await at.until(lambda: all(replica.ready for replica in at.replicas), 40) and not at.halt_allowed:
+            at.checks.broken("calm.replica", "replica", "a replica does not start again")
+        elif not await at.until(self._hearing, 30) and not at.halt_allowed:
+            at.checks.broken("calm.silent", "replica", "a replica does not hear of revocations again")
+        for what, name in sorted(self._revoked):
+            await self._act(Act(0.0, f"reinstate {what}", name))
+
+    def _hearing(self) -> bool:
+        return all(replica.broker is not None and replica.broker.revocations.fresh for replica in self.at.replicas)
+
+    async def _settle(self) -> None:
+        at, checks = self.at, self.at.checks
+        halted = [replica for replica in at.replicas if replica.broker is not None and replica.ready and replica.broker.ledger.halted]
+        if halted and not at.halt_allowed:
+            checks.broken("ledger.halted", halted[0].name, str(halted[0].broker.ledger.halted))  # type: ignore[union-attr]
+        if at.halt_allowed:
+            self.totals["halted"] += len(halted)
+            checks.finish(settled=False)
+            return
+        closed = await at.until(lambda: bool(checks.violations) or not checks.open_hops(), CALM, every=0.25)
+        await asyncio.sleep(1.2)
+        if checks.violations:
+            return
+        checks.finish(settled=closed or True)
+        checks.counted_once(exactly=not self.story.faults)
+        await self._indexes()
+        await self._probe()
+
+    async def _indexes(self) -> None:
+        """Every replica's index holds what the ledger holds."""
+        stream = self.at.js.streams["LEDGER"]
+        for replica in self.at.replicas:
+            broker = replica.broker
+            if broker is None or not replica.ready:
+                continue
+            if not await self.at.until(lambda b=broker: b.index.position >= stream.last_seq or b.index.halted, 20):
+                self.at.checks.broken("index.behind", replica.name, f"{broker.index.position} of {stream.last_seq}")
+                continue
+            if broker.index.halted:
+                self.at.checks.broken("index.halted", replica.name, str(broker.index.halted))
+                continue
+            db = replica.disk.db
+            assert db is not None
+            rows = db.execute("SELECT count(*), coalesce(max(stream_seq), 0) FROM record").fetchone()
+            if rows != (len(stream.messages), stream.last_seq):
+                self.at.checks.broken("index.differs", replica.name, f"it has {rows}, the ledger {stream.last_seq}")
+            if left := db.execute("SELECT count(*) FROM broken").fetchone()[0]:
+                self.at.checks.broken("index.broken", replica.name, f"{left} txns are marked as broken")
+            for txn, spent in db.execute("SELECT txn, spent_calls FROM txn").fetchall():
+                root = self.at.checks.books(("default", txn)).root
+                if root is None or root.spent["calls"] != spent:
+                    self.at.checks.broken("index.differs", txn, f"it says {spent} calls, the ledger {root and root.spent}")
+
+    async def _probe(self) -> None:
+        """The system works again."""
+        if self.at.town.caps:
+            return
+        plan: Plan = {
+            "user": "eve", "budget": [1000, 1000, 10], "ttl": 60, "scope": ["agent/**"], "max_depth": 4, "close": None,
+            "calls": [{"to": "agent/leaf/do", "plan": {}, "ttl": 5.0, "budget": [10, 10, 1]}], "together": False,
+        }  # fmt: skip
+        opened = None
+        for _ in range(4):
+            opened = opened or await self._open(plan)
+        if opened is None:
+            self.at.checks.broken("calm.open", "probe", "no txn can be opened when all is calm")
+            return
+        desk = self.at.callers["desk"]
+        assert desk.agent is not None and isinstance(desk.process, PersonProcess)
+
+        async def ask() -> list[str]:
+            async with desk.agent.task(opened.grant) as task:  # type: ignore[union-attr]
+                return await all_calls(task, plan["calls"])
+
+        for _ in range(12):
+            asking = desk.process.run(ask())
+            await asyncio.wait({asking}, timeout=15)
+            if asking.done() and asking.exception() is None and asking.result() == ["value"]:
+                return
+            await asyncio.sleep(2.0)
+        said = asking.exception() or asking.result() if asking.done() else "nothing"
+        self.at.checks.broken("calm.call", "probe", f"a call does not work when all is calm: {said}")
+
+
+__all__ = ["NatsError", "Outcome", "msgspec", "play", "town_of"]
