@@ -16,6 +16,7 @@ import msgspec
 from tests.simulation.jetstream import Kept, Stream
 from tests.simulation.loop import Process, SimulatedLoop
 from tests.simulation.nats_server import Peer
+from tests.simulation.seeded import EPOCH
 from tests.support.ledger_books import Books, Violation
 from tests.support.ledger_checker import Checker
 
@@ -23,6 +24,8 @@ LEDGER = "LEDGER"
 REVOCATION_SECONDS = 2.0
 SLACK = 0.25
 """Seconds that a message which was sent in time may still take."""
+STOPPED = ("dispatch.cancelled", "paused", "grant.revoked", "revoked.agent", "revoked.user", "revoked.tool")
+"""Rules by which a hop ends whose callee is asked to stop."""
 CALL = {"usd_micros": 0, "tokens": 0, "calls": 1}
 
 
@@ -73,6 +76,18 @@ class Checks:
         self._opens: collections.Counter[str] = collections.Counter()
         self._refused: collections.Counter[str] = collections.Counter()
         self._counted: dict[str, dict[str, int]] = {}
+        self.grace = 0.0
+        self.exact = False
+        """Whether nothing goes wrong in this run: then what is done at best is done."""
+        self.timely = True
+        """Whether all clocks are right."""
+        self._lost_at = -1.0
+        self._lost_seqs: set[int] = set()
+        self._lost_to: set[Process] = set()
+        """Replicas that knew of something that was lost."""
+        self._stored_at: dict[int, float] = {}
+        self._working: dict[str, float] = {}
+        self._stop_by: dict[str, float] = {}
         self.refusals: list[dict[str, Any]] = []
 
     # What is told
@@ -101,8 +116,23 @@ class Checks:
             self._began[hop, n] += 1
             if self._began[hop, n] > 1 and n:
                 self.broken("hop.worked-twice", hop, f"its callee began it {self._began[hop, n]} times")
+            if n:
+                self._working[hop] = self.loop.now
+                self._in_time(hop)
+        elif what == "ended":
+            self._working.pop(about[0], None)
+            if self.exact and self._stop_by.get(about[0], self.loop.now) < self.loop.now:
+                self.broken("cancel.unheard", about[0], "its callee worked on a second after it was cancelled")
         elif what == "answered":
             self.totals[f"answer {about[1]}"] += 1
+
+    def _in_time(self, hop: str) -> None:
+        seq = self._opened.get(hop)
+        if seq is None or not self.timely:
+            return
+        late = self.loop.now + EPOCH - self.stored[seq][1]["deadline"] / 1000
+        if late > SLACK:
+            self.broken("use.after-deadline", hop, f"its callee began it {late:.2f} s after its deadline")
 
     def _look(self) -> None:
         """What the checker has found since the last time."""
@@ -136,6 +166,7 @@ class Checks:
 
     def _record(self, key: tuple[str, str], seq: int, record: dict[str, Any]) -> None:
         self.stored[seq] = (key, record)
+        self._stored_at[seq] = self.loop.now
         kind, hop = record["kind"], record["hop"]
         self.totals[kind] += 1
         more = record.get("outcome", "") or record.get("resource", "")
@@ -146,9 +177,18 @@ class Checks:
         elif kind == "hop.closed":
             self._closed[hop] = seq
             self._uncount(hop, record)
+            self._closed_rightly(hop, record)
         elif kind == "hop.resumed":
             self._opened[hop] = seq
             self._n[hop] += 1
+
+    def _closed_rightly(self, hop: str, record: dict[str, Any]) -> None:
+        if self.timely and record["outcome"] == "unknown" and record["rule"] == "close.abandoned":
+            early = self.stored[self._opened[hop]][1]["deadline"] / 1000 + self.grace - EPOCH - self.loop.now
+            if early > 0.05:
+                self.broken("scan.early", hop, f"it was closed {early:.2f} s before its deadline and the grace were over")
+        if hop in self._working and record["rule"] in STOPPED:
+            self._stop_by[hop] = self.loop.now + 1.0
 
     def rolled_back(self, lost: list[Kept]) -> None:
         """A power cut: what the ledger holds now is all that counts."""
@@ -156,6 +196,9 @@ class Checks:
             return
         self.strict = False
         self.looked.clear()
+        self._lost_at = self.loop.now
+        self._lost_seqs |= {kept.seq for kept in lost}
+        self._lost_to = {process for process, seqs in self._knows.items() if seqs & self._lost_seqs}
         for kept in lost:
             _, record = self.stored.pop(kept.seq)
             self.say("lost", kept.seq, record["kind"], record["hop"])
@@ -202,6 +245,8 @@ class Checks:
             return
         if process is not None and seq not in self._knows.get(process, ()):
             self.broken("dispatch.without-ack", call.hop, f"{who} sent it and could not know that {seq} is stored")
+        if process in self._lost_to and self._stored_at[seq] > self._lost_at:
+            self.broken("dispatch.after-loss", call.hop, f"{who} knew of records that are lost, and goes on")
         turn = (call.hop, self._n[call.hop])
         self._dispatched[turn] += 1
         if self._dispatched[turn] > (2 if call.resumed else 1):
@@ -300,6 +345,18 @@ class Checks:
                 self.broken("refusal.counted-twice", caller, f"{requests} requests became {ended} hops and refusals")
             if exactly and ended < requests:
                 self.broken("refusal.uncounted", caller, f"{requests} requests became {ended} hops and refusals")
+
+    def compare(self, key: tuple[str, str], nodes: Any) -> None:
+        """What a replica makes of a txn is what the books say."""
+        for hop, account in self.books(key).accounts.items():
+            node = nodes.get(hop)
+            theirs = None if node is None else {
+                name: {unit: getattr(getattr(node, name), unit) for unit in CALL} for name in ("limit", "spent", "held", "overrun")
+            }  # fmt: skip
+            ours = {"limit": account.limit, "spent": account.spent, "held": account.held, "overrun": account.overrun}
+            if theirs != ours:
+                self.broken("fold.differs", hop, f"a replica says {theirs}, the books {ours}")
+                return
 
     def finish(self, *, settled: bool) -> None:
         """What can only be judged in the end."""

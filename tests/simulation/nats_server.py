@@ -141,6 +141,8 @@ class Peer:
             self.server.loop.call_later(0.01, self.end, context=SERVER)
             return
         self.who, self.account = who, self.server.account(who[0])
+        for told in self.server.on_connected:
+            told(self)
 
     def _subscribe(self, parts: list[str]) -> None:
         if self.account is None or self.mute:
@@ -212,6 +214,7 @@ class NatsServer:
         self._connections = 0
         self.authorize: Callable[[dict[str, Any]], Who | None] = lambda options: ("CORE", options.get("name", ""))
         self.watchers: list[Watch] = []
+        self.on_connected: list[Callable[[Peer], None]] = []
         self.services: dict[tuple[str, str], Callable[[Peer | None, str, str, bytes, bytes], bool]] = {}
         """By (account, first token): what answers messages inside the server. True: it has taken the message."""
         network.hosts[host] = self.accept

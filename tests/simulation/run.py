@@ -82,6 +82,8 @@ class Run:
     async def all(self) -> None:
         """From the first txn to the last check."""
         say = self.at.checks.say
+        self.at.checks.timely, self.at.checks.grace = "clocks" not in self.story.faults, self.at.town.grace
+        self.at.checks.exact = not self.story.faults
         say("story", sorted(self.story.faults), self.story.acts)
         self._unkind()
         plays = [asyncio.ensure_future(self._txn(plan)) for plan in self.story.txns]
@@ -403,6 +405,8 @@ class Run:
         checks.finish(settled=closed or True)
         checks.counted_once(exactly=not self.story.faults)
         await self._indexes()
+        await self._folds()
+        await self._accounts()
         await self._probe()
 
     async def _indexes(self) -> None:
@@ -429,6 +433,28 @@ class Run:
                 root = self.at.checks.books(("default", txn)).root
                 if root is None or root.spent["calls"] != spent:
                     self.at.checks.broken("index.differs", txn, f"it says {spent} calls, the ledger {root and root.spent}")
+
+    async def _folds(self) -> None:
+        """What each replica makes of each txn is what its records say."""
+        for replica in self.at.serving():
+            for books in self.at.checks.checker.books():
+                task = replica.process.run(replica.ports.ledger.newest(*books.key))
+                await asyncio.wait({task}, timeout=10)
+                if task.done() and task.exception() is None:
+                    self.at.checks.compare(books.key, task.result().nodes)
+
+    async def _accounts(self) -> None:
+        """When nothing runs, nothing is held; unless its replica died with it, which counts as spent until the window ends."""
+        if not self.at.town.caps or self.story.faults & {"crashes", "freezes", "partitions", "restarts", "cuts", "leader changes"}:
+            return
+        await asyncio.sleep(4.0)
+        for replica in self.at.serving():
+            assert replica.broker is not None
+            task = replica.process.run(replica.broker.accounts.report("default"))
+            await asyncio.wait({task}, timeout=10)
+            for row in task.result() if task.done() and task.exception() is None else ():
+                if any(row["held"].values()):
+                    self.at.checks.broken("account.held", f"{row['kind']} {row['name']}", f"{row['held']} is held by nobody")
 
     async def _probe(self) -> None:
         """The system works again."""

@@ -89,6 +89,7 @@ class Scene:
         self.odd = {"odd": Raw("odd", "agent", self.checks.told), "tools": Raw("tools", "mcp", self.checks.told)}
         self.server.authorize = self._authorize
         self.server.watchers.append(self.checks.published)
+        self.server.on_connected.append(self._connected)
         self.js.on_stored.append(self.checks.stored_in)
         self.js.on_told.append(self._told)
 
@@ -115,6 +116,10 @@ class Scene:
         except Refused:
             return None
         return None if found is None else ("BUS", found.name)
+
+    def _connected(self, peer: Peer) -> None:
+        if peer.who == ("CORE", "broker") and peer.wire.process is not None:
+            self.checks.looked.add(peer.wire.process)
 
     # What replicas learn, and what goes wrong in them
 
