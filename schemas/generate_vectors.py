@@ -269,8 +269,9 @@ def bundles() -> dict[str, Any]:
 
 
 def chain_of_records() -> list[dict[str, Any]]:
-    """One record of each kind, sealed: a txn with one hop that was opened and closed, a revocation, the end."""
+    """One record of each kind, sealed: a txn with one hop from its opening to its end, a revocation, the end."""
     first, second = f"{1:016x}", f"{2:016x}"
+    decision, epochs = Decision("allow", ("starter.grant",), "ef" * 32), Epochs("ef" * 32, 3)
     bodies: tuple[dict[str, Any], ...] = (
         {
             "kind": "txn.opened", "hop": first, "user": "ann@example.com", "agent": "planner", "auth": "local",
@@ -281,13 +282,24 @@ def chain_of_records() -> list[dict[str, Any]]:
             "kind": "hop.opened", "hop": second, "parent": first, "caller": "planner",
             "resource": "agent/researcher/brief", "depth": 1, "jti": CHILD.jti, "scope": CHILD.authorization_details,
             "budget": CHILD.budget, "exp": CHILD.exp, "deadline": CHILD.exp * 1000, "max_depth": 4,
-            "args_digest": "ab" * 32, "args_size": 17, "definition": "cd" * 32,
-            "decision": Decision("allow", ("starter.grant",), "ef" * 32), "epochs": Epochs("ef" * 32, 3),
+            "args_digest": "ab" * 32, "args_size": 17, "definition": "cd" * 32, "decision": decision, "epochs": epochs,
             "findings": [Finding("secret.aws_access_key", "/note")], "redacted": ["/note"],
             "link": f"00-{'a' * 32}-{'b' * 16}-01",
         },
+        {"kind": "grant.renewed", "hop": second, "jti": f"{TXN}.{second}.2", "exp": CHILD.exp},
         {
-            "kind": "hop.closed", "hop": second, "outcome": "failed", "cost": Budget(7, 0, 0), "spent": Budget(7, 0, 1),
+            "kind": "hop.parked", "hop": second, "cost": Budget(3, 0, 0), "spent": Budget(3, 0, 1), "overrun": ZERO,
+            "request_digest": "12" * 32, "request_size": 40, "connection": "c" * 22, "reason": "input_required",
+            "decision": decision, "labels": ["web"],
+        },
+        {
+            "kind": "hop.resumed", "hop": second, "jti": f"{TXN}.{second}.3", "scope": CHILD.authorization_details,
+            "budget": CHILD.budget, "exp": CHILD.exp, "deadline": CHILD.exp * 1000, "max_depth": 4,
+            "args_digest": "ab" * 32, "input_digest": "34" * 32, "input_size": 5, "decision": decision, "epochs": epochs,
+            "labels": ["pii"],
+        },
+        {
+            "kind": "hop.closed", "hop": second, "outcome": "failed", "cost": Budget(4, 0, 0), "spent": Budget(7, 0, 2),
             "overrun": ZERO, "effect": "happened", "ms": 12,
             "reason": '\u00fcn\u00efcode, "quotes", \u20ac and \U0001f600',
         },

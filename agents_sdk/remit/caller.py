@@ -15,7 +15,7 @@ from remit.plain import budget_of, details, plain, seconds
 from remit.run import Run
 from remit_schemas import subjects
 from remit_schemas.budget import ONE_CALL, ZERO, Budget
-from remit_schemas.envelope import Request, Want
+from remit_schemas.envelope import MAX_WINDOW, Request, Want
 from remit_schemas.errors import Code, Effect
 from remit_schemas.names import parse_resource
 from remit_schemas.scope import Detail
@@ -50,6 +50,7 @@ class Call:
     key: str | None = None
     approval: str | None = None
     retry: int = 0
+    window: int | None = None
     _begun: list[bool] = field(default_factory=list, repr=False)
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -116,16 +117,19 @@ class Caller:
     def call(
         self, resource: str, /, *, args: dict[str, Any] | None = None, budget: Budget | str | None = None,
         scopes: Scopes | None = None, ttl: str | float | None = None, max_depth: int | None = None, key: str | None = None,
-        approval: str | None = None, retry: int = 0, **arguments: Any,
+        approval: str | None = None, retry: int = 0, window: int | None = None, **arguments: Any,
     ) -> Call:  # fmt: skip
         """Call ``agent/<agent>/<skill>`` or ``mcp/<server>/<tool>``; await it for the value.
 
         Arguments are given by keyword, or in ``args`` where a name is one of the wishes: ``budget`` (``"0.05usd 3calls"``, a share
         such as ``"1/4"``, or a Budget), ``scopes`` for the callee, ``ttl`` (``"30s"``), ``max_depth``, an idempotency ``key``, the id
-        of an ``approval``, and how often to ``retry`` what was refused without effect and may succeed later.
+        of an ``approval``, how often to ``retry`` what was refused without effect and may succeed later, and a ``window``: how many
+        frames of output the callee may be ahead of what is read here (1 to 1024; left out, what is not read in time gets lost).
         Awaited, it raises :class:`~remit.errors.Refused` and :class:`~remit.errors.ToolFailed`.
         """
-        return Call(self, resource, {**(args or {}), **arguments}, budget, scopes, ttl, max_depth, key, approval, retry)
+        return Call(
+            self, resource, {**(args or {}), **arguments}, budget, scopes, ttl, max_depth, key, approval, retry, window
+        )
 
     async def start(self, resource: str, /, **wishes_and_arguments: Any) -> Run:
         """Like :meth:`call`, but return as soon as the call is open, for its progress. It is not retried."""
@@ -173,7 +177,7 @@ class Caller:
                 self._spent = self._spent + (cost if cost is not None else hold)
             self.effect = worst(self.effect, effect)
 
-        run = Run(self._link, call.resource, frames, ended)
+        run = Run(self._link, call.resource, frames, ended, call.window)
         self._runs.add(run)
         return run
 
@@ -190,6 +194,11 @@ class Caller:
             raise refused(
                 Code.MALFORMED, "a depth is between 0 and 16", rule="call.depth", ask="choose another max_depth"
             )
+        if call.window is not None and not 1 <= call.window <= MAX_WINDOW:
+            raise refused(
+                Code.MALFORMED, f"a window is between 1 and {MAX_WINDOW}", rule="call.window",
+                ask="choose another window",
+            )  # fmt: skip
         return Request(
             grant=self._grant,
             args=plain(call.args, f"an argument of {call.resource}", Code.ARGUMENTS_INVALID),
@@ -202,6 +211,8 @@ class Caller:
             key=call.key,
             deadline=int(deadline * 1000),
             approval=call.approval,
+            parts=True,
+            window=call.window,
         )
 
     async def _end(self) -> None:

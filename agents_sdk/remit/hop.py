@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from remit.caller import Caller
 from remit.errors import Refused, refused, text
+from remit.flow import Flow
 from remit.link import Link
 from remit.plain import micros, plain
 from remit_schemas.budget import ONE_CALL, ZERO, Budget
@@ -35,6 +36,8 @@ class Hop(Caller):
         self.grant: Final = grant
         self.reported: Budget | None = None
         self._where = where
+        self._largest = dispatch.parts
+        self._flow = Flow(dispatch.window)
         self._progress = self._events = 0
         # A hop costs one call, its own.
         self._spent = ONE_CALL
@@ -91,6 +94,7 @@ class Hop(Caller):
         return text(value)
 
     async def _say(self, frame: Frame) -> None:
+        await self._flow.output()
         # INVARIANT: nothing is sent after the final frame (test_nothing_follows_the_final_frame).
         if self._ended:
             raise _over()

@@ -11,10 +11,13 @@ from remit.errors import Refused, ToolFailed, refused
 from remit.link import Frames, Link
 from remit_schemas import subjects
 from remit_schemas.budget import Budget
-from remit_schemas.envelope import Accepted, Error, Event, Frame, InputRequired, Progress, Result
-from remit_schemas.errors import Code, Effect
+from remit_schemas.control import CANCEL, Control, encode_control
+from remit_schemas.envelope import Accepted, Error, Event, Frame, InputRequired, Part, Progress, Result
+from remit_schemas.errors import Code, Effect, Refusal
+from remit_schemas.parts import AHEAD, Joiner
 
-CANCEL: Final = b'{"cancel":true}'
+MAX_RESULT: Final = 128 * 1024 * 1024
+"""Most bytes of JSON that a result in parts may have here; the broker allows a quarter of that at most."""
 
 OnEnd = Callable[[Budget | None, Effect], None]
 """Told once, how much the call cost in all (None where nobody knows) and what may have happened."""
@@ -27,7 +30,8 @@ class Run:
     :meth:`result` passes over is not seen by an iteration that goes on beside it.
     """
 
-    def __init__(self, link: Link, resource: str, frames: Frames, on_end: OnEnd) -> None:
+    def __init__(self, link: Link, resource: str, frames: Frames, on_end: OnEnd, window: int | None = None) -> None:
+        """``window`` is that of the request: how many frames the callee may be ahead of what is read here."""
         self.resource: Final = resource
         self.id = ""
         self._link, self._frames, self._on_end = link, frames, on_end
@@ -35,6 +39,8 @@ class Run:
         self._final: Result | Error | None = None
         self._reading = asyncio.Lock()
         self._waiting: list[Progress | Event] = []
+        self._joiner: Joiner | None = None
+        self._window, self._read = window, 0
 
     @property
     def done(self) -> bool:
@@ -54,10 +60,12 @@ class Run:
 
     async def __anext__(self) -> Progress | Event:
         if self._waiting:
+            await self._count()
             return self._waiting.pop(0)
         while self._final is None:
             frame = await self._next()
             if isinstance(frame, Progress | Event):
+                await self._count()
                 return frame
         raise StopAsyncIteration
 
@@ -67,8 +75,12 @@ class Run:
         Cancelled while it waits, it tells the callee that nobody waits any more.
         """
         try:
+            while self._waiting:
+                self._waiting.pop(0)
+                await self._count()
             while self._final is None:
-                await self._next()
+                if isinstance(await self._next(), Progress | Event):
+                    await self._count()
         except asyncio.CancelledError:
             await self.cancel()
             raise
@@ -80,15 +92,19 @@ class Run:
 
     async def cancel(self) -> None:
         """Ask the callee to stop. Best effort: what it has done stays done; the call still ends with a frame of its own."""
-        at = self._accepted
-        if at is None or self._final is not None:
-            return
-        with contextlib.suppress(Refused):
-            await self._link.tell(subjects.control(self._link.name, at.replica, at.txn, at.hop), CANCEL)
+        if self._final is None:
+            await self._say(CANCEL)
 
     def abandon(self) -> None:
         """Listen no longer; what it costs is not known."""
         self._end(None, "unknown")
+
+    async def _say(self, control: bytes) -> None:
+        """To the replica that has the call in hand. Best effort."""
+        at = self._accepted
+        if at is not None:
+            with contextlib.suppress(Refused):
+                await self._link.tell(subjects.control(self._link.name, at.replica, at.txn, at.hop), control)
 
     async def _next(self) -> Frame | None:
         async with self._reading:
@@ -102,13 +118,41 @@ class Run:
                 self._accepted, self.id = frame, frame.hop
             elif isinstance(frame, InputRequired):
                 self._fail(_no_input(self.resource))
+            elif isinstance(frame, Part):
+                await self._take(frame)
             elif isinstance(frame, Result):
+                frame = await self._whole(frame)
                 self._final = frame
                 self._end(frame.cost, "happened")
             elif isinstance(frame, Error):
                 self._final = frame
                 self._end(frame.cost, frame.error.effect)
             return frame
+
+    async def _count(self) -> None:
+        """One frame of output was read; the callee is told before it has to wait."""
+        self._read += 1
+        if self._window is not None and self._read % max(self._window // 2, 1) == 0:
+            await self._say(encode_control(Control(read=self._read)))
+
+    async def _take(self, part: Part) -> None:
+        joiner = self._joiner = self._joiner or Joiner(MAX_RESULT)
+        try:
+            joiner.take(part)
+        except Refusal as bad:
+            self._fail(Refused(bad.body))
+        if joiner.count % (AHEAD // 2) == 0:
+            await self._say(encode_control(Control(parts=joiner.count)))
+
+    async def _whole(self, end: Result) -> Result:
+        if self._joiner is None and not end.parts:
+            return end
+        joiner, self._joiner = self._joiner or Joiner(0), None
+        try:
+            # Reading many megabytes takes a while, and everything else in this process would wait for it.
+            return await asyncio.to_thread(joiner.whole, end)
+        except Refusal as bad:
+            self._fail(Refused(bad.body))
 
     def _fail(self, no: Refused) -> NoReturn:
         self._final = Error(error=no.body)

@@ -6,18 +6,20 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 import msgspec
 
 from remit.caller import worst
 from remit.errors import Refused, ToolFailed, refused
+from remit.flow import Flow
 from remit.hop import Hop
 from remit.link import Link
 from remit.plain import plain
 from remit.schema import Skill
 from remit_schemas.callee import Seen, answer_subject, check_dispatch
+from remit_schemas.control import parse_control
 from remit_schemas.envelope import (
     MAX_ENVELOPE,
     Dispatch,
@@ -31,6 +33,7 @@ from remit_schemas.errors import Code, Effect, ErrorBody, Refusal, refusal
 from remit_schemas.grant import Grant
 from remit_schemas.keys import KeySet
 from remit_schemas.names import parse_resource
+from remit_schemas.parts import split
 from remit_schemas.subjects import parse_service
 
 log: Final = logging.getLogger("remit")
@@ -80,6 +83,7 @@ class Worker:
         self._hops: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._answering: set[asyncio.Task[None]] = set()
         self._cancelled: set[tuple[str, str]] = set()
+        self._flows: dict[tuple[str, str], Flow] = {}
 
     def __len__(self) -> int:
         return len(self._hops)
@@ -107,6 +111,7 @@ class Worker:
             return
         hop = Hop(self._link, grant, dispatch, where)
         key = (dispatch.txn, dispatch.hop)
+        self._flows[key] = hop._flow
         task = asyncio.get_running_loop().create_task(self._serve(hop, skill, arguments, where), name=f"hop {hop.id}")
         self._hops[key] = task
 
@@ -114,22 +119,23 @@ class Worker:
             self._hops.pop(key, None)
             if task.cancelled():
                 # Cancelled before its first step, it could not answer for itself.
+                self._flows.pop(key, None)
                 self._answer(where, Error(error=_cancelled(key in self._cancelled, "none")), _LAST_WORD)
                 self._cancelled.discard(key)
 
         task.add_done_callback(done)
 
     def control(self, subject: str, data: bytes) -> None:
-        """What the broker says of a hop in hand: cancellation. The subject is our own inbox, where only the broker writes."""
+        """What the broker says of a hop in hand. The subject is our own inbox, where only the broker writes."""
         *_, txn, hop = subject.split(".")
+        said = parse_control(data)
+        flow = self._flows.get((txn, hop))
+        if flow is not None:
+            flow.hear(said)
         task = self._hops.get((txn, hop))
-        if task is None:
-            return
-        with contextlib.suppress(msgspec.DecodeError):
-            said = msgspec.json.decode(data or b"{}")
-            if isinstance(said, dict) and said.get("cancel") is True:
-                self._cancelled.add((txn, hop))
-                task.cancel()
+        if task is not None and said.cancel:
+            self._cancelled.add((txn, hop))
+            task.cancel()
 
     async def finish(self, seconds: float) -> None:
         """Wait for the hops in hand, then cancel those that remain; each sends its final frame all the same."""
@@ -165,9 +171,34 @@ class Worker:
             with contextlib.suppress(Refused):
                 await self._link.tell(where, encode(frame), seconds)
 
-        task = asyncio.get_running_loop().create_task(tell())
+        self._begin(tell())
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
+
+    async def _finish(self, hop: Hop, frame: Result | Error) -> None:
+        """The final frame of a hop, in parts where it has to be."""
+        seconds = max(hop.remaining, _LAST_WORD)
+        try:
+            with contextlib.suppress(Refused, TimeoutError):
+                if isinstance(frame, Result) and len(encode(frame)) > MAX_ENVELOPE:
+                    async with asyncio.timeout(seconds):
+                        frame = await self._parts(hop, frame)
+                await self._link.tell(hop._where, encode(frame), seconds)
+        finally:
+            self._flows.pop((hop.txn, hop.id), None)
+
+    async def _parts(self, hop: Hop, whole: Result) -> Result:
+        """Send the value in parts, no faster than the broker takes them; what then ends the hop."""
+        count = 0
+        for part in split(whole.value):
+            if not await hop._flow.part():
+                break
+            await self._link.tell(hop._where, encode(part))
+            count += 1
+        return msgspec.structs.replace(whole, value=None, parts=count)
 
     async def _serve(self, hop: Hop, skill: Skill, arguments: dict[str, Any], where: str) -> None:
         key = (hop.txn, hop.id)
@@ -188,7 +219,7 @@ class Worker:
             self._cancelled.discard(key)
             # INVARIANT: one final frame, whatever happened above (test_a_cancelled_hop_ends_with_exactly_one_final_frame). It
             # is sent by a task of its own, since this one may be cancelled once more while it waits.
-            self._answer(where, msgspec.structs.replace(final, cost=hop.reported), max(hop.remaining, _LAST_WORD))
+            self._begin(self._finish(hop, msgspec.structs.replace(final, cost=hop.reported)))
             await hop._end()
 
 
@@ -196,10 +227,10 @@ def result_of(value: Any, hop: Hop) -> Result:
     """The frame of a skill's result. Raises :class:`~remit.errors.Refused` with RESULT_INVALID for what cannot be sent."""
     done = worst("happened", hop.effect)
     frame = Result(value=plain(value, "the result", Code.RESULT_INVALID, done))
-    size = len(encode(frame))
-    if size > MAX_ENVELOPE - _SPARE:
+    size, largest = len(encode(frame)), max(MAX_ENVELOPE - _SPARE, hop._largest)
+    if size > largest:
         raise refused(
-            Code.RESULT_INVALID, f"the result has {size} bytes, at most {MAX_ENVELOPE - _SPARE} can be sent", rule="result.size",
+            Code.RESULT_INVALID, f"the result has {size} bytes, at most {largest} can be sent", rule="result.size",
             ask="ask for less, or for a reference", effect=done,
         )  # fmt: skip
     return frame

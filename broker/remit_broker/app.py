@@ -20,9 +20,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from remit_broker import __version__
+from remit_broker.adapters.admin_stream import AdminStream
+from remit_broker.adapters.agreement import agree, shared
 from remit_broker.adapters.cedar import CedarEngine
 from remit_broker.adapters.detectors import SecretDetectors
-from remit_broker.adapters.errors import ConfigError, ServiceError
+from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.jetstream import JetStream
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.json_schema import JsonSchemas
@@ -32,6 +34,7 @@ from remit_broker.adapters.kv_accounts import KvAccounts
 from remit_broker.adapters.limits import Gcra, Unlimited
 from remit_broker.adapters.mint import HmacDigester, KeyMint
 from remit_broker.adapters.nats_bus import NatsBus
+from remit_broker.adapters.nats_checks import require_callout, require_servers
 from remit_broker.adapters.nats_connect import Connections, connect_all
 from remit_broker.adapters.nats_evict import Evictor
 from remit_broker.adapters.nats_server import EmbeddedServer, Options
@@ -42,8 +45,10 @@ from remit_broker.adapters.registry import KvRegistry
 from remit_broker.adapters.revocations import KvRevocations
 from remit_broker.adapters.sqlite_index import SqliteIndex
 from remit_broker.adapters.stream_tail import Regressed
+from remit_broker.adapters.tasks import ended
 from remit_broker.adapters.world import Failpoints, RandomIds, SystemClock
 from remit_broker.config import Settings
+from remit_broker.core import callout_probe
 from remit_broker.core.evidence import export
 from remit_broker.core.revocations import Entry
 from remit_broker.credentials import move_bus
@@ -54,12 +59,12 @@ from remit_broker.edges.callout import Admitted, Callout, CalloutKeys
 from remit_broker.edges.http.api import Api
 from remit_broker.edges.http.app import HttpServer, application
 from remit_broker.edges.http.guard import LocalToken
+from remit_broker.hop.parts import PartsRoom
 from remit_broker.hop.pipeline import STAGES
 from remit_broker.hop.scan import close_expired, close_orphans
 from remit_broker.ports import Limits, Ports, RateLimit
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.keys import KeySet
-from remit_schemas.names import Jti
 
 log = logging.getLogger("remit")
 
@@ -97,8 +102,11 @@ class Broker:
         server = self._bind_http()
         self.observer = self._observe()
         self.bus = config.bus.url or await self._embed()
-        self.nats = await self._connect()
+        self.nats = await connect_all(self.bus, self.keys, self._bus_error)
         on_exit.push_async_callback(_close, self.nats)
+        if config.bus.url:
+            await require_servers(self.nats, config.bus.replicas)
+        await agree(self.nats.core.jetstream(), config.bus.replicas, shared(config.issuer, self.keys))
         self.ledger = await JetStreamLedger.start(
             self.nats.core, replicas=config.bus.replicas, max_bytes=config.bus.ledger_bytes or -1
         )
@@ -108,6 +116,8 @@ class Broker:
         self.revocations = KvRevocations(SystemClock(), self.observer.fault)
         on_exit.push_async_callback(self.revocations.stop)
         await self.revocations.start(self.nats.core.jetstream(), config.bus.replicas)
+        self.admin = await AdminStream.start(self.nats.core, "default", config.bus.replicas)
+        await self.admin.catch_up(self.revocations.entries())
         await self._callout()
         self.ports = await self._wire()
         await self._project()
@@ -148,14 +158,6 @@ class Broker:
         move_bus(self.settings.credentials, server.url)
         return server.url
 
-    async def _connect(self) -> Connections:
-        try:
-            return await connect_all(self.bus, self.keys, self._bus_error)
-        except ConfigError as error:
-            if self.settings.config.bus.url:
-                raise ServiceError(error.message, error.ask) from None
-            raise
-
     async def _server_died(self, status: int) -> None:
         self.observer.fault("nats-server", RuntimeError(f"the NATS server ended with {status}"))
         self.ended.set()
@@ -168,9 +170,18 @@ class Broker:
 
     async def _callout(self) -> None:
         keys = CalloutKeys(issuer=self.keys.seed("issuer"), xkey=self.keys.seed("xkey"))
-        callout = Callout(self.nats.auth, keys, Admitted(self.registry, self.revocations), SystemClock(), _log_callout)
+        told: dict[str, str] = {}
+
+        def tell(who: str, why: str) -> None:
+            told[who] = why
+            _log_callout(who, why)
+
+        callout = Callout(self.nats.auth, keys, Admitted(self.registry, self.revocations), SystemClock(), tell)
         await callout.start()
         self._stack.push_async_callback(callout.stop)
+        if self.settings.config.bus.url:
+            await require_callout(self.bus, self.keys, lambda: told.get(callout_probe.NAME, told.get("")))
+        callout.told = _log_callout
 
     async def _wire(self) -> Ports:
         config, clock = self.settings.config, SystemClock()
@@ -192,13 +203,14 @@ class Broker:
             registry=self.registry,
             revocations=self.revocations,
             policy=CedarEngine.load(self.settings.policies),
-            detectors=SecretDetectors(),
+            detectors=SecretDetectors(config.limits.result_bytes),
             schemas=JsonSchemas(),
             mint=KeyMint(config.issuer, self.keys.signing, published, clock),
             digester=HmacDigester(self.keys.digest_key),
             rates=Gcra(clock, config.limits.calls_per_second, config.limits.burst),
             target_rates=_target_rates(clock, config.limits.target_calls_per_second),
             accounts=self.accounts,
+            room=PartsRoom(config.limits.result_bytes),
             observer=self.observer,
             failpoints=Failpoints(),
             limits=Limits(
@@ -219,16 +231,21 @@ class Broker:
 
         def heard(entry: Entry) -> None:
             bus.withdraw(entry)
-            if entry.kind == "agent" and entry.state == "revoked":
-                cutter.cut(entry.name, lambda: self.revocations.agent(entry.name) is not None)
+            if entry.state == "revoked" and entry.kind in ("agent", "tenant"):
+                cutter.cut(lambda: self._cut_off(entry))
 
         self.revocations.on_entry(heard)
 
-        def below(jti: Jti) -> None:
-            if bus.running(jti.txn):
-                cutter.begin(self._withdraw(bus, jti.txn))
+        bus.on_suspect = lambda txn: cutter.begin(self._withdraw(bus, txn))
+        self.revocations.on_grant = lambda jti: bus.suspect(jti.txn)
 
-        self.revocations.on_grant = below
+    def _cut_off(self, entry: Entry) -> list[str]:
+        """Whose connections a revocation ends, as long as it is in force."""
+        if entry.kind == "agent":
+            return [entry.name] if self.revocations.agent(entry.name) else []
+        if not self.revocations.tenant(entry.name):
+            return []
+        return [principal.name for principal in self.registry.principals() if principal.tenant == entry.name]
 
     async def _withdraw(self, bus: NatsBus, txn: str) -> None:
         """End the hops of this replica below a grant that was revoked; the ledger says which they are."""
@@ -291,6 +308,7 @@ class Broker:
             "status": self.status,
             "budgets": self.accounts.report,
             "revocations": self.revocations,
+            "admin": self.admin,
         }
         operator = LocalToken(self.keys.local_token, getpass.getuser())
         api = Api(self.ports, self.registry, self.index, operator, extras)
@@ -339,13 +357,7 @@ class Broker:
 
     def _task(self, work: Any) -> None:
         task = asyncio.create_task(work)
-
-        async def stop() -> None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-
-        self._stack.push_async_callback(stop)
+        self._stack.push_async_callback(ended, task)
 
     async def _scan(self) -> None:
         grace_ms = int(self.settings.config.limits.orphan_grace * 1000)

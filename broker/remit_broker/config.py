@@ -56,12 +56,13 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Caps of a hop. Times are seconds. ``allow_cycles`` lists ``"caller>callee"`` pairs that may close a loop."""
 
-    hop_ttl: Annotated[float, msgspec.Meta(gt=0, le=60)] = 60.0
+    hop_ttl: Annotated[float, msgspec.Meta(gt=0, le=28_800)] = 3600.0
     orphan_grace: Annotated[float, msgspec.Meta(ge=0)] = 30.0
     calls_per_second: Annotated[float, msgspec.Meta(ge=0.001)] = 200.0
     target_calls_per_second: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     burst: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 400
     concurrency: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 2048
+    result_bytes: Annotated[int, msgspec.Meta(ge=1 << 20, le=32 << 20)] = 16 << 20
     drain: Seconds = 5.0
     allow_cycles: tuple[str, ...] = ()
 

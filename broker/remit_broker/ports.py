@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 from remit_broker.core.accounts import Reservation
+from remit_broker.core.admin import AdminRecord
 from remit_broker.core.caps import Whose
 from remit_broker.core.fold import Fold, Node
 from remit_broker.core.listing import ChainFilter, ChainPage, HopHit
@@ -16,7 +17,8 @@ from remit_broker.core.policy import PolicyRequest, Verdict
 from remit_broker.core.registry import Attachment, Principal, Target
 from remit_broker.core.revocations import Entry
 from remit_schemas.budget import Budget
-from remit_schemas.envelope import Dispatch, Frame
+from remit_schemas.control import Control
+from remit_schemas.envelope import Dispatch, Frame, Result
 from remit_schemas.grant import Claims, Grant
 from remit_schemas.names import Resource
 from remit_schemas.records import (
@@ -28,6 +30,18 @@ from remit_schemas.records import (
     TxnClosed,
     TxnOpened,
 )
+
+T = TypeVar("T")
+
+MAX_FRAMES: Final = 10_000
+"""Frames that one hop may have."""
+Callback = TypeVar("Callback", bound=Callable[..., Coroutine[Any, Any, None]])
+
+
+def at_once(callback: Callback) -> Callback:
+    """Marks what is done with a message of a subscription and never waits: a client may do it while it reads."""
+    callback.at_once = True  # type: ignore[attr-defined]
+    return callback
 
 
 class Clock(Protocol):
@@ -110,6 +124,9 @@ class Withdrawn(Exception):  # noqa: N818 - an operator's wish, not a fault
 class Channel(Protocol):
     """The frames of one callee for one hop."""
 
+    worker: str
+    """The connection that is told how many frames of output the caller has read; "" where nobody is."""
+
     async def next(self, seconds: float) -> bytes | None:
         """The next frame as it came, or None when no callee is there to hear the dispatch.
 
@@ -119,13 +136,23 @@ class Channel(Protocol):
 
 
 class Parties(NamedTuple):
-    """The two ends of a hop, and what it depends on beside them: everybody in its chain, its user, what is called."""
+    """The two ends of a hop, and what it depends on beside them: everybody in its chain, its user and tenant, what is called."""
 
     caller: str
     callee: str
     chain: tuple[str, ...] = ()
     user: str = ""
     resource: Resource | None = None
+    tenant: str = "default"
+
+
+class Recipient(NamedTuple):
+    """Who gets the end of a hop, and where."""
+
+    reply: str
+    caller: str
+    txn: str
+    hop: str
 
 
 class Bus(Protocol):
@@ -135,6 +162,12 @@ class Bus(Protocol):
 
     async def answer(self, reply: str, frame: Frame) -> None:
         """Publish one frame to a caller's inbox."""
+
+    async def release(self, to: Recipient, result: Result) -> None:
+        """Publish a result to a caller who takes it in parts, in parts where it is larger than an envelope."""
+
+    async def tell(self, callee: str, connection: str, at: tuple[str, str], said: Control) -> None:
+        """Say something about a hop (``at``: its txn and id) to the connection that works on it. Best effort."""
 
     def channel(self, parties: Parties, txn: str, hop: str) -> AbstractAsyncContextManager[Channel]:
         """Listen to the callee's frames for a hop, and to its caller's wish to end it."""
@@ -178,8 +211,11 @@ class Revocations(Protocol):
     def paused(self) -> Entry | None:
         """The entry that stops everything."""
 
+    def tenant(self, name: str) -> Entry | None:
+        """The entry that stops a tenant."""
+
     def check(self, actors: tuple[str, ...], user: str, resource: Resource | None = None) -> Entry | None:
-        """The first entry that stops a call of ``resource`` by ``actors`` for ``user``; the pause is not looked at."""
+        """The first entry that stops a call of ``resource`` by ``actors`` for ``user``; tenant and pause are not looked at."""
 
 
 class RevocationList(Revocations, Protocol):
@@ -188,14 +224,21 @@ class RevocationList(Revocations, Protocol):
     def entries(self) -> list[Entry]:
         """What was last said of each thing, in force or reinstated, oldest first."""
 
-    async def history(self) -> list[Entry]:
-        """All that is kept of what was revoked and reinstated, oldest first."""
-
     async def put(self, entry: Entry) -> None:
         """Write an entry. Durable, and seen by this replica, when it returns. Refuses LEDGER_UNAVAILABLE."""
 
     async def announce(self, jti: str) -> None:
         """Say to every replica that a grant was revoked in the ledger. Best effort, never raises: the record alone decides."""
+
+
+class AdminLog(Protocol):
+    """What operators did, in one chain of sealed records."""
+
+    async def append(self, entry: Entry) -> AdminRecord:
+        """Append the record of ``entry``; durable when it returns. Refuses LEDGER_UNAVAILABLE: then it may be there or not."""
+
+    async def history(self) -> list[AdminRecord]:
+        """All records, oldest first. Refuses LEDGER_UNAVAILABLE where they cannot be read."""
 
 
 class PolicyEngine(Protocol):
@@ -271,6 +314,22 @@ class Accounts(Protocol):
         """End a reservation at what was spent, which may be nothing, or more."""
 
 
+class Room(Protocol):
+    """How much of large results this process holds and works on at once."""
+
+    largest: int
+    """Bytes of JSON that one result may have."""
+
+    def take(self, hop: str, callee: str, size: int) -> None:
+        """Hold ``size`` bytes more for ``hop``. Refuses RESULT_INVALID where there is no room."""
+
+    def give_back(self, hop: str) -> None:
+        """Nothing of ``hop`` is held any more."""
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """Do ``work`` on a large value, so that no other hop waits for it."""
+
+
 class Observer(Protocol):
     """Spans, logs and metrics, all made from records after the fact."""
 
@@ -321,6 +380,9 @@ class Index(Protocol):
     async def find(self, tenant: str, prefix: str, limit: int = 10) -> list[str]:
         """The ids of txns that begin with ``prefix``."""
 
+    async def near(self, tenant: str, txn: str) -> list[str]:
+        """Ids of txns that begin as ``txn`` does, those that agree for longest first."""
+
 
 class Directory(Registry, Protocol):
     """The registry as operators see it."""
@@ -350,7 +412,7 @@ class Directory(Registry, Protocol):
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Caps and defaults of a hop. Times are in seconds."""
 
-    hop_ttl: float = 60.0
+    hop_ttl: float = 3600.0
     max_depth: int = 8
     concurrency: int = 2048
     allowed_cycles: frozenset[tuple[str, str]] = frozenset()
@@ -374,6 +436,7 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     rates: RateLimit
     target_rates: RateLimit
     accounts: Accounts
+    room: Room
     observer: Observer
     failpoints: Failpoints
     limits: Limits
@@ -381,6 +444,7 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
 
 __all__ = [
     "Accounts",
+    "AdminLog",
     "Bus",
     "CallerCancelled",
     "Channel",
@@ -400,11 +464,14 @@ __all__ = [
     "PolicyEngine",
     "Ports",
     "RateLimit",
+    "Recipient",
     "Refusals",
     "Registry",
     "RevocationList",
     "Revocations",
+    "Room",
     "Schemas",
     "Turn",
     "Withdrawn",
+    "at_once",
 ]

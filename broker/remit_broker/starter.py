@@ -30,12 +30,13 @@ port = {port:<22}# 0 takes a free port at each start
 auth = "{auth}"              # "local": the OS user, by the token in data/keys/local.token
 
 [limits]
-# hop_ttl = 60.0             # longest life of one hop in seconds
+# hop_ttl = 3600.0           # longest life of one hop in seconds, at most 8 h; one that says nothing of it gets 60 s
 # orphan_grace = 30.0        # seconds after its deadline until an abandoned hop is closed
 # calls_per_second = 200.0   # per caller, on average
 # burst = 400                # per caller, at once
 # target_calls_per_second = 0.0   # per callee; 0 is no limit
 # concurrency = 2048         # hops in hand per broker process
+# result_bytes = 16777216    # largest result, where its caller takes it in parts
 # drain = 5.0                # seconds a stopping broker gives to running hops
 # allow_cycles = []          # ["planner>critic"]: pairs that may close a loop
 

@@ -1,7 +1,8 @@
 """What travels on the bus: one request, one dispatch, and a sequence of frames.
 
 A reply is any number of ``accepted``/``progress``/``event`` frames and exactly one of ``result``, ``error`` or
-``input_required``. A callee's first frame is ``started``.
+``input_required``. A callee's first frame is ``started``. A result that is larger than an envelope comes in ``part`` frames
+before it, where the caller said that it takes them (:mod:`remit_schemas.parts`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from remit_schemas.scope import Detail
 VERSION: Final = 1
 MAX_ENVELOPE: Final = 900 * 1024
 """Largest envelope in bytes: the server's 1 MiB ``max_payload`` counts headers too."""
+
+MAX_WINDOW: Final = 1024
+"""Most frames of output that may be ahead of their reader: as many as wait for it on the way."""
 
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -43,7 +47,12 @@ class Trace(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """A call, from a caller to the broker. ``deadline`` is Unix milliseconds, ``key`` an idempotency key."""
+    """A call, from a caller to the broker. ``deadline`` is Unix milliseconds, ``key`` an idempotency key.
+
+    ``resume`` is a parked hop that goes on with ``input``; resource and arguments are those of its opening. ``detach`` asks for
+    a task of its own in which the caller can make this call. ``parts`` says that the caller takes a result in parts, ``window``
+    how many frames of output it takes ahead of what it has said it has read.
+    """
 
     v: int = VERSION
     grant: str = ""
@@ -53,12 +62,33 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     deadline: Positive | None = None
     approval: Annotated[str, msgspec.Meta(max_length=128)] | None = None
     trace: Trace | None = None
+    parts: bool = False
+    window: Annotated[int, msgspec.Meta(ge=1, le=MAX_WINDOW)] | None = None
+    resume: Annotated[str, msgspec.Meta(max_length=16)] | None = None
+    input: Any = None
+    detach: bool = False
 
 
-class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A governed call, from the broker to a callee. Who asks, for whom and within what is in ``grant``."""
+def _version() -> int:
+    return VERSION
 
-    v: int = VERSION
+
+class Resumed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a parked hop goes on with. ``n`` is the number of its grant, which is dispatched once."""
+
+    n: Positive
+    input: Any
+
+
+class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """A governed call, from the broker to a callee. Who asks, for whom and within what is in ``grant``.
+
+    ``parts`` is how many bytes of JSON a result may have that comes in parts (0: none may); ``window`` is the caller's.
+    ``resumed`` is there where the hop was parked before: it carries the input that the callee had asked for.
+    """
+
+    # A factory, since only plain defaults are left out: a dispatch always says its version.
+    v: int = msgspec.field(default_factory=_version)
     txn: str
     hop: str
     replica: str
@@ -66,6 +96,9 @@ class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     grant: str
     args: dict[str, Any]
     deadline: int
+    parts: Annotated[int, msgspec.Meta(ge=0)] = 0
+    window: Annotated[int, msgspec.Meta(ge=1, le=MAX_WINDOW)] | None = None
+    resumed: Resumed | msgspec.UnsetType = msgspec.UNSET
 
 
 class Accepted(msgspec.Struct, frozen=True, tag="accepted", tag_field="frame", kw_only=True):
@@ -96,15 +129,24 @@ class Event(msgspec.Struct, frozen=True, tag="event", tag_field="frame", kw_only
     data: Any
 
 
+class Part(msgspec.Struct, frozen=True, tag="part", tag_field="frame", kw_only=True):
+    """A slice of the JSON text of a result's value. ``seq`` counts from 0, without gaps."""
+
+    seq: Annotated[int, msgspec.Meta(ge=0)]
+    data: str
+
+
 class Result(msgspec.Struct, frozen=True, tag="result", tag_field="frame", omit_defaults=True, kw_only=True):
     """The end of a hop that worked. From a callee, ``cost`` is what it used itself; to a caller, what the hop cost in all.
 
-    ``failed`` says that the tool ran and reports a failure of its own (MCP's ``isError``).
+    ``failed`` says that the tool ran and reports a failure of its own (MCP's ``isError``). ``parts`` is how many ``part``
+    frames came before it that make up the value; ``value`` is then null.
     """
 
     value: Any
     cost: Budget | None = None
     failed: bool = False
+    parts: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class Error(msgspec.Struct, frozen=True, tag="error", tag_field="frame", omit_defaults=True, kw_only=True):
@@ -114,13 +156,19 @@ class Error(msgspec.Struct, frozen=True, tag="error", tag_field="frame", omit_de
     cost: Budget | None = None
 
 
-class InputRequired(msgspec.Struct, frozen=True, tag="input_required", tag_field="frame", kw_only=True):
-    """The callee needs an input before it can go on."""
+class InputRequired(
+    msgspec.Struct, frozen=True, tag="input_required", tag_field="frame", omit_defaults=True, kw_only=True
+):
+    """The callee needs an input before it can go on: the hop is parked until its caller resumes it.
+
+    From a callee, ``cost`` is what it used itself since it was called or resumed; to a caller, what the hop cost so far in all.
+    """
 
     request: Any
+    cost: Budget | None = None
 
 
-Frame = Accepted | Started | Progress | Event | Result | Error | InputRequired
+Frame = Accepted | Started | Progress | Event | Part | Result | Error | InputRequired
 FINAL: Final = (Result, Error, InputRequired)
 
 encode = msgspec.json.Encoder().encode

@@ -132,6 +132,58 @@ class HopClosed(_Record, frozen=True, tag="hop.closed"):
     labels: tuple[str, ...] = ()
 
 
+class GrantRenewed(_Record, frozen=True, tag="grant.renewed"):
+    """The next grant of an open hop: as the one before it, but for ``jti`` and ``exp`` (Unix seconds)."""
+
+    jti: str
+    exp: int
+
+
+class HopParked(_Record, frozen=True, tag="hop.parked"):
+    """The callee asks for an input. Its grants are of no use until ``hop.resumed``; the rest of its hold went back.
+
+    ``cost`` is what the callee used itself since the hop was opened or resumed, beside its one call; ``spent`` and ``overrun``
+    what the hop is charged so far in all. ``connection`` is the one that may still wait for the input. ``request_digest`` is
+    keyed, as ``args_digest`` is. ``findings``, ``redacted`` and ``decision`` are about the request and its release.
+    """
+
+    cost: Budget
+    spent: Budget
+    overrun: Budget
+    request_digest: str
+    request_size: int
+    connection: str = ""
+    reason: str = ""
+    decision: Decision | None = None
+    findings: tuple[Finding, ...] = ()
+    redacted: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+class HopResumed(_Record, frozen=True, tag="hop.resumed"):
+    """A parked hop goes on with an input: a new hold, one more call, the next grant. All its grants before are dead.
+
+    ``budget`` is held from the parent beside what the hop was charged before. ``args_digest`` is that of the opening.
+    """
+
+    jti: str
+    scope: tuple[Detail, ...]
+    budget: Budget
+    exp: int
+    deadline: int
+    max_depth: int
+    args_digest: str
+    input_digest: str
+    input_size: int
+    decision: Decision
+    epochs: Epochs
+    findings: tuple[Finding, ...] = ()
+    redacted: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    approval: str | None = None
+    link: str | None = None
+
+
 class GrantRevoked(_Record, frozen=True, tag="grant.revoked"):
     """A grant (``jti``; it and all its descendants) was revoked, or the whole txn (``jti`` of the root). ``hop`` is its hop."""
 
@@ -149,7 +201,9 @@ class TxnClosed(_Record, frozen=True, tag="txn.closed"):
     overrun: Budget
 
 
-Record = TxnOpened | HopOpened | HopClosed | GrantRevoked | TxnClosed
+Record = TxnOpened | HopOpened | GrantRenewed | HopParked | HopResumed | HopClosed | GrantRevoked | TxnClosed
+Following = HopOpened | GrantRenewed | HopParked | HopResumed | HopClosed | GrantRevoked | TxnClosed
+"""A record that is not the first of its txn."""
 
 
 class HopRefused(
@@ -186,7 +240,9 @@ class HopRefused(
     hash: str = ""
 
 
-AnyRecord = TypeVar("AnyRecord", TxnOpened, HopOpened, HopClosed, GrantRevoked, TxnClosed, HopRefused)
+AnyRecord = TypeVar(
+    "AnyRecord", TxnOpened, HopOpened, GrantRenewed, HopParked, HopResumed, HopClosed, GrantRevoked, TxnClosed, HopRefused
+)  # fmt: skip
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -12,8 +12,8 @@ import pytest_asyncio
 from nats.errors import MaxPayloadError
 
 from remit_broker.core.fold import fold_all
-from remit_broker.hop.dispatch import MAX_FRAMES
 from remit_broker.hop.txn import Opened
+from remit_broker.ports import MAX_FRAMES
 from remit_schemas import subjects
 from remit_schemas.budget import Budget
 from remit_schemas.envelope import (

@@ -368,12 +368,19 @@ async def test_a_request_after_its_deadline_is_refused(stage: Stage) -> None:
 
 
 async def test_a_deadline_far_away_is_cut_to_what_a_hop_may_take(stage: Stage) -> None:
-    root = await stage.root()
+    root = await stage.root(ttl=8 * 3600)
     frames = await stage.alice.call(READ, root.txn, root.grant, deadline=2**53 - 1, want={"ttl_ms": 2**53 - 1})
     assert isinstance(frames[-1], Result)
     opened = (await stage.arena.lab.records(root.txn))[1]
     now = stage.arena.lab.broker.ports.clock.now()
-    assert opened["deadline"] <= (now + 60) * 1000 and opened["exp"] <= now + 61
+    assert opened["deadline"] <= (now + 3600) * 1000 and opened["exp"] <= now + 60
+
+
+async def test_a_call_that_names_no_time_has_a_minute(stage: Stage) -> None:
+    root = await stage.root(ttl=8 * 3600)
+    await stage.alice.call(READ, root.txn, root.grant)
+    opened = (await stage.arena.lab.records(root.txn))[1]
+    assert 0 < opened["deadline"] - stage.arena.lab.broker.ports.clock.now() * 1000 <= 60_000
 
 
 @pytest.mark.parametrize("ttl_ms", [1, 2, 3, 5])

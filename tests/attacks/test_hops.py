@@ -259,12 +259,12 @@ async def test_a_child_does_not_outlive_its_parent(stage: Stage) -> None:
     root = await stage.root(ttl=5)
     calling = stage.brief(root, want={"ttl_ms": 3_600_000}, deadline=int((time.time() + 3600) * 1000))
     taken = await stage.bob.took(root.txn)
-    assert claims(taken).exp <= root.exp
+    assert claims(taken).exp <= root.exp and taken.dispatch.deadline <= root.exp * 1000
     deeper = asyncio.ensure_future(
         stage.bob.call("agent/carol/review", root.txn, taken.grant, want={"ttl_ms": 3_600_000})
     )
     below = await stage.carol.took(root.txn)
-    assert claims(below).exp <= claims(taken).exp
+    assert claims(below).exp <= claims(taken).exp and below.dispatch.deadline <= taken.dispatch.deadline
     await below.done()
     await deeper
     await taken.done()

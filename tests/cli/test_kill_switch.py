@@ -37,6 +37,23 @@ def test_an_agent_is_revoked_listed_and_reinstated_with_who_and_why(staffed: Run
     staffed.json("grant", "--user", "ann", "--to", "planner", "--scope", "mcp/**")
 
 
+def test_a_tenant_is_revoked_by_name_and_lifted(staffed: Running) -> None:
+    assert "remit reinstate --tenant default" in staffed.remit("revoke", "--tenant", "default", "--why", "drill").out
+    refused = staffed.remit("grant", "--user", "ann", "--to", "planner", "--scope", "mcp/**", "--json")
+    assert (refused.code, refused.error["rule"]) == (1, "revoked.tenant")
+    assert "reinstated tenant default" in staffed.remit("reinstate", "--tenant", "default").out
+    shown = staffed.remit("revocations", "--history")
+    assert shown.code == 0 and "tenant default" in shown.out and "drill" in shown.out
+
+
+def test_a_txn_is_named_by_a_beginning_and_a_wrong_one_gets_the_nearest(staffed: Running) -> None:
+    txn = staffed.json("grant", "--user", "ann", "--to", "planner", "--scope", "mcp/**")["txn"]
+    wrong = txn[:8] + ("0" if txn[8] != "0" else "1")
+    done = staffed.remit("revoke", "--txn", wrong, "--json")
+    assert (done.code, done.error["code"]) == (1, "UNKNOWN_TARGET") and txn in done.error["ask"]
+    assert staffed.json("revoke", "--txn", txn[:12], "--why", "enough")["txn"] == txn
+
+
 def test_everything_is_paused_and_lifted(staffed: Running) -> None:
     assert "remit reinstate --all" in staffed.remit("revoke", "--all", "--why", "drill").out
     refused = staffed.remit("grant", "--user", "ann", "--to", "planner", "--scope", "mcp/**", "--json")
@@ -54,7 +71,10 @@ def test_everything_is_paused_and_lifted(staffed: Running) -> None:
         (["revoke", "--tool", "mcp/nothing/*"], "UNKNOWN_TARGET", "servers list"),
         (["revoke", "--tool", "nonsense"], "MALFORMED", ""),
         (["revoke", "--tool", 'mcp/files/read{"path":{"prefix":"docs/"}}'], "MALFORMED", "without arguments"),
+        (["revoke", "--tenant", "defualt"], "UNKNOWN_TARGET", "default"),
+        (["revoke", "--txn", "ffff"], "UNKNOWN_TARGET", "remit chains"),
         (["reinstate", "--agent", "planner"], "UNKNOWN_TARGET", "remit revocations"),
+        (["reinstate", "--tenant", "default"], "UNKNOWN_TARGET", "remit revocations"),
         (["reinstate", "--all"], "UNKNOWN_TARGET", "remit revocations"),
     ],
 )

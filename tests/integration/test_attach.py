@@ -17,9 +17,10 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, get_c
 
 from remit_broker.edges.attach import HttpSource, Timing, source
 from remit_schemas.callee import answer_subject
-from remit_schemas.envelope import MAX_ENVELOPE, Error, Progress, Result, Started
+from remit_schemas.envelope import MAX_ENVELOPE, Error, Part, Progress, Result, Started
 from remit_schemas.errors import Code, ErrorBody
 from remit_schemas.keys import KeySet, SigningKey
+from remit_schemas.parts import AHEAD, Joiner
 from tests.support.attach_broker import FakeBroker, definitions
 from tests.support.attach_fixture import SERVERS, Desk, alive, desk_fixture, eventually, free_port, well_behaved  # noqa: F401
 from tests.support.local_nats import local_nats
@@ -155,6 +156,21 @@ async def test_a_result_too_large_for_the_bus_is_refused_with_its_size_and_the_c
     assert (error.code, error.effect, error.retryable) == (Code.RESULT_INVALID, "happened", False)
     assert str(MAX_ENVELOPE) in error.message
     await (await desk.broker.call("files", "big", {"size": MAX_ENVELOPE - 2000})).value()
+
+
+async def test_a_large_result_of_a_server_comes_in_parts_where_they_are_taken(desk: Desk) -> None:
+    await desk.attach(well_behaved())
+    hop = await desk.broker.call("files", "big", {"size": 4_000_000}, parts=16 << 20)
+    final = await hop.final()
+    assert isinstance(final, Result) and final.parts > AHEAD
+    joiner = Joiner(16 << 20)
+    for frame in hop.frames:
+        if isinstance(frame, Part):
+            joiner.take(frame)
+    whole = joiner.whole(final).value
+    assert len(whole["content"][0]["text"]) == 4_000_000 and whole["isError"] is False
+    error = await (await desk.broker.call("files", "big", {"size": 4_000_000}, parts=1 << 20)).error()
+    assert (error.code, error.effect) == (Code.RESULT_INVALID, "happened")
 
 
 async def test_a_call_past_its_deadline_in_the_server_ends_with_effect_unknown(desk: Desk) -> None:

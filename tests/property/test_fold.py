@@ -1,4 +1,5 @@
-"""For every interleaving of openings, closings and revocations: budget is conserved, nothing stands on what ended."""
+"""For every interleaving of openings, renewals, parkings, resumptions, closings and revocations: budget is conserved, nothing
+runs under what ended or is parked."""
 
 from __future__ import annotations
 
@@ -12,23 +13,28 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from remit_broker.core.fold import Corrupt, Fold, apply, fold_all
 from remit_schemas.budget import ONE_CALL, ZERO, Budget
 from remit_schemas.records import hash_of, plain
-from tests.support.story import Story, closing, hop_id, opened, opening
+from tests.support.story import Story, closing, hop_id, opened, opening, parking, renewing, resuming
 
 AMOUNT = st.integers(0, 60)
 BUDGET = st.builds(Budget, AMOUNT, AMOUNT, st.integers(1, 20))
 COST = st.builds(Budget, st.integers(0, 90), st.integers(0, 90), st.integers(0, 25))
-BOOL = st.booleans()
 LIMIT = Budget(200, 200, 60)
 
 
 def conserved(fold: Fold) -> None:
-    """Held + spent never exceeds a limit, and what a node holds is what its open children were given."""
+    """Held + spent never exceeds a limit, and what a node holds is what its children that have not ended may use."""
     for node in fold.nodes.values():
         assert (node.held + node.spent).within(node.limit)
         given = ZERO
         for child in node.open_children:
             given += fold.nodes[child].limit
         assert node.held == given
+        if node.state == "parked":
+            assert node.held + node.spent == node.limit, "it keeps nothing but what it was charged"
+
+
+def usable(fold: Fold, hop: str) -> bool:
+    return fold.state == "open" and all(n.state == "open" and n.hop not in fold.revoked for n in fold.path(hop))
 
 
 class Tree(RuleBasedStateMachine):
@@ -38,7 +44,7 @@ class Tree(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.story = Story(opened(budget=LIMIT))
+        self.story = Story(opened(budget=LIMIT, exp=1_900_000_000))
         self.drawn = 0
         self.own: dict[str, Budget] = {}
 
@@ -52,12 +58,10 @@ class Tree(RuleBasedStateMachine):
         self.drawn += 1
         above = fold.path(parent)
         allowed = (
-            fold.state == "open"
-            and all(node.state == "open" and node.hop not in fold.revoked for node in above)
-            and above[-1].depth < above[-1].max_depth
-            and budget.within(above[-1].left)
-        )
-        record = opening(fold, hop, parent, budget)
+            usable(fold, parent) and above[-1].depth < above[-1].max_depth and budget.within(above[-1].left)
+        )  # fmt: skip
+        # Shorter than the one above it, so that there is something to renew.
+        record = opening(fold, hop, parent, budget, exp=above[-1].exp - 10)
         if allowed:
             self.story.add(record)
             self.own[hop] = ONE_CALL
@@ -70,6 +74,8 @@ class Tree(RuleBasedStateMachine):
     def close(self, hop: str, cost: Budget, outcome: Any) -> None:
         fold = self.story.fold
         node = fold.nodes[hop]
+        if node.state == "parked":
+            cost = ZERO
         record = closing(fold, hop, cost, outcome)
         if node.parent is None or node.state == "closed" or node.open_children:
             with pytest.raises(Corrupt):
@@ -82,9 +88,63 @@ class Tree(RuleBasedStateMachine):
             self.own[hop] += cost
         self.story.add(record)
 
+    @rule(hop=hops, cost=COST)
+    def park(self, hop: str, cost: Budget) -> None:
+        fold = self.story.fold
+        node = fold.nodes[hop]
+        record = parking(fold, hop, cost)
+        children = [fold.nodes[child].state for child in node.open_children]
+        if node.parent is None or node.state != "open" or "open" in children:
+            with pytest.raises(Corrupt):
+                self.story.add(record)
+            return
+        before, above = node, fold.nodes[node.parent]
+        self.own[hop] += cost
+        fold = self.story.add(record)
+        after, parent = fold.nodes[hop], fold.nodes[before.parent or ""]
+        assert above.held.minus(parent.held) == before.limit.minus(after.limit), "exactly the rest went back"
+
+    @rule(hop=hops, budget=BUDGET)
+    def resume(self, hop: str, budget: Budget) -> None:
+        fold = self.story.fold
+        node = fold.nodes[hop]
+        if node.parent is None:
+            return
+        record = resuming(fold, hop, budget)
+        allowed = (
+            node.state == "parked"
+            and hop not in fold.revoked
+            and usable(fold, node.parent)
+            and budget.within(fold.nodes[node.parent].left)
+        )
+        if allowed:
+            self.own[hop] += ONE_CALL
+            fold = self.story.add(record)
+            assert fold.nodes[hop].recs == (record.hash,), "nothing that was minted before counts"
+        else:
+            with pytest.raises(Corrupt):
+                self.story.add(record)
+
+    @rule(hop=hops, longer=st.integers(-5, 40))
+    def renew(self, hop: str, longer: int) -> None:
+        fold = self.story.fold
+        node = fold.nodes[hop]
+        record = renewing(fold, hop, node.exp + longer)
+        parent = fold.nodes.get(node.parent or "")
+        if (
+            parent is not None and usable(fold, hop) and longer > 0 and record.exp <= parent.exp
+            and record.exp * 1000 <= node.deadline
+        ):  # fmt: skip
+            fold = self.story.add(record)
+            assert fold.nodes[hop].counts(node.n, node.rec) and fold.nodes[hop].counts(node.n + 1, record.hash)
+            assert len(fold.nodes[hop].recs) <= 4
+        else:
+            with pytest.raises(Corrupt):
+                self.story.add(record)
+
     @rule(hop=hops)
     def close_with_descendants(self, hop: str) -> None:
-        if not self.story.fold.is_open(hop) or hop == self.story.fold.root:
+        if not self.story.fold.stands(hop) or hop == self.story.fold.root:
             return
         for below in (*self.story.fold.descendants_open(hop), hop):
             node = self.story.fold.nodes[below]
@@ -94,7 +154,7 @@ class Tree(RuleBasedStateMachine):
     @rule(hop=consumes(hops))
     def revoke(self, hop: str) -> None:
         fold = self.story.fold
-        if fold.is_open(hop) and hop not in fold.revoked:
+        if fold.stands(hop) and hop not in fold.revoked:
             self.story.revoke(hop)
         else:
             with pytest.raises(Corrupt):
@@ -112,11 +172,20 @@ class Tree(RuleBasedStateMachine):
         conserved(self.story.fold)
 
     @invariant()
-    def nothing_open_is_under_anything_closed(self) -> None:
+    def nothing_open_is_under_anything_closed_or_parked(self) -> None:
         fold = self.story.fold
         for node in fold.nodes.values():
-            if node.state == "open":
-                assert all(above.state == "open" for above in fold.path(node.hop))
+            above = [each.state for each in fold.path(node.hop)]
+            assert node.state != "open" or set(above) == {"open"}
+            assert node.state == "closed" or "closed" not in above
+
+    @invariant()
+    def no_grant_outlives_the_one_above_it(self) -> None:
+        fold = self.story.fold
+        for node in fold.nodes.values():
+            if node.parent and node.state != "closed":
+                assert node.exp <= fold.nodes[node.parent].exp
+                assert node.deadline <= fold.nodes[node.parent].deadline
 
     def teardown(self) -> None:
         """Close everything: nothing is held, and the root was charged exactly what every hop used."""
@@ -148,12 +217,25 @@ def stories(draw: st.DrawFn) -> Story:
             n for n in story.fold.nodes.values() if n.state == "open" and ONE_CALL.within(n.left) and n.depth < 8
         ]
         closable = [n for n in story.fold.nodes.values() if n.state == "open" and n.parent and not n.open_children]
-        closes = draw(BOOL)
-        if closable and closes:
-            story.close(draw(st.sampled_from(closable)).hop, draw(COST))
-        elif openable:
-            parent = draw(st.sampled_from(openable))
-            story.open(hop_id(number), parent.hop, draw(BUDGET).meet(parent.left))
+        parked = [
+            n for n in story.fold.nodes.values()
+            if n.state == "parked" and ONE_CALL.within(story.fold.left(n.parent or ""))
+        ]  # fmt: skip
+        match draw(st.sampled_from(["open", "open", "close", "park", "resume"])):
+            case "resume" if parked:
+                node = draw(st.sampled_from(parked))
+                story.resume(node.hop, draw(BUDGET).meet(story.fold.left(node.parent or "")))
+                continue
+            case "park" if closable:
+                story.park(draw(st.sampled_from(closable)).hop, draw(COST))
+                continue
+            case "close" if closable:
+                story.close(draw(st.sampled_from(closable)).hop, draw(COST))
+                continue
+        if not openable:
+            continue
+        parent = draw(st.sampled_from(openable))
+        story.open(hop_id(number), parent.hop, draw(BUDGET).meet(parent.left))
     return story
 
 

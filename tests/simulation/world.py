@@ -21,9 +21,11 @@ from remit_broker.core.fold import Fold, apply
 from remit_broker.core.policy import PolicyRequest, Verdict
 from remit_broker.core.registry import Annotations, Principal, Target
 from remit_broker.hop.hop import Ask
+from remit_broker.hop.parts import PartsRoom
 from remit_broker.hop.pipeline import govern
-from remit_broker.ports import Limits, LostRace, Parties, Ports
+from remit_broker.ports import Limits, LostRace, Parties, Ports, Recipient
 from remit_schemas.budget import Budget
+from remit_schemas.control import Control
 from remit_schemas.envelope import Dispatch, Error, Frame, Result, encode
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.keys import KeySet, SigningKey
@@ -108,6 +110,7 @@ class Replica:
             rates=Unlimited(),
             target_rates=Unlimited(),
             accounts=Uncapped(),
+            room=PartsRoom(1 << 20),
             observer=Witness(self.world),
             failpoints=self,
             limits=Limits(hop_ttl=5.0),
@@ -233,6 +236,7 @@ class SimTurn:
 class SimChannel:
     def __init__(self) -> None:
         self.frames: asyncio.Queue[bytes] = asyncio.Queue()
+        self.worker = ""
 
     async def next(self, seconds: float) -> bytes | None:
         if seconds <= 0:
@@ -254,6 +258,12 @@ class SimBus:
             async with self._world.answered:
                 self._world.answers[reply] = frame
                 self._world.answered.notify_all()
+
+    async def release(self, to: Recipient, result: Result) -> None:
+        await self.answer(to.reply, result)
+
+    async def tell(self, callee: str, connection: str, at: tuple[str, str], said: Control) -> None:
+        pass
 
     @asynccontextmanager
     async def channel(self, parties: Parties, txn: str, hop: str) -> AsyncIterator[SimChannel]:
@@ -306,6 +316,9 @@ class NothingRevoked:
     revision = 0
     fresh = True
     paused = None
+
+    def tenant(self, name: str) -> None:
+        return None
 
     def check(self, actors: tuple[str, ...], user: str, resource: Resource | None = None) -> None:
         return None

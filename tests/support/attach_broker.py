@@ -19,12 +19,14 @@ from remit_schemas import subjects
 from remit_schemas.budget import Budget
 from remit_schemas.callee import control_subject
 from remit_schemas.claims import Actor, Claims
+from remit_schemas.control import Control, encode_control
 from remit_schemas.envelope import (
     FINAL,
     MAX_ENVELOPE,
     Dispatch,
     Error,
     Frame,
+    Part,
     Progress,
     Result,
     Started,
@@ -136,7 +138,10 @@ class FakeBroker:
         if hop is None:
             self.strays.append(message.subject)
         elif message.data:
-            hop.hear(parse_frame(message.data))
+            hop.hear(frame := parse_frame(message.data))
+            if isinstance(frame, Part):
+                said = encode_control(Control(parts=frame.seq + 1))
+                await self.nc.publish(control_subject(at.principal, hop.connection, at.txn, at.hop), said)
 
     async def registered(self, seconds: float = 30) -> dict[str, Any]:
         """The next registration."""

@@ -12,10 +12,13 @@ from remit_schemas.records import (
     GENESIS,
     Decision,
     Epochs,
+    GrantRenewed,
     GrantRevoked,
     HopClosed,
     HopOpened,
+    HopParked,
     HopRefused,
+    HopResumed,
     Outcome,
     Record,
     TxnClosed,
@@ -45,7 +48,7 @@ def opening(fold: Fold, hop: str, parent: str | None = None, budget: Budget | No
     record = HopOpened(
         tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=hop, prev=fold.hash, by="r1", parent=above.hop,
         caller=above.callee, resource="agent/researcher/brief", depth=above.depth + 1, jti=f"{fold.txn}.{hop}.1",
-        scope=(), budget=budget or Budget(1000, 100, 5), exp=above.exp, deadline=1_900_000_000_000,
+        scope=(), budget=budget or Budget(1000, 100, 5), exp=above.exp, deadline=min(1_900_000_000_000, above.deadline),
         max_depth=above.max_depth, args_digest="d" * 64, args_size=2, definition="e" * 64,
         decision=Decision("allow", ("default",), "rev"), epochs=Epochs("rev", 1),
     )  # fmt: skip
@@ -60,6 +63,40 @@ def closing(
     record = HopClosed(
         tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=hop, prev=fold.hash, by="r1", outcome=outcome,
         cost=cost, spent=spent, overrun=overrun, effect="happened", ms=3, labels=labels,
+    )  # fmt: skip
+    return seal(msgspec.structs.replace(record, **changes))
+
+
+def renewing(fold: Fold, hop: str, exp: int | None = None, **changes: Any) -> GrantRenewed:
+    """``grant.renewed`` of the next grant of ``hop``, a minute longer than the one before."""
+    node = fold.nodes[hop]
+    record = GrantRenewed(
+        tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=hop, prev=fold.hash, by="r1",
+        jti=f"{fold.txn}.{hop}.{node.n + 1}", exp=node.exp + 60 if exp is None else exp,
+    )  # fmt: skip
+    return seal(msgspec.structs.replace(record, **changes))
+
+
+def parking(fold: Fold, hop: str, cost: Budget = ZERO, **changes: Any) -> HopParked:
+    """``hop.parked``, settled."""
+    spent, overrun = settle(fold, hop, cost, "ok")
+    record = HopParked(
+        tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=hop, prev=fold.hash, by="r1", cost=cost, spent=spent,
+        overrun=overrun, request_digest="f" * 64, request_size=9, connection="c" * 22,
+    )  # fmt: skip
+    return seal(msgspec.structs.replace(record, **changes))
+
+
+def resuming(fold: Fold, hop: str, budget: Budget | None = None, **changes: Any) -> HopResumed:
+    """``hop.resumed`` with all that the hop had before."""
+    node = fold.nodes[hop]
+    above = fold.nodes[node.parent or ""]
+    record = HopResumed(
+        tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=hop, prev=fold.hash, by="r1",
+        jti=f"{fold.txn}.{hop}.{node.n + 1}", scope=node.scope, budget=budget or Budget(1000, 100, 5),
+        exp=min(above.exp, node.deadline // 1000), deadline=node.deadline, max_depth=node.max_depth,
+        args_digest=node.args_digest, input_digest="9" * 64, input_size=4,
+        decision=Decision("allow", ("default",), "rev"), epochs=Epochs("rev", 1),
     )  # fmt: skip
     return seal(msgspec.structs.replace(record, **changes))
 
@@ -104,6 +141,15 @@ class Story:
 
     def close(self, hop: str, cost: Budget = ZERO, outcome: Outcome = "ok", **changes: Any) -> Fold:
         return self.add(closing(self.fold, hop, cost, outcome, **changes))
+
+    def renew(self, hop: str, exp: int | None = None, **changes: Any) -> Fold:
+        return self.add(renewing(self.fold, hop, exp, **changes))
+
+    def park(self, hop: str, cost: Budget = ZERO, **changes: Any) -> Fold:
+        return self.add(parking(self.fold, hop, cost, **changes))
+
+    def resume(self, hop: str, budget: Budget | None = None, **changes: Any) -> Fold:
+        return self.add(resuming(self.fold, hop, budget, **changes))
 
     def revoke(self, hop: str) -> Fold:
         return self.add(revoking(self.fold, hop))

@@ -87,7 +87,7 @@ def test_the_starter_shows_every_key_with_its_default(file: Path) -> None:
         ("[bus]\nledger_bytes = -1", "F: bus.ledger_bytes: Expected int >= 0", ""),
         ("[http]\nhost = '0.0.0.0'", "F: http.host is '0.0.0.0'", "127.0.0.1"),
         ("[http]\nauth = 'none'", "F: http.auth: Invalid enum value 'none'", "'local'"),
-        ("[limits]\nhop_ttl = 61", "F: limits.hop_ttl: Expected float <= 60.0", ""),
+        ("[limits]\nhop_ttl = 28801", "F: limits.hop_ttl: Expected float <= 28800.0", ""),
         ("[limits]\nhop_ttl = 0", "F: limits.hop_ttl: Expected float > 0.0", ""),
         ("[limits]\nhop_ttl = nan", "F: limits.hop_ttl", ""),
         ("[limits]\ndrain = inf", "F: limits.drain is inf", "finite"),

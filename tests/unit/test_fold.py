@@ -12,6 +12,7 @@ from remit_broker.core.fold import Corrupt, Fold, apply, fold_all, open_path
 from remit_schemas.budget import ONE_CALL, ZERO, Budget
 from remit_schemas.errors import Code, Refusal
 from remit_schemas.records import Record, hash_of, plain
+from remit_schemas.scope import Detail
 from tests.support.story import (
     LARGE,
     ROOT,
@@ -22,6 +23,9 @@ from tests.support.story import (
     hop_id,
     opened,
     opening,
+    parking,
+    renewing,
+    resuming,
     revoking,
 )
 
@@ -142,6 +146,15 @@ Bad = Callable[[Story], Record]
         ("holds .* its parent has", lambda s: opening(s.fold, D, A, s.fold.left(A) + Budget(1, 0, 0))),
         ("at least one call", lambda s: opening(s.fold, D, A, Budget(1, 1, 0))),
         ("exp is later", lambda s: opening(s.fold, D, A, ONE_CALL, exp=s.fold.nodes[A].exp + 1)),
+        ("deadline is later", lambda s: opening(s.fold, D, A, ONE_CALL, deadline=s.fold.nodes[A].deadline + 1)),
+        ("not later than before", lambda s: renewing(s.fold, B, s.fold.nodes[B].exp)),
+        ("descendants that run", lambda s: parking(s.fold, A)),
+        ("no hop", lambda s: replace(parking(s.fold, B), hop=D)),
+        ("no hop", lambda s: replace(parking(s.fold, B), hop=ROOT)),
+        ("no hop", lambda s: renewing(s.fold, ROOT)),
+        ("spent is", lambda s: parking(s.fold, B, Budget(5, 0, 0), spent=ONE_CALL)),
+        ("overrun is", lambda s: parking(s.fold, B, Budget(500, 0, 0), overrun=ZERO)),
+        ("not parked", lambda s: resuming(s.fold, B, ONE_CALL)),
         ("depth is 3", lambda s: opening(s.fold, D, A, ONE_CALL, depth=3)),
         ("max_depth", lambda s: opening(s.fold, D, A, ONE_CALL, max_depth=9)),
         ("max_depth", lambda s: opening(s.fold, D, A, ONE_CALL, max_depth=1)),
@@ -277,3 +290,239 @@ def test_a_txn_of_two_thousand_records_is_folded_in_moderate_time() -> None:
         story.close(hop_id(number))
     assert fold_all(story.records) == story.fold
     assert story.fold.totals.spent == Budget(0, 0, 999)
+
+
+# Renewal
+
+
+def short(fold: Fold, hop: str, parent: str | None = None, *, exp: int = 1_800_000_000) -> Record:
+    """A hop whose grant expires long before its deadline, and before the grant above it."""
+    return opening(fold, hop, parent, Budget(500, 50, 20) if parent is None else ONE_CALL, exp=exp)
+
+
+def test_the_last_four_grants_of_a_hop_count() -> None:
+    story = Story()
+    story.add(short(story.fold, A))
+    recs = [story.fold.nodes[A].rec]
+    for _ in range(5):
+        recs.append(story.renew(A).nodes[A].rec)
+    node = story.fold.nodes[A]
+    assert (node.n, node.exp) == (6, 1_800_000_300)
+    assert [node.counts(n, rec) for n, rec in enumerate(recs, start=1)] == [False, False, True, True, True, True]
+    assert not node.counts(7, recs[-1]) and not node.counts(5, recs[-1])
+
+
+def test_a_grant_from_before_a_resumption_is_dead() -> None:
+    story = Story()
+    story.add(short(story.fold, A))
+    recs = [story.fold.nodes[A].rec, story.renew(A).nodes[A].rec]
+    story.park(A)
+    recs.append(story.resume(A, ONE_CALL).nodes[A].rec)
+    node = story.fold.nodes[A]
+    assert [node.counts(n, rec) for n, rec in enumerate(recs, start=1)] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("why", "bad"),
+    [
+        ("jti", lambda f: renewing(f, B, jti=f"{TXN}.{B}.1")),
+        ("jti", lambda f: renewing(f, B, jti=f"{TXN}.{B}.3")),
+        ("jti", lambda f: renewing(f, B, jti=f"{TXN}.{A}.2")),
+        ("its parent's", lambda f: renewing(f, B, f.nodes[A].exp + 1)),
+        ("the deadline", lambda f: renewing(f, A, f.nodes[A].deadline // 1000 + 1)),
+        ("not later than before", lambda f: renewing(f, B, f.nodes[B].exp - 1)),
+    ],
+)
+def test_a_renewal_is_not_accepted_where(why: str, bad: Callable[[Fold], Record]) -> None:
+    story = Story()
+    story.add(short(story.fold, A))
+    story.add(short(story.fold, B, A, exp=1_799_999_990))
+    assert story.renew(B, 1_800_000_000).nodes[B].exp == story.fold.nodes[A].exp
+    story = Story()
+    story.add(short(story.fold, A))
+    story.add(short(story.fold, B, A, exp=1_799_999_990))
+    with pytest.raises(Corrupt, match=why):
+        story.add(bad(story.fold))
+
+
+@pytest.mark.parametrize("ended", ["closed", "parked", "revoked", "revoked above"])
+def test_nothing_renews_a_grant_that_is_of_no_use(ended: str) -> None:
+    story = Story()
+    story.add(short(story.fold, A))
+    match ended:
+        case "closed":
+            story.close(A)
+        case "parked":
+            story.park(A)
+        case _:
+            story.revoke(A if ended == "revoked" else ROOT)
+    with pytest.raises(Corrupt):
+        story.renew(A)
+
+
+# Parking
+
+
+def test_parking_returns_the_rest_and_charges_what_was_used() -> None:
+    story = nested()
+    story.close(B, Budget(40, 4, 0))
+    story.close(C)
+    fold = story.park(A, Budget(10, 1, 2))
+    node = fold.nodes[A]
+    assert (node.state, node.limit, node.spent, node.left) == ("parked", Budget(50, 5, 5), Budget(50, 5, 5), ZERO)
+    assert fold.totals.held == Budget(50, 5, 5) and fold.left(ROOT) == LARGE.minus(Budget(50, 5, 5))
+    assert not fold.is_open(A) and fold.stands(A) and fold.left(A) == ZERO
+    assert fold.descendants_open(ROOT) == (A,)
+
+
+def test_a_resumed_hop_has_a_new_hold_and_is_charged_once_for_all() -> None:
+    story = Story()
+    story.open(A, budget=Budget(500, 50, 20))
+    story.park(A, Budget(10, 1, 2))
+    fold = story.resume(A, Budget(100, 10, 4))
+    assert fold.left(A) == Budget(100, 10, 3) and fold.totals.held == Budget(110, 11, 7)
+    assert (fold.nodes[A].n, fold.nodes[A].recs) == (2, (fold.nodes[A].rec,))
+    fold = story.close(A, Budget(5, 0, 0))
+    assert (fold.totals.held, fold.totals.spent) == (ZERO, Budget(15, 1, 4))
+
+
+def test_a_parked_hop_ends_at_what_it_was_charged_whatever_the_outcome() -> None:
+    for outcome in ("unknown", "cancelled", "ok"):
+        story = Story()
+        story.open(A, budget=Budget(500, 50, 20))
+        story.park(A, Budget(10, 1, 2))
+        fold = story.close(A, outcome=outcome)
+        assert (fold.totals.held, fold.totals.spent, fold.totals.overrun) == (ZERO, Budget(10, 1, 3), ZERO)
+
+
+def test_a_parked_hop_has_no_further_cost() -> None:
+    story = Story()
+    story.open(A, budget=Budget(500, 50, 20))
+    story.park(A)
+    with pytest.raises(Corrupt, match="no cost"):
+        story.close(A, Budget(1, 0, 0))
+
+
+def test_an_overrun_blocks_the_caller_from_the_parking_on_and_counts_once() -> None:
+    story = Story()
+    story.open(A, budget=Budget(100, 10, 5))
+    fold = story.park(A, Budget(130, 0, 0))
+    assert fold.totals.overrun == Budget(30, 0, 0)
+    assert fold.left(ROOT) == LARGE.minus(Budget(130, 0, 1))
+    fold = story.resume(A, Budget(100, 10, 5))
+    assert fold.left(A) == Budget(70, 10, 4), "what it overran before is not its to spend again"
+    fold = story.park(A, Budget(110, 0, 0))
+    assert fold.totals.overrun == Budget(40, 0, 0)
+    fold = story.close(A)
+    assert (fold.totals.spent, fold.totals.overrun) == (Budget(200, 0, 2), Budget(40, 0, 0))
+
+
+def test_a_question_is_handed_up_and_the_answer_down() -> None:
+    story = nested()
+    story.park(C, Budget(7, 0, 0))
+    assert story.fold.running_below(A) == (B,)
+    story.close(B)
+    assert story.fold.running_below(A) == ()
+    fold = story.park(A, Budget(3, 0, 0))
+    # Its own call and cost, B's call, and what C keeps.
+    assert fold.nodes[A].limit == Budget(10, 0, 3) and fold.nodes[A].held == Budget(7, 0, 1)
+    assert fold.totals.held == Budget(10, 0, 3)
+    assert fold.descendants_open(ROOT) == (C, A)
+    with pytest.raises(Corrupt, match="parked"):
+        story.resume(C, ONE_CALL)
+    story.resume(A, Budget(50, 0, 5))
+    story.resume(C, Budget(20, 0, 2))
+    story.close(C, Budget(1, 0, 0))
+    fold = story.close(A)
+    assert (fold.totals.held, fold.totals.spent) == (ZERO, Budget(11, 0, 5))
+
+
+def test_what_still_runs_below_is_named_with_what_is_parked_under_it() -> None:
+    story = nested()
+    story.open(D, C, Budget(0, 0, 1), caller="critic")
+    story.park(D)
+    assert story.fold.running_below(A) == (B, D, C)
+
+
+def test_labels_of_a_request_reach_the_caller_and_those_of_the_input_the_callee() -> None:
+    story = nested()
+    fold = story.park(B, labels=("web",))
+    assert fold.nodes[A].labels == {"web"}
+    fold = story.resume(B, ONE_CALL, labels=("pii",))
+    assert fold.nodes[B].labels == {"pii"} and fold.labels == {"web", "pii"}
+
+
+def test_nothing_is_accepted_under_a_parked_hop() -> None:
+    story = nested()
+    record = opening(story.fold, D, B, ONE_CALL, caller="files")
+    fold = story.park(B)
+    raw = plain(replace(record, seq=fold.seq + 1, prev=fold.hash))
+    with pytest.raises(Corrupt, match="parked"):
+        apply(fold, raw | {"hash": hash_of(raw)})
+    assert refused(fold, B) == (Code.GRANT_CLOSED, "ledger.closed")
+
+
+def wider(fold: Fold) -> Record:
+    return resuming(fold, B, ONE_CALL, scope=(Detail("mcp/**"),))
+
+
+@pytest.mark.parametrize(
+    ("why", "bad"),
+    [
+        ("holds .* its parent has", lambda f: resuming(f, B, f.left(A) + Budget(1, 0, 0))),
+        ("at least one call", lambda f: resuming(f, B, Budget(1, 1, 0))),
+        ("jti", lambda f: resuming(f, B, ONE_CALL, jti=f"{TXN}.{B}.1")),
+        ("exp is later", lambda f: resuming(f, B, ONE_CALL, exp=f.nodes[A].exp + 1)),
+        ("exp is later than the deadline", lambda f: resuming(f, B, ONE_CALL, deadline=1_500_000_000_000)),
+        ("deadline is later", lambda f: resuming(f, B, ONE_CALL, deadline=f.nodes[A].deadline + 1)),
+        ("max_depth", lambda f: resuming(f, B, ONE_CALL, max_depth=f.nodes[B].max_depth + 1)),
+        ("max_depth", lambda f: resuming(f, B, ONE_CALL, max_depth=f.nodes[B].depth - 1)),
+        ("wider", wider),
+        ("arguments", lambda f: resuming(f, B, ONE_CALL, args_digest="0" * 64)),
+        ("not parked", lambda f: resuming(f, A, ONE_CALL)),
+        ("no hop", lambda f: replace(resuming(f, B, ONE_CALL), hop=D)),
+        ("is parked", lambda f: parking(f, B)),
+    ],
+)  # fmt: skip
+def test_a_resumption_is_not_accepted_where(why: str, bad: Callable[[Fold], Record]) -> None:
+    story = nested()
+    fold = story.park(B)
+    raw = plain(bad(fold))
+    with pytest.raises(Corrupt, match=why):
+        apply(fold, raw | {"hash": hash_of(raw)})
+
+
+@pytest.mark.parametrize("ended", ["closed", "revoked", "revoked above", "resumed"])
+def test_a_hop_is_not_resumed_that_is(ended: str) -> None:
+    story = nested()
+    story.park(B)
+    record = resuming(story.fold, B, ONE_CALL)
+    match ended:
+        case "closed":
+            story.close(B)
+        case "resumed":
+            story.resume(B, ONE_CALL)
+        case _:
+            story.revoke(B if ended == "revoked" else A)
+    raw = plain(replace(record, seq=story.fold.seq + 1, prev=story.fold.hash))
+    with pytest.raises(Corrupt):
+        apply(story.fold, raw | {"hash": hash_of(raw)})
+
+
+def test_a_scope_that_only_narrows_is_accepted_and_stays_narrow() -> None:
+    story = Story()
+    story.open(A, budget=Budget(500, 50, 20), scope=(Detail("mcp/**"),))
+    story.park(A)
+    story.resume(A, ONE_CALL, scope=(Detail("mcp/files/*"),))
+    story.park(A)
+    with pytest.raises(Corrupt, match="wider"):
+        story.resume(A, ONE_CALL, scope=(Detail("mcp/**"),))
+
+
+def test_an_approval_is_used_once_by_a_resumption_too() -> None:
+    story = nested()
+    story.park(B)
+    story.resume(B, ONE_CALL, approval="once")
+    story.park(B)
+    with pytest.raises(Corrupt, match="used before"):
+        story.resume(B, ONE_CALL, approval="once")

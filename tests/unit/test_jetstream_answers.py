@@ -11,6 +11,7 @@ import pytest
 from remit_broker.adapters.jetstream import Acks, Unreachable
 from remit_broker.adapters.nats_bus import FrameQueue
 from remit_broker.ports import CallerCancelled
+from remit_schemas.control import Control
 
 
 class Wire:
@@ -109,7 +110,7 @@ async def test_an_earlier_deadline_than_before_counts() -> None:
 async def test_a_wish_to_end_does_not_swallow_who_has_started() -> None:
     queue = FrameQueue()
     queue.put(b"started")
-    queue.cancel()
+    queue.hear(Control(cancel=True))
     assert await queue.next(1) == b"started"
     for _ in range(2):
         with pytest.raises(CallerCancelled):

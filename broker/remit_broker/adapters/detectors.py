@@ -22,6 +22,9 @@ MAX_ITEMS: Final = 200_000
 MAX_NESTING: Final = 200
 """Levels followed; more than the 64 that are accepted anywhere."""
 
+_DENSE: Final = 8
+"""Bytes of JSON that an item takes at least in what is worth sending: more items than so many are too much to be searched."""
+
 _SHORTEST: Final = 8
 _LONGEST_NAME: Final = 64
 _ROUNDS: Final = 3
@@ -49,7 +52,10 @@ def _options() -> re2.Options:
 class SecretDetectors:
     """Detectors of secrets (``secret.*``). Linear in the size of what is searched, whatever is in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, largest: int = 0) -> None:
+        """``largest`` is in bytes of JSON: what a result may have that comes in parts is searched too."""
+        self._max_bytes = max(MAX_BYTES, 2 * largest)
+        self._max_items = max(MAX_ITEMS, largest // _DENSE)
         options = _options()
         self._gate = re2.Set.SearchSet(options)
         for kind in KINDS:
@@ -68,10 +74,10 @@ class SecretDetectors:
 
         Where there is more than is searched, ``scan.over_cap`` says so; ``scan.unredactable`` marks secrets in names.
         """
-        texts = _texts(value)
+        texts = self._texts(value)
         if texts is not None and not self._possible(texts[0]) and not any(map(self._names_secret, texts[1])):
             return ()
-        walk = _Walk()
+        walk = _Walk(self._max_bytes, self._max_items)
         found: list[tuple[str, str]] = []
         for text, path, is_name in walk.strings(value):
             if spans := self.spans(text, None if is_name else path):
@@ -122,41 +128,41 @@ class SecretDetectors:
         # (test_no_finding_and_no_place_contains_the_secret).
         return pointer([_PLACEHOLDER_NAME if self.spans(_bytes(token)) else token for token in path])
 
+    def _texts(self, value: Any) -> tuple[bytes, list[str]] | None:
+        """All strings and names as one text, and the names; None where there is more than is searched."""
+        texts: list[str] = []
+        names: list[str] = []
+        level, items, depth = [value], 1, 0
+        while level:
+            below: list[Any] = []
+            for item in level:
+                if isinstance(item, str):
+                    texts.append(item)
+                elif isinstance(item, dict):
+                    names.extend(map(str, item))
+                    below.extend(item.values())
+                elif isinstance(item, list | tuple):
+                    below.extend(item)
+            items, depth, level = items + len(below), depth + 1, below
+            if items + len(names) > self._max_items or depth > MAX_NESTING:
+                return None
+        text = _bytes(_BETWEEN.join(texts + names))
+        return (text, names) if len(text) <= self._max_bytes else None
+
 
 _PLACEHOLDER_NAME: Final = "[redacted]"
-
-
-def _texts(value: Any) -> tuple[bytes, list[str]] | None:
-    """All strings and names as one text, and the names; None where there is more than is searched."""
-    texts: list[str] = []
-    names: list[str] = []
-    level, items, depth = [value], 1, 0
-    while level:
-        below: list[Any] = []
-        for item in level:
-            if isinstance(item, str):
-                texts.append(item)
-            elif isinstance(item, dict):
-                names.extend(map(str, item))
-                below.extend(item.values())
-            elif isinstance(item, list | tuple):
-                below.extend(item)
-        items, depth, level = items + len(below), depth + 1, below
-        if items + len(names) > MAX_ITEMS or depth > MAX_NESTING:
-            return None
-    text = _bytes(_BETWEEN.join(texts + names))
-    return (text, names) if len(text) <= MAX_BYTES else None
 
 
 class _Walk:
     """Every string and name in a value with its path, until the caps are reached."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int, max_items: int) -> None:
         self.over = False
+        self._left = (max_bytes, max_items)
 
     def strings(self, value: Any) -> Iterator[tuple[bytes, tuple[str, ...], bool]]:
         """``(text, path, whether it is a name)``. The path of a name is that of the member it names."""
-        left_bytes, left_items = MAX_BYTES, MAX_ITEMS
+        left_bytes, left_items = self._left
         pending: list[tuple[Any, tuple[str, ...], bool]] = [(value, (), False)]
         while pending:
             item, path, is_name = pending.pop()

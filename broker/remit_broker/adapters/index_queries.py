@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import aiosqlite
 
 from remit_broker.core.listing import ChainFilter, ChainPage, ChainRow, HopHit
+from remit_broker.core.near import by_beginning
 from remit_schemas.budget import Budget
 from remit_schemas.errors import Code, refusal
 
@@ -85,11 +86,14 @@ class IndexQueries:
         return [json.loads(body) for (body,) in await self._all(query, (tenant, since, min(limit, MAX_ROWS)))]
 
     async def hops_like(self, tenant: str, prefix: str, limit: int = 10) -> list[HopHit]:
-        """Hops and refusals whose id begins with ``prefix``; ``<txn>.<hop>`` (each or its beginning) narrows."""
+        """Hops and refusals whose id begins with ``prefix``; ``<txn>.<hop>`` (each or its beginning) narrows.
+
+        The ``+`` keeps the planner from looking through all txns of the tenant for a hop that it has an index of.
+        """
         txn, _, hop = prefix.rpartition(".")
         query = """
             SELECT 'hop', txn, hop, resource, opened_at FROM hop
-            WHERE tenant = :tenant AND hop >= :hop AND hop < :hop_end AND txn >= :txn AND txn < :txn_end
+            WHERE tenant = :tenant AND hop >= :hop AND hop < :hop_end AND +txn >= :txn AND +txn < :txn_end
             UNION ALL
             SELECT 'refused', txn, hop, resource, at FROM refusal
             WHERE tenant = :tenant AND hop >= :hop AND hop < :hop_end
@@ -115,6 +119,13 @@ class IndexQueries:
         query = "SELECT txn FROM txn WHERE tenant = ? AND txn >= ? AND txn < ? ORDER BY txn LIMIT ?"
         return [txn for (txn,) in await self._all(query, (tenant, prefix, f"{prefix}~", limit))]
 
+    async def near(self, tenant: str, txn: str) -> list[str]:
+        """Ids of txns that begin as ``txn`` does, those that agree for longest first."""
+        before = "SELECT txn FROM txn WHERE tenant = ? AND txn < ? ORDER BY txn DESC LIMIT 3"
+        after = "SELECT txn FROM txn WHERE tenant = ? AND txn >= ? ORDER BY txn LIMIT 3"
+        rows = [*await self._all(before, (tenant, txn)), *await self._all(after, (tenant, txn))]
+        return by_beginning(txn, [found for (found,) in rows])
+
     async def overdue(self, now_ms: int, grace_ms: int, limit: int = MAX_ROWS) -> list[OpenHop]:
         """Hops of all tenants that are open more than ``grace_ms`` past their deadline, the oldest first."""
         query = (
@@ -133,7 +144,7 @@ class IndexQueries:
 
     async def expired_txns(self, now: int, limit: int = MAX_ROWS) -> list[tuple[str, str]]:
         """(tenant, txn) that are open although their root grant expired before ``now`` (Unix seconds)."""
-        query = "SELECT tenant, txn FROM txn WHERE closed_at IS NULL AND exp < ? ORDER BY last_at LIMIT ?"
+        query = "SELECT tenant, txn FROM txn WHERE closed_at IS NULL AND exp < ? ORDER BY exp LIMIT ?"
         return [(tenant, txn) for tenant, txn in await self._all(query, (now, limit))]
 
     async def counts(self) -> dict[str, int]:

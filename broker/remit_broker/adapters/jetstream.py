@@ -21,6 +21,7 @@ from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeout
 
 from remit_broker.adapters.errors import ConfigError
+from remit_broker.ports import at_once
 
 API: Final = "$JS.API"
 EXPECT_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence"
@@ -159,6 +160,7 @@ class JetStream:
         found: list[Message] = []
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+        @at_once
         async def receive(msg: Msg) -> None:
             seq = stream_seq(msg.reply)
             if seq is None or done.done():
@@ -279,6 +281,7 @@ class Acks:
                 await self._nc.subscribe(f"{inbox}.*", cb=self._answered, pending_msgs_limit=-1)
                 self._inbox = inbox
 
+    @at_once
     async def _answered(self, msg: Msg) -> None:
         waiting = self._waiting.get(msg.subject)
         if waiting is None or waiting[0].done():

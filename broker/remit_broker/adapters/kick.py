@@ -1,11 +1,12 @@
-"""Cutting a revoked principal's connections: the mark comes first, then the cut, then no reconnect."""
+"""Cutting the connections of who was revoked: the mark comes first, then the cut, then no reconnect."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, Final
 
+from remit_broker.adapters.tasks import ended
 from remit_schemas.errors import Refusal
 
 PASSES: Final = (0.0, 0.5, 1.0, 1.0, 1.5, 2.0)
@@ -14,15 +15,15 @@ proving oneself (2 s), so one look is not enough."""
 
 
 class Cutter:
-    """Has the connections of a principal ended, by ``evict``, for as long as one may still be coming in."""
+    """Has the connections of principals ended, by ``evict``, for as long as one may still be coming in."""
 
-    def __init__(self, evict: Callable[[str], Awaitable[None]], fault: Callable[[str, BaseException], None]) -> None:
+    def __init__(self, evict: Callable[..., Awaitable[None]], fault: Callable[[str, BaseException], None]) -> None:
         self._evict, self._fault = evict, fault
         self._running: set[asyncio.Task[None]] = set()
 
-    def cut(self, name: str, still: Callable[[], bool]) -> None:
-        """Begin to cut the connections of ``name``, again and again for a few seconds while ``still`` says so."""
-        self.begin(self._cut(name, still))
+    def cut(self, who: Callable[[], Collection[str]]) -> None:
+        """Begin to cut the connections of those that ``who`` names, again and again for a few seconds, while it names any."""
+        self.begin(self._cut(who))
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
         """Do ``work`` beside everything else; :meth:`stop` ends it."""
@@ -32,16 +33,15 @@ class Cutter:
 
     async def stop(self) -> None:
         """End what has begun."""
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await ended(*self._running)
 
-    async def _cut(self, name: str, still: Callable[[], bool]) -> None:
+    async def _cut(self, who: Callable[[], Collection[str]]) -> None:
         for seconds in PASSES:
             await asyncio.sleep(seconds)
-            if not still():
+            if not (names := who()):
                 return
             try:
-                await self._evict(name)
+                # What is reinstated meanwhile comes back, and stays.
+                await self._evict(*names, still=lambda: bool(who()))
             except Refusal as error:
                 self._fault("kick", error)

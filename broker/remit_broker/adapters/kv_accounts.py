@@ -23,6 +23,7 @@ from remit_broker.adapters.jetstream import (
     JetStream,
     Unreachable,
 )
+from remit_broker.adapters.tasks import ended
 from remit_broker.core.accounts import (
     Account,
     Cap,
@@ -102,9 +103,7 @@ class KvAccounts:
     async def stop(self) -> None:
         """Give back what was not used. Where that fails it counts as spent until the windows end."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await ended(self._task)
         for local in list(self._locals.values()):
             with contextlib.suppress(Refusal):
                 await self._return(local)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
+from collections.abc import Callable, Coroutine
+from typing import Any
 
+from msgspec.structs import replace
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from remit_broker.adapters.releasing import Releasing
 from remit_broker.core.revocations import Entry, Revoked
-from remit_broker.ports import CallerCancelled, Parties, Withdrawn
+from remit_broker.ports import MAX_FRAMES, CallerCancelled, Parties, Recipient, Withdrawn, at_once
 from remit_schemas import subjects
 from remit_schemas.callee import control_subject
+from remit_schemas.control import CANCEL, Control, encode_control, parse_control
 from remit_schemas.envelope import (
     MAX_ENVELOPE,
     Dispatch,
@@ -27,9 +32,6 @@ from remit_schemas.envelope import (
 from remit_schemas.errors import Code, ErrorBody, Refusal, refusal
 from remit_schemas.names import Resource, is_connection
 
-CANCEL = b'{"cancel":true}'
-"""What a caller sends on its ``ctl`` subject, and the broker on to the connection that works on the hop."""
-
 BACKLOG = 1024
 """Frames that may wait for one hop; a callee that sends faster than its caller is served loses progress, never its end."""
 
@@ -44,6 +46,8 @@ class FrameQueue:
     """The frames of one callee for one hop, in the order the bus delivered them."""
 
     def __init__(self) -> None:
+        self.worker = ""
+        self._read = 0
         self._frames: deque[bytes | None] = deque()
         self._bytes = 0
         self._ended: Exception | None = None
@@ -69,9 +73,17 @@ class FrameQueue:
         if self._timer is not None:
             self._timer.cancel()
 
-    def cancel(self) -> None:
-        """The caller does not wait any more; whoever waits for a frame is woken."""
-        self._end(CallerCancelled())
+    def hear(self, said: Control) -> None:
+        """What the caller says: that it does not wait any more. Then whoever waits for a frame is woken."""
+        if said.cancel:
+            self._end(CallerCancelled())
+
+    def has_read(self, count: int) -> bool:
+        """Whether that the caller has read ``count`` frames is news for whoever works on the hop."""
+        news = bool(self.worker) and self._read < count <= MAX_FRAMES
+        if news:
+            self._read = count
+        return news
 
     def withdraw(self, why: str, rule: str) -> None:
         """What the hop depends on was revoked; whoever waits for a frame is woken."""
@@ -150,14 +162,19 @@ class NatsBus:
         self._open: dict[tuple[str, str, str], FrameQueue] = {}
         # Cancelled before their callee said that it had started: the word is passed on when it does.
         self._unwanted: OrderedDict[tuple[str, str, str], None] = OrderedDict()
-        self._called: dict[tuple[str, str, str], FrameQueue] = {}
+        self._telling: set[asyncio.Task[None]] = set()
+        self._called: dict[tuple[str, str, str], FrameQueue | Releasing] = {}
         self._running: dict[tuple[str, str], tuple[Parties, FrameQueue]] = {}
+        self._suspect: OrderedDict[str, None] = OrderedDict()
+        self.on_suspect: Callable[[str], None] = lambda txn: None
+        """Told of a txn of which a hop runs here and a grant was revoked lately; it must not wait."""
 
     async def start(self) -> None:
         """Listen for the frames of callees and the wishes of callers: one subscription each for all hops of this replica."""
         await self._nc.subscribe(f"ctl.*.{self.replica}.*.*", cb=self._on_control)
         await self._nc.subscribe(f"res.*.{self.replica}.*.*", cb=self._on_frame, pending_msgs_limit=-1)
 
+    @at_once
     async def _on_frame(self, message: Msg) -> None:
         at = subjects.parse_reply(message.subject)
         if at is None:
@@ -169,24 +186,35 @@ class NatsBus:
             nobody = message.headers is not None and message.headers.get("Status") == "503" and not message.data
             queue.put(None if nobody else message.data)
         elif (at.principal, at.txn, at.hop) in self._unwanted:
-            await self._late_start(at, message.data)
+            self._late_start(at, message.data)
 
-    async def _late_start(self, at: subjects.Reply, data: bytes) -> None:
+    def _late_start(self, at: subjects.Reply, data: bytes) -> None:
         try:
             frame = parse_frame(data)
         except Refusal:
             return
         if isinstance(frame, Started) and is_connection(frame.connection):
             del self._unwanted[at.principal, at.txn, at.hop]
-            await self.cancel(at.principal, frame.connection, at.txn, at.hop)
+            self._soon(self.cancel(at.principal, frame.connection, at.txn, at.hop))
 
+    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    @at_once
     async def _on_control(self, message: Msg) -> None:
         at = subjects.parse_reply(message.subject, "ctl")
         # INVARIANT: only the caller of a hop can end it; the NATS server vouches for that part of the subject
         # (test_only_the_caller_cancels).
-        queue = self._called.get((at.principal, at.txn, at.hop)) if at is not None else None
-        if queue is not None and message.data == CANCEL:
-            queue.cancel()
+        listening = self._called.get((at.principal, at.txn, at.hop)) if at is not None else None
+        if at is None or listening is None:
+            return
+        said = parse_control(message.data)
+        listening.hear(said)
+        running = self._running.get((at.txn, at.hop))
+        if said.read is not None and running is not None and running[1].has_read(said.read):
+            self._soon(self.tell(running[0].callee, running[1].worker, (at.txn, at.hop), Control(read=said.read)))
 
     def channel(self, parties: Parties, txn: str, hop: str) -> _Listening:
         """Listen to the callee's frames for a hop, and to its caller's wish to end it."""
@@ -196,6 +224,10 @@ class NatsBus:
         """From now on ``queue`` hears what is said about the hop ``at`` (its txn and id)."""
         self._open[parties.callee, *at] = self._called[parties.caller, *at] = queue
         self._running[at] = (parties, queue)
+        # INVARIANT: a grant revoked between the opening of a hop below it and this moment ends that hop too
+        # (test_a_hop_that_opens_just_before_its_grant_is_revoked_is_cancelled).
+        if at[0] in self._suspect:
+            self.on_suspect(at[0])
 
     def forget(self, parties: Parties, at: tuple[str, str]) -> None:
         """Nobody listens to that hop any more."""
@@ -208,8 +240,21 @@ class NatsBus:
         revoked, rule = Revoked(), "paused" if entry.kind == "all" else f"revoked.{entry.kind}"
         revoked.apply(entry)
         for parties, queue in list(self._running.values()):
-            if revoked.paused or revoked.check(parties.chain, parties.user, parties.resource):
+            if (
+                revoked.paused
+                or revoked.tenant(parties.tenant)
+                or revoked.check(parties.chain, parties.user, parties.resource)
+            ):
                 queue.withdraw(f"{entry} was revoked", rule)
+
+    def suspect(self, txn: str) -> None:
+        """A grant of ``txn`` was revoked: what runs of it is looked at, and what begins to run soon."""
+        self._suspect[txn] = None
+        self._suspect.move_to_end(txn)
+        if len(self._suspect) > BACKLOG:
+            self._suspect.popitem(last=False)
+        if self.running(txn):
+            self.on_suspect(txn)
 
     def running(self, txn: str) -> list[tuple[str, FrameQueue]]:
         """The hops of a txn that this replica runs."""
@@ -223,6 +268,11 @@ class NatsBus:
                 self._unwanted.popitem(last=False)
         elif self._nc.is_connected:
             await self._nc.publish(control_subject(callee, connection, txn, hop), CANCEL)
+
+    async def tell(self, callee: str, connection: str, at: tuple[str, str], said: Control) -> None:
+        """Say something about a hop to the connection that works on it."""
+        if connection and self._nc.is_connected:
+            await self._nc.publish(control_subject(callee, connection, *at), encode_control(said))
 
     async def dispatch(self, resource: Resource, callee: str, dispatch: Dispatch) -> None:
         """Hand a governed call to its callee, once. Refuses TOO_LARGE or TARGET_UNAVAILABLE before anything is sent."""
@@ -245,14 +295,33 @@ class NatsBus:
         )
 
     async def answer(self, reply: str, frame: Frame) -> None:
-        """Publish one frame to a caller's inbox; a final frame that is too large becomes an error that says so."""
+        """Publish one frame to a caller's inbox; one that is too large becomes one that says so."""
         data = encode(frame)
         if len(data) > MAX_ENVELOPE:
             if isinstance(frame, Progress | Event):
-                return
-            data = encode(Error(error=_too_large(len(data)), cost=frame.cost if isinstance(frame, Result) else None))
+                # Not nothing: whoever counts what it is sent would wait for it (ADR 0010, windows).
+                data = encode(Progress(message=f"output of {len(data)} bytes was left out, at most {MAX_ENVELOPE} fit"))
+            else:
+                cost = frame.cost if isinstance(frame, Result) else None
+                data = encode(Error(error=_too_large(len(data)), cost=cost))
         if self._nc.is_connected:
             await self._nc.publish(reply, data)
+
+    async def release(self, to: Recipient, result: Result) -> None:
+        """Publish a result, in parts where it is too large, no faster than the caller says that it takes them."""
+        whole = encode(result if not result.parts else replace(result, parts=0))
+        if len(whole) <= MAX_ENVELOPE:
+            if self._nc.is_connected:
+                await self._nc.publish(to.reply, whole)
+            return
+        del whole
+        key, releasing = (to.caller, to.txn, to.hop), Releasing()
+        self._called[key] = releasing
+        try:
+            await releasing.send(self._nc, to.reply, result)
+        finally:
+            if self._called.get(key) is releasing:
+                del self._called[key]
 
 
 def _too_large(size: int) -> ErrorBody:

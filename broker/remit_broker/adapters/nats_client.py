@@ -1,41 +1,159 @@
-"""nats-py, hardened against what an agent may put on the wire.
+"""nats-py, made lean where every message passes, and hardened against what an agent may put on the wire.
 
 The NATS server passes subjects and headers on as bytes: whatever holds no space, tab or line end is a subject to it. nats-py
 2.16 ends its reading, and with it everything the broker hears, at the first message whose subject, reply or header it cannot
 decode; and it takes other white space (vertical tab, form feed) for the space between two fields, which makes one message
 look like another subscription's, or the whole connection like a broken one. Each could be sent by any agent, again and again.
+So what arrives is read by :mod:`remit_broker.adapters.nats_wire`.
+
+What is published in one turn of the event loop is written at its end, in one piece. Connecting, authentication, reconnecting
+and all that happens rarely is the library's own (docs/adr/0011).
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
 import re
-from typing import Any
+from typing import Any, Final, cast
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.protocol import parser
+from nats.aio.transport import TcpTransport
+from nats.errors import ProtocolError, UnexpectedEOF
 
-# The fields of a line end at a space or a tab (NATS client protocol, MSG and HMSG), and at nothing else.
-# INVARIANT: nothing an agent publishes is read as something else (test_no_bytes_on_the_wire_cut_the_broker_off).
-parser.MSG_RE = re.compile(rb"\AMSG[ \t]+([^ \t\r\n]+)[ \t]+(\d+)[ \t]+(([^ \t\r\n]+)[ \t]+)?(\d+)\r\n")
-parser.HMSG_RE = re.compile(rb"\AHMSG[ \t]+([^ \t\r\n]+)[ \t]+(\d+)[ \t]+(([^ \t\r\n]+)[ \t]+)?(\d+)[ \t]+(\d+)\r\n")
+from remit_broker.adapters.nats_wire import Reading
+from remit_broker.ports import at_once
+
+log = logging.getLogger("remit")
+
+_NO_SUBJECT = re.compile(r"\s").search
+_HIGH: Final = 512 * 1024
+"""Bytes handed to the connection after which a publisher waits until the server has taken them."""
 
 
 class HardenedClient(Client):
-    """A client that drops a message it cannot read, and reads on."""
+    """The surface of nats-py's client, with its inner loop replaced."""
 
-    async def _process_headers(self, headers: Any) -> dict[str, str] | None:
-        try:
-            found: dict[str, str] | None = await super()._process_headers(headers)
-        except Exception:
-            # Headers of agents mean nothing to the broker, so those that cannot be read are as good as none.
-            return None
-        return found
+    def __init__(self) -> None:
+        super().__init__()
+        self._due = False
+        self._unread = 0
 
-    def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> Msg | None:
+    async def publish(
+        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
+    ) -> None:
+        """Hand a message to the connection. It is written when this turn of the event loop ends."""
+        size = len(payload)
+        if (
+            self._status != Client.CONNECTED
+            or size > self._max_payload
+            or not subject
+            or _NO_SUBJECT(subject)
+            or _NO_SUBJECT(reply)
+        ):
+            # Buffered, or refused with the library's own words.
+            await super().publish(subject, payload, reply, headers)
+            return
+        if headers is None:
+            command = b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply.encode(), size, payload)
+        else:
+            block = "".join(("NATS/1.0\r\n", *[f"{name}: {value}\r\n" for name, value in headers.items()], "\r\n"))
+            if block.count("\n") != len(headers) + 2:
+                await super().publish(subject, payload, reply, headers)
+                return
+            head = block.encode()
+            command = b"HPUB %b %b %d %d\r\n%b%b\r\n" % (
+                subject.encode(), reply.encode(), len(head), len(head) + size, head, payload,
+            )  # fmt: skip
+        stats = self.stats
+        stats["out_msgs"] += 1
+        stats["out_bytes"] += size
+        self._pending.append(command)
+        self._pending_data_size += len(command)
+        if not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._write_out)
+        self._unread += len(command)
+        if self._unread > _HIGH:
+            await self._keep_up()
+
+    def _write_out(self) -> None:
+        """Write what is pending, in one piece."""
+        self._due = False
+        if self._status == Client.CONNECTED and self._pending and self._transport:
+            pending, self._pending, self._pending_data_size = self._pending, [], 0
+            # A connection that has just ended takes nothing more; what was meant for it must not be sent late.
+            with contextlib.suppress(RuntimeError, OSError):
+                self._transport.write(b"".join(pending) if len(pending) > 1 else pending[0])
+
+    async def _keep_up(self) -> None:
+        """Wait while the connection holds more than it should: what is published is never kept without end."""
+        self._unread = 0
+        self._write_out()
+        if isinstance(self._transport, TcpTransport):
+            try:
+                await self._transport.drain()  # type: ignore[no-untyped-call]
+            except OSError as error:
+                await self._process_op_err(error)
+
+    async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
+        # nats-py writes its PING past what is still pending: then the answer would say nothing of that.
+        self._write_out()
+        await super()._send_ping(future)
+
+    @at_once
+    async def _request_sub_callback(self, msg: Msg) -> None:
+        await super()._request_sub_callback(msg)
+
+    async def _read_loop(self) -> None:
+        """Have the connection's bytes read where they arrive; do here what has to be awaited."""
+        transport = self._transport
+        if not isinstance(transport, TcpTransport):
+            await super()._read_loop()
+            return
+        reading = None
         try:
-            built: Msg = super()._build_message(sid, subject, reply, data, headers)
-        except UnicodeDecodeError:
-            # No name, kind or inbox of this bus is anything but ASCII.
-            return None
-        return built
+            reading = await self._take_over(transport)
+            while not (self.is_closed or self.is_reconnecting):
+                task = await reading.later.get()
+                if isinstance(task, Exception):
+                    await self._lost(task)
+                    break
+                await task()
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:
+            log.error("the NATS connection cannot be read: %r", error, exc_info=error)
+            await self._process_op_err(ProtocolError())
+        finally:
+            if reading is not None:
+                reading.stop()
+
+    async def _take_over(self, transport: TcpTransport) -> Reading:
+        """From here on the connection's bytes go to a :class:`Reading`, those that the set-up left over first."""
+        reader, writer = transport._io_reader, transport._io_writer
+        if reader is None or writer is None:
+            raise ProtocolError
+        wire = writer.transport
+        reading = Reading(self, cast("asyncio.Protocol", wire.get_protocol()), self._answer_ping)
+        wire.set_protocol(reading)
+        gone = reader.at_eof()
+        reader.feed_eof()
+        left = await reader.read()
+        if left:
+            reading.data_received(left)
+        if gone:
+            reading.eof_received()
+        return reading
+
+    def _answer_ping(self) -> None:
+        self._pending.append(b"PONG\r\n")
+        self._pending_data_size += len(self._pending[-1])
+        self._write_out()
+
+    async def _lost(self, why: Exception) -> None:
+        if isinstance(why, UnexpectedEOF):
+            await self._error_cb(why)
+        await self._process_op_err(why)

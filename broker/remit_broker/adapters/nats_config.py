@@ -147,11 +147,10 @@ def _user(nkey: str, *, publish: dict[str, Sequence[str]], subscribe: dict[str, 
     return {"nkey": nkey, "permissions": {"publish": publish, "subscribe": subscribe}}
 
 
-def render(config: ServerConfig) -> str:
-    """The text of ``nats.conf``. Every string is quoted, so that no name or path can add a setting."""
-    head = "# Written by the broker at each start; changes here are lost.\n"
+def render(config: ServerConfig, head: str = "Written by the broker at each start; changes here are lost.") -> str:
+    """The text of ``nats.conf``. Every string is quoted, so that no name or path can add a setting. ``head`` is a comment."""
     return (
-        head
+        "".join(f"# {line}".rstrip() + "\n" for line in head.splitlines())
         + "\n".join(
             f"{key}: {json.dumps(value, indent=2, ensure_ascii=False)}" for key, value in settings(config).items()
         )

@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple
 import nats
 from nats.aio.client import Client
 
-from remit_broker.adapters.errors import ConfigError
+from remit_broker.adapters.errors import ConfigError, ServiceError
 from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.adapters.nats_client import HardenedClient
 
@@ -41,7 +41,7 @@ def _ignore(_: str, __: Exception) -> None:
 async def connect(url: str, keys: KeyFiles, account: Account, on_error: OnError = _ignore) -> Client:
     """Connect as the broker's user in one account, to one of the servers of ``url``, which are separated by commas.
 
-    Raises :class:`ConfigError` where that is refused or not answered in time.
+    Raises :class:`ConfigError` where that is refused, :class:`ServiceError` where it is not answered in time.
 
     After that the connection is kept for ever: it reconnects until it is closed.
     """
@@ -49,8 +49,9 @@ async def connect(url: str, keys: KeyFiles, account: Account, on_error: OnError 
     seen: list[Exception] = []
 
     async def error(problem: Exception) -> None:
-        seen.append(problem)
-        del seen[:-1]
+        # A refusal is followed by the connection's end, which says less.
+        if not any(_refused(str(one)) for one in seen):
+            seen[:] = [problem]
         on_error(name, problem)
 
     nc = HardenedClient()
@@ -74,11 +75,24 @@ async def connect(url: str, keys: KeyFiles, account: Account, on_error: OnError 
         )
         return nc
     except (TimeoutError, OSError, nats.errors.Error) as problem:
-        cause = str(seen[-1] if seen else problem) or "no answer"
-        raise ConfigError(
-            f"the broker cannot connect to {url} as its {account} user: {cause}",
-            "check that the NATS server runs with the nats.conf written for these keys",
-        ) from None
+        raise _cannot(url, account, str(seen[-1] if seen else problem) or "no answer") from None
+
+
+def _cannot(url: str, account: Account, cause: str) -> ConfigError:
+    if _refused(cause):
+        return ConfigError(
+            f"the NATS server at {url} refuses the broker's {account} user: {cause}",
+            "its nats.conf was made for other keys: print it with `remit init DIR --nats-config`, or bring the keys here with "
+            "`remit keys import`",
+        )
+    return ServiceError(
+        f"the broker cannot connect to {url} as its {account} user: {cause}",
+        "start the NATS server, or correct bus.url",
+    )
+
+
+def _refused(cause: str) -> bool:
+    return "authorization" in cause.lower()
 
 
 async def connect_all(url: str, keys: KeyFiles, on_error: OnError = _ignore) -> Connections:

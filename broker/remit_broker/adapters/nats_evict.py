@@ -4,77 +4,68 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, Final
+from collections.abc import Callable, Collection
+from typing import Final
 
 import msgspec
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+from remit_broker.adapters.nats_system import ask_all
 from remit_broker.core.bus_permissions import BUS_ACCOUNT
 from remit_schemas.errors import Code, Refusal, refusal
 
 SECONDS: Final = 2.0
 """How long the servers have to answer, and a connection to be gone."""
 
-SETTLED: Final = 0.25
-"""Seconds after the first server's answer in which the others of a cluster answer too."""
-
 _PAUSE: Final = 0.02
+PAGE: Final = 1024
+"""Connections that one server tells of at a time."""
 
 
 class Evictor:
-    """Ends the connections of one principal, on every server. ``sys`` is a connection in the system account."""
+    """Ends the connections of principals, on every server. ``sys`` is a connection in the system account."""
 
     def __init__(self, sys: Client, clustered: bool = False) -> None:
         self._sys, self._clustered = sys, clustered
 
-    async def __call__(self, name: str) -> None:
-        """End all connections that were let in as ``name``; returns when there are none. Refuses LEDGER_UNAVAILABLE.
+    async def __call__(self, *names: str, still: Callable[[], bool] = lambda: True) -> None:
+        """End all connections that were let in as one of ``names``; returns when there are none. Refuses LEDGER_UNAVAILABLE.
 
-        The name must not be let in meanwhile: call it where the registry does not know the key that is to go.
+        Nobody of that name must be let in meanwhile: call it where the registry does not know the key that is to go, or only as
+        long as ``still`` says so: nothing is ended once it does not.
         """
         until = time.monotonic() + SECONDS
         try:
-            while found := await self._connections(name):
+            while (found := await self._connections(names)) and still():
                 if time.monotonic() >= until:
-                    raise _cannot(name, f"{len(found)} connections stay")
+                    raise _cannot(names, f"{len(found)} connections stay")
                 for server, cid in found:
                     await self._sys.request(
                         f"$SYS.REQ.SERVER.{server}.KICK", msgspec.json.encode({"cid": cid}), timeout=SECONDS
                     )
                 await asyncio.sleep(_PAUSE)
         except (NatsError, TimeoutError, OSError, msgspec.MsgspecError, LookupError) as error:
-            raise _cannot(name, repr(error)) from None
+            raise _cannot(names, repr(error)) from None
 
-    async def _connections(self, name: str) -> list[tuple[str, int]]:
-        """(server id, connection id) of every live connection of ``name``."""
-        asked = msgspec.json.encode({"auth": True, "acc": BUS_ACCOUNT, "user": name, "limit": 1024})
+    async def _connections(self, names: Collection[str]) -> list[tuple[str, int]]:
+        """(server id, connection id) of live connections of ``names``: of very many the first, and as long as there are any."""
+        wanted = {"auth": True, "acc": BUS_ACCOUNT, "limit": PAGE}
+        if len(names) == 1:
+            wanted["user"] = next(iter(names))
+        asked = msgspec.json.encode(wanted)
         found = []
-        for answer in await self._all(asked):
+        for answer in await ask_all(self._sys, "$SYS.REQ.SERVER.PING.CONNZ", asked, self._clustered):
             server = answer["server"]["id"]
             # The filter of the server is not relied upon: nobody else may be disconnected.
             found += [
-                (server, c["cid"]) for c in answer["data"]["connections"] or () if c.get("authorized_user") == name
+                (server, c["cid"]) for c in answer["data"]["connections"] or () if c.get("authorized_user") in names
             ]
         return found
 
-    async def _all(self, body: bytes) -> list[dict[str, Any]]:
-        """The answers of all servers; there is at least one."""
-        ear = await self._sys.subscribe(inbox := self._sys.new_inbox())
-        try:
-            await self._sys.publish("$SYS.REQ.SERVER.PING.CONNZ", body, reply=inbox)
-            answers = [await ear.next_msg(timeout=SECONDS)]
-            while self._clustered:
-                try:
-                    answers.append(await ear.next_msg(timeout=SETTLED))
-                except TimeoutError:
-                    break
-            return [msgspec.json.decode(answer.data) for answer in answers]
-        finally:
-            await ear.unsubscribe()
 
-
-def _cannot(name: str, cause: str) -> Refusal:
+def _cannot(names: Collection[str], cause: str) -> Refusal:
+    name = next(iter(names)) if len(names) == 1 else f"{len(names)} principals"
     return refusal(
         Code.LEDGER_UNAVAILABLE, f"the connections of {name} could not be ended", rule="registry.evict",
         ask="try again; until it is done, whoever is connected as it stays so", cause=cause,

@@ -7,7 +7,6 @@ Reads never leave the process; a write returns when this replica has seen it. Ke
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import difflib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -18,6 +17,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError, BucketNotFoundError
 from nats.js.kv import KV_DEL, KV_PURGE, KeyValue
 
+from remit_broker.adapters.tasks import ended
 from remit_broker.core.registry import (
     MAX_DEFINITIONS,
     Attachment,
@@ -69,9 +69,7 @@ class KvRegistry:
     async def stop(self) -> None:
         """Stop mirroring."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await ended(self._task)
 
     @property
     def revision(self) -> int:

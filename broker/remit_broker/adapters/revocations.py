@@ -20,6 +20,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import BucketNotFoundError
 from nats.js.kv import KV_DEL, KV_PURGE, KeyValue, StopIterSentinel
 
+from remit_broker.adapters.tasks import ended
 from remit_broker.core.revocations import Entry, Revoked
 from remit_broker.ports import Clock
 from remit_schemas.errors import Code, Refusal, refusal
@@ -27,7 +28,7 @@ from remit_schemas.names import Jti, Resource, parse_jti
 
 BUCKET: Final = "revocations"
 HISTORY: Final = 64
-"""Changes of one thing that are kept; the most a bucket can."""
+"""Changes of one thing that the bucket keeps, the most one can: what is in force. All that ever was is in the ADMIN stream."""
 HEARTBEAT: Final = "heartbeat"
 GRANT: Final = "grant"
 """Key under which it is said that a grant was revoked in the ledger: for those who run hops below it, not for deciding."""
@@ -77,10 +78,7 @@ class KvRevocations:
 
     async def stop(self) -> None:
         """Stop mirroring; what is asked from now on is answered until the silence is noticed."""
-        for task in self.tasks:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await ended(*self.tasks)
 
     def on_entry(self, heard: Heard) -> None:
         """Tell ``heard`` of what is in force now, and of every entry from now on."""
@@ -111,6 +109,10 @@ class KvRevocations:
         """The entry that stops an agent or server."""
         return self._revoked.agent(name)
 
+    def tenant(self, name: str) -> Entry | None:
+        """The entry that stops a tenant."""
+        return self._revoked.tenant(name)
+
     def check(self, actors: tuple[str, ...], user: str, resource: Resource | None = None) -> Entry | None:
         """The first entry that stops this call."""
         return self._revoked.check(actors, user, resource)
@@ -118,22 +120,6 @@ class KvRevocations:
     def entries(self) -> list[Entry]:
         """What was last said of each thing, in force or reinstated, oldest first."""
         return sorted(self._revoked.last.values(), key=lambda entry: (entry.at, entry.kind, entry.name))
-
-    async def history(self) -> list[Entry]:
-        """All that is kept of what was revoked and reinstated, oldest first: the last 64 entries of each thing."""
-        found: list[Entry] = []
-        try:
-            watcher = await self._bucket.watchall(include_history=True)
-            try:
-                # None comes when all that is stored has been read; there is always a heartbeat.
-                while (one := await watcher.updates(timeout=SEEN_WITHIN)) is not None:  # type: ignore[no-untyped-call]
-                    if one.key not in (HEARTBEAT, GRANT) and one.value:
-                        found.append(msgspec.json.decode(one.value, type=Entry))
-            finally:
-                await watcher.stop()  # type: ignore[no-untyped-call]
-        except (NatsError, OSError, TimeoutError, msgspec.DecodeError) as error:
-            raise _unavailable("read", error) from None
-        return sorted(found, key=lambda entry: entry.at)
 
     async def put(self, entry: Entry) -> None:
         """Write an entry. Durable, and seen by this replica, when it returns. Refuses LEDGER_UNAVAILABLE."""

@@ -18,6 +18,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from remit_broker.adapters.jetstream import API, ApiError, JetStream, Message, Unreachable, consumer, stream_seq
+from remit_broker.ports import at_once
 
 _BEAT: Final = 5.0
 _BATCH: Final = 512
@@ -80,7 +81,7 @@ class StreamTail:
         inbox = self._nc.new_inbox()
         name = inbox.rsplit(".", 1)[-1]
         self._arrived = asyncio.Queue()
-        subscription = await self._nc.subscribe(inbox, cb=self._arrived.put)
+        subscription = await self._nc.subscribe(inbox, cb=self._arrive)
         try:
             await self._js.api(f"CONSUMER.CREATE.{self._stream}.{name}.{self._subjects}", self._request(name, after))
             async for batch in self._pulled(name, inbox, after):
@@ -89,6 +90,10 @@ class StreamTail:
                     yield fresh
         finally:
             await self._leave(subscription, name)
+
+    @at_once
+    async def _arrive(self, msg: Msg) -> None:
+        self._arrived.put_nowait(msg)
 
     async def _still_there(self, after: int) -> None:
         """Before reading on: what was read is where it was. (A consumer would wait in silence for a lost end.)"""

@@ -12,6 +12,7 @@ from remit_broker.cli.common import Config, Json, command
 from remit_broker.cli.printing import line, out, say
 from remit_broker.cli.show import cost, count, explained, tree
 from remit_broker.config import load
+from remit_broker.core.near import meant
 from remit_schemas.errors import Code, refusal
 from remit_schemas.names import is_txn
 
@@ -87,23 +88,23 @@ def whole(client: BrokerClient, beginning: str) -> str:
     """The txn that ``beginning`` is the unique beginning of. Refuses UNKNOWN_TARGET."""
     if is_txn(beginning):
         return beginning
-    found = sorted(
-        {hit["txn"] for hit in _search(client, beginning) if hit["txn"] and hit["txn"].startswith(beginning)}
-    )
+    told = _search(client, beginning)
+    found = sorted({hit["txn"] for hit in told["found"] if hit["txn"] and hit["txn"].startswith(beginning.lower())})
     if len(found) != 1:
         raise refusal(
             Code.UNKNOWN_TARGET, f"{'no txn begins' if not found else f'{len(found)} txns begin'} with {beginning}",
-            rule="chain.id", ask="remit chains lists them; at least 4 digits, enough to be unique",
+            rule="chain.id",
+            ask=meant(found[:3] or told["near"], "remit chains lists them; at least 4 digits, enough to be unique"),
         )  # fmt: skip
     return str(found[0])
 
 
-def _search(client: BrokerClient, beginning: str) -> list[dict[str, Any]]:
+def _search(client: BrokerClient, beginning: str) -> dict[str, Any]:
     beginning = beginning.lower()
     if len(beginning) < 4 or not set(beginning) <= set("0123456789abcdef."):
         raise ConfigError(f"{beginning!r} is no id", "give a txn, a hop, <txn>.<hop>, or at least 4 of its digits")
-    found: list[dict[str, Any]] = client.get(f"/api/find/{beginning}")["found"]
-    return found
+    told: dict[str, Any] = client.get(f"/api/find/{beginning}")
+    return told
 
 
 @command
@@ -114,7 +115,7 @@ def why(
 ) -> None:
     """Explain one decision: what was asked, by whom, what decided, and what to ask for instead."""
     client = BrokerClient(load(config))
-    hits = [hit for hit in _search(client, what) if hit["hop"]]
+    hits = [hit for hit in _search(client, what)["found"] if hit["hop"]]
     if len({hit["hop"] for hit in hits}) != 1:
         shown = " ".join(hit["hop"] for hit in hits[:8])
         raise refusal(
@@ -133,6 +134,7 @@ def why(
 Agent = Annotated[str | None, typer.Option(help="An agent or server: its calls, calls of it, its connections.")]
 User = Annotated[str | None, typer.Option(help="A user: every task opened for them.")]
 Tool = Annotated[str | None, typer.Option(metavar="PATTERN", help="Tools or skills, such as mcp/files/*.")]
+Tenant = Annotated[str | None, typer.Option(help="A whole tenant: its calls, its new tasks, its connections.")]
 All = Annotated[bool, typer.Option("--all", help="Everything.")]
 Why = Annotated[str, typer.Option(help="For the record.")]
 
@@ -144,13 +146,15 @@ def revoke(
     agent: Agent = None,
     user: User = None,
     tool: Tool = None,
+    tenant: Tenant = None,
     everything: All = False,
     why: Why = "",
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Stop a grant or a txn at its very next hop; an agent, a user, tools or everything within two seconds everywhere."""
-    wish = _one({"grant": grant, "txn": txn, "agent": agent, "user": user, "tool": tool, "all": everything})
+    """Stop a grant or a txn at its very next hop; an agent, a user, tools, a tenant or everything within two seconds."""
+    things = {"agent": agent, "user": user, "tool": tool, "tenant": tenant, "all": everything}
+    wish = _one({"grant": grant, "txn": txn, **things})
     client = BrokerClient(load(config))
     if txn is not None:
         wish["txn"] = whole(client, txn)
@@ -169,13 +173,14 @@ def reinstate(
     agent: Agent = None,
     user: User = None,
     tool: Tool = None,
+    tenant: Tenant = None,
     everything: All = False,
     why: Why = "",
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Lift the revocation of an agent, a user, tools or everything. Grants and txns stay revoked."""
-    wish = _one({"agent": agent, "user": user, "tool": tool, "all": everything})
+    """Lift the revocation of an agent, a user, tools, a tenant or everything. Grants and txns stay revoked."""
+    wish = _one({"agent": agent, "user": user, "tool": tool, "tenant": tenant, "all": everything})
     told = BrokerClient(load(config)).post("/api/revocations/reinstate", {**wish, "why": why})
     if as_json:
         say(told)
@@ -185,11 +190,11 @@ def reinstate(
 
 @command
 def revocations(
-    history: Annotated[bool, typer.Option("--history", help="Also what was lifted or said before.")] = False,
+    history: Annotated[bool, typer.Option("--history", help="All that was ever revoked and lifted.")] = False,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """List which agents, users and tools are revoked, by whom and why."""
+    """List which agents, users, tools and tenants are revoked, by whom and why; the history is a chain of sealed records."""
     found = BrokerClient(load(config)).get("/api/revocations")
     if as_json:
         say(found)
@@ -201,6 +206,11 @@ def revocations(
         out.print(line(f"{entry['at']}  {state}", (what, "bold"), f"  by {entry['who']}  {entry['why']}"))
     if not entries:
         out.print("none")
+    if history and found["chain"]["broken"]:
+        raise refusal(
+            Code.LEDGER_UNAVAILABLE, f"this history was tampered with: {found['chain']['broken']}", rule="admin.chain",
+            ask="find out who can write to the NATS account CORE",
+        )  # fmt: skip
 
 
 def _one(given: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import sys
 import typer
 
 from remit_broker import __version__
-from remit_broker.cli import agents, bench, budgets, calls, chains, demo, evidence, running, servers
+from remit_broker.cli import agents, bench, budgets, calls, chains, demo, evidence, keys, running, servers
 from remit_broker.cli.common import USAGE, own, show_error
 from remit_broker.cli.printing import out, say
 from remit_schemas.errors import Code
@@ -48,6 +48,7 @@ servers.register(app)
 app.add_typer(agents.app, name="agents")
 app.add_typer(servers.app, name="servers")
 app.add_typer(evidence.app, name="evidence")
+app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:

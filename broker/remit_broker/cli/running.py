@@ -15,7 +15,7 @@ import typer
 
 from remit_broker.cli.common import UNREACHABLE, USAGE, Config, Json, command, run_loop
 from remit_broker.cli.printing import err, line, out, say
-from remit_broker.config import Settings, load
+from remit_broker.config import FILE, Settings, load
 
 
 def register(app: typer.Typer) -> None:
@@ -32,17 +32,46 @@ def init(
     port: Annotated[
         int, typer.Option(help="Port of the HTTP edge; 0 takes a free one at each start.", min=0, max=65535)
     ] = 7480,
+    nats_config: Annotated[
+        bool, typer.Option("--nats-config", help="Print nats.conf for an external NATS server with this broker's keys.")
+    ] = False,
+    cluster: Annotated[
+        str, typer.Option(help="With --nats-config: its nodes, HOST[:PORT[:ROUTE_PORT]],…", metavar="NODES")
+    ] = "127.0.0.1",
+    node: Annotated[int, typer.Option(help="With --nats-config: which node of the cluster, from 1.")] = 1,
+    store: Annotated[str, typer.Option(help="With --nats-config: the server's folder for JetStream.")] = "",
     as_json: Json = False,
 ) -> None:
     """Write a commented remit.toml and a starter policy. Nothing that exists is overwritten."""
     from remit_broker.starter import write_starter
 
+    if nats_config:
+        _nats_config(folder, auth, port, (cluster, node, store), as_json)
+        return
     file = write_starter(folder, auth, port)
     if as_json:
         say({"config": str(file), "policies": str(file.parent / "policies")})
     else:
         out.print(line(f"wrote {file} and {file.parent / 'policies' / 'default.cedar'}"))
         out.print(line(f"  → start it with: remit up -c {folder}"))
+
+
+def _nats_config(folder: Path, auth: str, port: int, wanted: tuple[str, int, str], as_json: bool) -> None:
+    """What `remit init` does where that was not done, the keys drawn, and nats.conf on standard output."""
+    from remit_broker.adapters.keyfiles import KeyFiles
+    from remit_broker.adapters.nats_nodes import node_config, parse_nodes
+    from remit_broker.starter import write_starter
+
+    cluster, node, store = wanted
+    nodes = parse_nodes(cluster)
+    if not (folder / FILE).exists():
+        err.print(line(f"wrote {write_starter(folder, auth, port)}"))
+    settings = load(str(folder))
+    text = node_config(KeyFiles.open(settings.data, create=True), nodes, node, store, settings.config.bus.sync)
+    if as_json:
+        say({"config": str(settings.file), "url": ",".join(one.url for one in nodes), "nats_config": text})
+    else:
+        sys.stdout.write(text)
 
 
 @command

@@ -18,13 +18,14 @@ from immutables import Map
 from msgspec.structs import replace
 
 from remit_broker.core.tree import (
+    GRANTS,
     Fold,
     Node,
     Settlement,
     open_path,
     settle,
 )
-from remit_schemas.budget import ONE_CALL, ZERO
+from remit_schemas.budget import ONE_CALL, ZERO, Budget
 from remit_schemas.canonical import canonical, digest
 from remit_schemas.errors import Refusal
 from remit_schemas.names import is_hop, is_principal, is_tenant, is_txn, parse_jti, parse_resource
@@ -32,14 +33,18 @@ from remit_schemas.records import (
     GENESIS,
     MAX_RECORD,
     VERSION,
+    GrantRenewed,
     GrantRevoked,
     HopClosed,
     HopOpened,
+    HopParked,
+    HopResumed,
     Record,
     TxnClosed,
     TxnOpened,
     parse_record,
 )
+from remit_schemas.scope import Detail, Scope
 
 __all__ = ["Corrupt", "Fold", "Node", "Settlement", "apply", "extend", "fold_all", "open_path", "settle"]
 
@@ -138,7 +143,7 @@ def _open_txn(record: Record) -> Fold:
     root = Node(
         hop=record.hop, parent=None, caller=record.user, callee=record.agent, resource="", seq=0, at=record.at,
         depth=0, max_depth=record.max_depth, limit=record.budget, spent=ZERO, exp=record.exp,
-        deadline=record.exp * 1000, rec=record.hash, scope=record.scope, labels=labels,
+        deadline=record.exp * 1000, recs=(record.hash,), scope=record.scope, labels=labels,
     )  # fmt: skip
     return Fold(
         tenant=record.tenant, txn=record.txn, user=record.user, root=record.hop, seq=0, hash=record.hash,
@@ -159,6 +164,12 @@ def _step(fold: Fold, record: Record) -> Fold:
             return _open_hop(fold, record)
         case HopClosed():
             return _close_hop(fold, record)
+        case GrantRenewed():
+            return _renew(fold, record)
+        case HopParked():
+            return _park(fold, record)
+        case HopResumed():
+            return _resume(fold, record)
         case GrantRevoked():
             return _revoke(fold, record)
         case TxnClosed():
@@ -170,22 +181,22 @@ def _step(fold: Fold, record: Record) -> Fold:
 def _open_hop(fold: Fold, record: HopOpened) -> Fold:
     _require(is_hop(record.hop), f"{record.hop!r} is not a hop id")
     _require(record.hop not in fold.nodes, f"hop {record.hop} was opened before")
-    parent = _open_parent(fold, record)
+    parent = _open_path(fold, record.parent)[-1]
     _require(record.caller == parent.callee, f"the caller is {record.caller!r}, the grant is for {parent.callee!r}")
     _require(record.jti == f"{record.txn}.{record.hop}.1", "jti is not <txn>.<hop>.1")
     _require(record.depth == parent.depth + 1, f"depth is {record.depth}, its parent's is {parent.depth}")
     _require(record.depth <= record.max_depth <= parent.max_depth, "depth ≤ max_depth ≤ the parent's max_depth fails")
     _require(record.exp <= parent.exp, "exp is later than its parent's")
-    # INVARIANT: the tree never authorises more than its root (test_fold: held + spent never exceeds a limit).
-    _require(ONE_CALL.within(record.budget), "a hop costs at least one call")
-    _require(record.budget.within(parent.left), lambda: f"holds {record.budget}, its parent has {parent.left} left")
+    # INVARIANT: no hop outlives the one it was opened under (test_a_record_is_not_accepted_where).
+    _require(record.deadline <= parent.deadline, "deadline is later than its parent's")
+    _require_hold(record.budget, parent)
     _require(record.idem is None or record.idem not in fold.idem, "the idempotency key was used before")
     _require(record.approval is None or record.approval not in fold.approvals, "the approval was used before")
     node = Node(
         hop=record.hop, parent=parent.hop, caller=record.caller, callee=_callee(record.resource),
         resource=record.resource, seq=record.seq, at=record.at,
         depth=record.depth, max_depth=record.max_depth, limit=record.budget,
-        spent=ONE_CALL, exp=record.exp, deadline=record.deadline, rec=record.hash, scope=record.scope,
+        spent=ONE_CALL, exp=record.exp, deadline=record.deadline, recs=(record.hash,), scope=record.scope,
         labels=frozenset(record.labels), args_digest=record.args_digest,
     )  # fmt: skip
     holding = replace(
@@ -200,14 +211,29 @@ def _open_hop(fold: Fold, record: HopOpened) -> Fold:
     )
 
 
-def _open_parent(fold: Fold, record: HopOpened) -> Node:
-    path = fold.path(record.parent)
-    _require(bool(path), f"its parent {record.parent!r} does not exist")
-    # INVARIANT: nothing is opened under a closed or revoked hop (test_nothing_is_accepted_under_a_closed_hop,
-    # test_nothing_is_accepted_under_a_revoked_hop).
-    _require(all(node.state == "open" for node in path), "its parent or an ancestor is closed")
-    _require(not any(node.hop in fold.revoked for node in path), "its parent or an ancestor is revoked")
-    return path[-1]
+def _require_hold(budget: Budget, parent: Node) -> None:
+    # INVARIANT: the tree never authorises more than its root (test_fold: held + spent never exceeds a limit).
+    _require(ONE_CALL.within(budget), "a hop costs at least one call")
+    _require(budget.within(parent.left), lambda: f"holds {budget}, its parent has {parent.left} left")
+
+
+def _open_path(fold: Fold, hop: str) -> tuple[Node, ...]:
+    """From the root to ``hop``: every one of them open and unrevoked."""
+    path = fold.path(hop)
+    _require(bool(path), f"its parent {hop!r} does not exist")
+    # INVARIANT: nothing is opened under a closed, parked or revoked hop (test_nothing_is_accepted_under_a_closed_hop,
+    # test_nothing_is_accepted_under_a_parked_hop, test_nothing_is_accepted_under_a_revoked_hop).
+    _require(all(node.state == "open" for node in path), "it, its parent or an ancestor is closed or parked")
+    _require(not any(node.hop in fold.revoked for node in path), "it, its parent or an ancestor is revoked")
+    return path
+
+
+def _hop(fold: Fold, hop: str) -> tuple[Node, Node]:
+    """A hop and its parent; the opening of the txn is none."""
+    node = fold.nodes.get(hop)
+    if node is None or node.parent is None:
+        raise _Unfit(f"there is no hop {hop!r}")
+    return node, fold.nodes[node.parent]
 
 
 def _callee(resource: str) -> str:
@@ -217,23 +243,107 @@ def _callee(resource: str) -> str:
         raise _Unfit(no.body.message) from None
 
 
-def _close_hop(fold: Fold, record: HopClosed) -> Fold:
-    node = fold.nodes.get(record.hop)
-    if node is None or node.parent is None:
-        raise _Unfit(f"there is no hop {record.hop!r}")
-    _require(node.state == "open", f"hop {record.hop} is closed")
-    _require(not node.open_children, f"hop {record.hop} has open descendants")
-    charge = settle(fold, record.hop, record.cost, record.outcome)
+def _renew(fold: Fold, record: GrantRenewed) -> Fold:
+    node, parent = _hop(fold, record.hop)
+    _open_path(fold, record.hop)
+    _require(record.jti == f"{record.txn}.{record.hop}.{node.n + 1}", "jti is not that of its next grant")
+    _require(record.exp > node.exp, "exp is not later than before")
+    _require_within_life(record.exp, node.deadline, parent)
+    renewed = replace(node, n=node.n + 1, recs=(*node.recs, record.hash)[-GRANTS:], exp=record.exp)
+    return replace(fold, nodes=fold.nodes.set(node.hop, renewed))
+
+
+def _require_within_life(exp: int, deadline: int, parent: Node) -> None:
+    # INVARIANT: no grant outlives the one above it, nor its hop but for the fraction of a second that exp cannot say
+    # (test_a_renewal_is_not_accepted_where).
+    _require(exp <= parent.exp, "exp is later than its parent's")
+    _require(exp <= -(-deadline // 1000), "exp is later than the deadline")
+
+
+def _park(fold: Fold, record: HopParked) -> Fold:
+    node, parent = _hop(fold, record.hop)
+    _require(node.state == "open", f"hop {record.hop} is {node.state}")
+    _require(not fold.running_below(record.hop), f"hop {record.hop} has descendants that run")
+    charge = settle(fold, record.hop, record.cost, "ok")
+    _require_charge(record, charge)
+    returned = frozenset(record.labels)
+    # INVARIANT: parking returns exactly the rest of the hold (test_parking_returns_the_rest_and_charges_what_was_used).
+    parked = replace(
+        node, state="parked", limit=charge.spent, spent=charge.spent.minus(node.held), overrun=charge.overrun,
+        passed=charge.overrun, connection=record.connection,
+    )  # fmt: skip
+    charged = replace(
+        parent,
+        held=parent.held.minus(node.limit) + charge.spent,
+        overrun=_overrun(parent, node, charge),
+        labels=parent.labels | returned,
+    )
+    return replace(
+        fold, nodes=fold.nodes.update({parked.hop: parked, charged.hop: charged}), labels=fold.labels | returned
+    )
+
+
+def _require_charge(record: HopParked | HopClosed, charge: Settlement) -> None:
     _require(record.spent == charge.spent, lambda: f"spent is {record.spent}, it settles at {charge.spent}")
     _require(record.overrun == charge.overrun, lambda: f"overrun is {record.overrun}, it settles at {charge.overrun}")
+
+
+def _overrun(parent: Node, node: Node, charge: Settlement) -> Budget:
+    """The parent's overrun with that of ``node``, of which it may have been charged a part when ``node`` parked."""
+    return parent.overrun + charge.overrun.minus(node.passed)
+
+
+def _resume(fold: Fold, record: HopResumed) -> Fold:
+    node, parent = _hop(fold, record.hop)
+    _require(node.state == "parked", f"hop {record.hop} is {node.state}, not parked")
+    _open_path(fold, parent.hop)
+    _require(node.hop not in fold.revoked, f"the grant of hop {node.hop} is revoked")
+    _require(record.jti == f"{record.txn}.{record.hop}.{node.n + 1}", "jti is not that of its next grant")
+    _require_within_life(record.exp, record.deadline, parent)
+    _require(record.deadline <= parent.deadline, "deadline is later than its parent's")
+    _require(node.depth <= record.max_depth <= node.max_depth, "depth ≤ max_depth ≤ its max_depth before fails")
+    _require(_within(record.scope, node.scope), "the scope is wider than before")
+    _require(record.args_digest == node.args_digest, "the arguments are not those of its opening")
+    _require_hold(record.budget, parent)
+    _require(record.approval is None or record.approval not in fold.approvals, "the approval was used before")
+    labels = frozenset(record.labels)
+    resumed = replace(
+        node, state="open", limit=node.limit + record.budget, spent=node.spent + ONE_CALL, n=node.n + 1,
+        recs=(record.hash,), exp=record.exp, deadline=record.deadline, max_depth=record.max_depth, scope=record.scope,
+        labels=node.labels | labels, connection="",
+    )  # fmt: skip
+    holding = replace(parent, held=parent.held + record.budget)
+    return replace(
+        fold,
+        nodes=fold.nodes.update({resumed.hop: resumed, holding.hop: holding}),
+        labels=fold.labels | labels,
+        approvals=fold.approvals if record.approval is None else fold.approvals.set(record.approval, record.hop),
+    )
+
+
+def _within(scope: tuple[Detail, ...], other: tuple[Detail, ...]) -> bool:
+    if scope == other:
+        return True
+    try:
+        return Scope.of(scope) <= Scope.of(other)
+    except Refusal as no:
+        raise _Unfit(no.body.message) from None
+
+
+def _close_hop(fold: Fold, record: HopClosed) -> Fold:
+    node, parent = _hop(fold, record.hop)
+    _require(node.state != "closed", f"hop {record.hop} is closed")
+    _require(not node.open_children, f"hop {record.hop} has open descendants")
+    _require(node.state == "open" or record.cost == ZERO, "a parked hop has no cost beside what it was charged")
+    charge = settle(fold, record.hop, record.cost, record.outcome)
+    _require_charge(record, charge)
     returned = frozenset(record.labels)
-    parent = fold.nodes[node.parent]
     closed = replace(node, state="closed", outcome=record.outcome, code=record.code)
     charged = replace(
         parent,
         held=parent.held.minus(node.limit),
         spent=parent.spent + charge.spent,
-        overrun=parent.overrun + charge.overrun,
+        overrun=_overrun(parent, node, charge),
         open_children=parent.open_children.delete(node.hop),
         labels=parent.labels | returned,
     )
@@ -247,7 +357,7 @@ def _revoke(fold: Fold, record: GrantRevoked) -> Fold:
     node = fold.nodes.get(record.hop)
     if jti is None or node is None or (jti.txn, jti.hop) != (fold.txn, node.hop) or jti.n > node.n:
         raise _Unfit(f"{record.jti!r} is not a grant of hop {record.hop!r}")
-    _require(node.state == "open", f"hop {node.hop} is closed, its grant is of no use")
+    _require(node.state != "closed", f"hop {node.hop} is closed, its grant is of no use")
     _require(node.hop not in fold.revoked, f"the grant of hop {node.hop} was revoked before")
     return replace(fold, revoked=fold.revoked.set(node.hop, record.jti))
 

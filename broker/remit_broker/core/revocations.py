@@ -11,13 +11,13 @@ from remit_schemas.errors import Code, refusal
 from remit_schemas.names import Resource
 from remit_schemas.scope import Detail, Scope, parse_scope
 
-What = Literal["agent", "user", "tool", "all"]
+What = Literal["agent", "user", "tool", "tenant", "all"]
 EVERYTHING = "everything"
 """The name of the one entry of kind ``all``."""
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One thing and what was last said of it. ``name`` is an agent, a user, or a resource pattern; ``at`` is RFC 3339 UTC."""
+    """One thing and what was last said of it. ``name`` is an agent, a user, a tenant, or a resource pattern; ``at`` is RFC 3339 UTC."""
 
     kind: What
     name: str
@@ -60,8 +60,12 @@ class Revoked:
         """The entry that stops an agent or server."""
         return self._in_force("agent", name)
 
+    def tenant(self, name: str) -> Entry | None:
+        """The entry that stops a tenant."""
+        return self._in_force("tenant", name)
+
     def check(self, actors: Iterable[str], user: str, resource: Resource | None = None) -> Entry | None:
-        """The first entry that stops a call of ``resource`` by ``actors`` for ``user``; the pause is not looked at."""
+        """The first entry that stops a call of ``resource`` by ``actors`` for ``user``; tenant and pause are not looked at."""
         if found := self._in_force("user", user):
             return found
         for name in actors:

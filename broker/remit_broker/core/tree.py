@@ -6,15 +6,18 @@ path with it, so an old one stays a valid picture of the moment it was taken at.
 Amounts of one node::
 
     limit    what was held for it from its parent (the root: what the user granted)
-    held     what its open children hold now
+    held     what its children that have not ended hold now
     spent    its own call and what its closed children were charged, never more than ``limit``
     overrun  what they reported beyond their holds
     left     limit - held - spent - overrun, never below zero
+
+A parked hop keeps of its hold what it was charged so far: its ``limit`` shrinks to that, and its parent has the rest again. Under
+it there may be other parked hops, nothing that runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -24,6 +27,9 @@ from remit_schemas.budget import ZERO, Budget
 from remit_schemas.errors import Code, refusal
 from remit_schemas.records import Outcome
 from remit_schemas.scope import Detail
+
+GRANTS: Final = 4
+"""So many of a hop's grants count, the newest ones: a call that is on its way when a grant is renewed is not lost."""
 
 WHOLE_HOLD: Final[frozenset[Outcome]] = frozenset({"unknown", "cancelled"})
 """Outcomes after which nobody knows what was used, so all that was held is charged."""
@@ -40,9 +46,11 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One hop of the tree; the root stands for the opening of the txn, its callee is the user's first agent.
 
     ``seq`` and ``at`` are those of the record that opened it.
-    ``n`` is the number of the latest grant minted for it, ``rec`` the hash of the record that authorised that grant.
-    ``exp`` is Unix seconds, ``deadline`` Unix milliseconds (the root: its ``exp``). ``open_children`` maps each open
-    child to the ``seq`` that opened it. ``labels`` are those of what it was sent and of what its children returned.
+    ``n`` is the number of the latest grant minted for it, ``recs`` the hashes of the records that authorised the last grants
+    that count, that of the latest last. ``exp`` (of the latest) is Unix seconds, ``deadline`` Unix milliseconds (the root: its
+    ``exp``). ``open_children`` maps each child that has not ended to the ``seq`` that opened it. ``labels`` are those of what it
+    was sent and of what its children returned. ``passed`` is the overrun that its parent was charged when it parked,
+    ``connection`` the one that parked it.
     """
 
     hop: str
@@ -58,17 +66,32 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     spent: Budget
     exp: int
     deadline: int
-    rec: str
+    recs: tuple[str, ...]
     scope: tuple[Detail, ...]
     held: Budget = ZERO
     overrun: Budget = ZERO
-    state: Literal["open", "closed"] = "open"
+    passed: Budget = ZERO
+    state: Literal["open", "parked", "closed"] = "open"
     n: int = 1
     labels: frozenset[str] = frozenset()
     open_children: Map[str, int] = Map()
     args_digest: str = ""
+    connection: str = ""
     outcome: Outcome | None = None
     code: Code | None = None
+
+    @property
+    def rec(self) -> str:
+        """The hash of the record that authorised the latest grant."""
+        return self.recs[-1]
+
+    def counts(self, n: int, rec: str) -> bool:
+        """Whether the ``n``-th grant, authorised by the record ``rec``, is one of the last that count.
+
+        INVARIANT: of what was minted before a resumption nothing counts (test_a_grant_from_before_a_resumption_is_dead).
+        """
+        back = self.n - n
+        return 0 <= back < len(self.recs) and self.recs[-1 - back] == rec
 
     @property
     def left(self) -> Budget:
@@ -106,9 +129,14 @@ class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return self.nodes[self.root]
 
     def is_open(self, hop: str) -> bool:
-        """Whether ``hop`` exists and is not closed."""
+        """Whether ``hop`` exists and its grants are of use: it neither has ended nor is parked."""
         node = self.nodes.get(hop)
         return node is not None and node.state == "open"
+
+    def stands(self, hop: str) -> bool:
+        """Whether ``hop`` exists and has not ended: it is open or parked."""
+        node = self.nodes.get(hop)
+        return node is not None and node.state != "closed"
 
     def is_revoked(self, hop: str) -> bool:
         """Whether the grant of ``hop`` or of any of its ancestors was revoked."""
@@ -123,7 +151,7 @@ class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return tuple(node.callee for node in self.path(hop))
 
     def left(self, hop: str) -> Budget:
-        """What may still be held from ``hop``; nothing where it is closed or unknown."""
+        """What may still be held from ``hop``; nothing where it is not open."""
         node = self.nodes.get(hop)
         return node.left if node is not None and node.state == "open" else ZERO
 
@@ -132,16 +160,25 @@ class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return tuple(sorted((n for n in self.nodes.values() if n.parent == hop), key=lambda n: n.seq))
 
     def descendants_open(self, hop: str) -> tuple[str, ...]:
-        """The open hops beneath ``hop``, each after all beneath itself: the order in which they can be closed."""
+        """The hops beneath ``hop`` that have not ended, each after all beneath itself: the order in which they can be closed."""
+        return self._below(self.nodes[hop].open_children)
+
+    def running_below(self, hop: str) -> tuple[str, ...]:
+        """What has to end before ``hop`` can be parked, in the order of :meth:`descendants_open`: all but parked children."""
+        children = self.nodes[hop].open_children
+        return self._below({child: seq for child, seq in children.items() if self.nodes[child].state == "open"})
+
+    def _below(self, children: Mapping[str, int]) -> tuple[str, ...]:
+        """``children`` and everything beneath them that has not ended, in post-order."""
         found: list[str] = []
-        waiting = [hop]
+        waiting = sorted(children, key=children.__getitem__)
         # Parents before children, latest child first; reversed, it is the post-order wanted. Never recursive.
         while waiting:
             here = waiting.pop()
             found.append(here)
             opened = self.nodes[here].open_children
             waiting.extend(sorted(opened, key=opened.__getitem__))
-        return tuple(reversed(found[1:]))
+        return tuple(reversed(found))
 
     def _upwards(self, hop: str | None) -> Iterator[Node]:
         while hop is not None and (node := self.nodes.get(hop)) is not None:
@@ -165,19 +202,22 @@ def open_path(fold: Fold, hop: str) -> tuple[Node, ...]:
     if revoked := next((node for node in path if node.hop in fold.revoked), None):
         what = "the whole txn" if revoked.hop == fold.root else f"the grant of hop {revoked.hop}"
         raise refusal(Code.GRANT_REVOKED, f"{what} was revoked", rule="ledger.revoked", ask="a new task from the user")
-    if fold.state == "closed" or any(node.state == "closed" for node in path):
+    if fold.state == "closed" or any(node.state != "open" for node in path):
         what = "the txn" if fold.state == "closed" else "the hop the grant was minted for"
-        raise refusal(Code.GRANT_CLOSED, f"{what} is closed", rule="ledger.closed", ask="a grant of a hop that is open")
+        how = "parked" if path[-1].state == "parked" else "closed"
+        raise refusal(Code.GRANT_CLOSED, f"{what} is {how}", rule="ledger.closed", ask="a grant of a hop that is open")
     return path
 
 
 def settle(fold: Fold, hop: str, cost: Budget, outcome: Outcome) -> Settlement:
-    """What closing ``hop`` charges its parent, where the callee reports ``cost`` beside its one call.
+    """What ending or parking ``hop`` charges its parent, where the callee reports ``cost`` beside what it was charged before.
 
-    Call it when everything beneath ``hop`` is closed. For the root it gives what ``txn.closed`` states.
+    Call it when nothing runs beneath ``hop``: what its parked children were charged stays in the charge. For the root it gives
+    what ``txn.closed`` states.
     """
     node = fold.nodes[hop]
-    used = node.spent + cost
+    used, free = node.spent + cost, node.limit.minus(node.held)
     # INVARIANT: no more leaves a hold than was put into it (test_fold: held + spent never exceeds a limit).
-    spent = node.limit if outcome in WHOLE_HOLD and node.parent is not None else used.meet(node.limit)
-    return Settlement(spent, node.overrun + used.minus(node.limit))
+    whole = outcome in WHOLE_HOLD and node.parent is not None
+    spent = node.limit if whole else used.meet(free) + node.held
+    return Settlement(spent, node.overrun + used.minus(free))

@@ -21,7 +21,7 @@ from remit_broker.hop.refuse import refuse
 from remit_broker.hop.revoked import withheld
 from remit_broker.hop.txn import close_txn
 from remit_broker.hop.verify import holder
-from remit_broker.ports import Ports
+from remit_broker.ports import Ports, at_once
 from remit_schemas import subjects
 from remit_schemas.envelope import Result
 from remit_schemas.errors import Code, refusal
@@ -76,12 +76,13 @@ class BusEdge:
         if self._running:
             await asyncio.wait(self._running, timeout=seconds)
 
+    @at_once
     async def _on_request(self, message: Msg) -> None:
         now, mono = self._ports.clock.now(), self._ports.clock.monotonic()
         at = subjects.parse_request(message.subject)
         if at is None:
             # A subject that is no request still names its caller: the NATS server let nobody else publish there.
-            await self._malformed(message, now, mono)
+            self._malformed(message, now, mono)
             return
         kind = at.kind if at.kind != "remit" else "agent"
         ask = Ask(
@@ -154,7 +155,7 @@ class BusEdge:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._ports.observer.fault("bus", error)
 
-    async def _malformed(self, message: Msg, now: float, mono: float) -> None:
+    def _malformed(self, message: Msg, now: float, mono: float) -> None:
         caller = message.subject.split(".")[1]
         ask = Ask(
             tenant=self._tenant, caller=caller, txn=subjects.NEW, resource=Resource("agent", "remit", "unknown"),
@@ -194,6 +195,8 @@ class BusEdge:
         principal: Principal | None = self._ports.registry.principal(hop.ask.caller)
         if principal is None:
             raise refusal(Code.UNAUTHENTICATED, "not registered", rule="attach.principal", ask="remit agents add")
+        if found := self._ports.revocations.tenant(principal.tenant):
+            raise withheld(found)
         server = hop.request.args.get("server")
         definitions = definitions_of(principal.kind, hop.request.args)
         await self._check(principal.name, definitions)

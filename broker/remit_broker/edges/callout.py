@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from remit_broker.core import nats_jwt, nkey
+from remit_broker.core import callout_probe, nats_jwt, nkey
 from remit_broker.core.bus_permissions import BUS_ACCOUNT, CALLOUT_QUEUE, CALLOUT_SUBJECT, permissions
 from remit_broker.core.nats_jwt import ConnectRequest, JwtError, b64_any
 from remit_broker.core.registry import Principal
@@ -41,7 +41,10 @@ class Principals(Protocol):
 
 
 class RevokedAgents(Protocol):
-    """Which agents an operator has revoked."""
+    """Which agents and tenants an operator has revoked."""
+
+    def tenant(self, name: str) -> object | None:
+        """Something where the tenant ``name`` is revoked. From memory: it must not wait."""
 
     def agent(self, name: str) -> object | None:
         """Something where ``name`` is revoked. From memory: it must not wait."""
@@ -54,11 +57,13 @@ class Admitted:
         self._principals, self._revoked = principals, revoked
 
     def by_nkey(self, public: str) -> Principal | None:
-        """The principal, by proof. Raises :class:`Refused` where it is revoked."""
+        """The principal, by proof. Raises :class:`Refused` where it or its tenant is revoked."""
         principal = self._principals.by_nkey(public)
         # INVARIANT: a revoked agent does not come back (test_a_revoked_agents_connection_is_cut_and_it_cannot_come_back).
         if principal is not None and self._revoked.agent(principal.name) is not None:
             raise Refused(f"{principal.name} is revoked")
+        if principal is not None and self._revoked.tenant(principal.tenant) is not None:
+            raise Refused(f"the tenant {principal.tenant} of {principal.name} is revoked")
         return principal
 
 
@@ -84,8 +89,8 @@ def _tell_nobody(_: str, __: str) -> None:
     return None
 
 
-def identify(request: ConnectRequest, principals: Principals) -> Principal:
-    """The principal that signed this connection's nonce. Raises :class:`Refused`."""
+def prove(request: ConnectRequest) -> None:
+    """Raises :class:`Refused` unless the key that a connection names signed this connection's nonce."""
     if not request.nkey or not request.signature:
         raise Refused("no nkey: agents prove themselves with one")
     if not request.nonce:
@@ -95,6 +100,11 @@ def identify(request: ConnectRequest, principals: Principals) -> Principal:
     # (test_a_signature_by_another_registered_key_is_refused).
     if not nkey.verify("U", request.nkey, request.nonce.encode(), b64_any(request.signature)):
         raise Refused("the signature is not that key's over this connection's nonce")
+
+
+def identify(request: ConnectRequest, principals: Principals) -> Principal:
+    """The principal that signed this connection's nonce. Raises :class:`Refused`."""
+    prove(request)
     principal = principals.by_nkey(request.nkey)
     if principal is None or principal.nkey != request.nkey or not is_principal(principal.name):
         raise Refused("an unknown nkey")
@@ -112,9 +122,10 @@ class Callout:
         self._nc = nc
         self._keys = keys
         self._issuer = nkey.public_of("A", keys.issuer)
+        self._probe = nkey.public_of("U", callout_probe.seed_of(keys.issuer))
         self._principals = principals
         self._clock = clock
-        self._told = told
+        self.told = told
         self._subscription: Subscription | None = None
 
     async def start(self) -> None:
@@ -142,7 +153,7 @@ class Callout:
                 await message.respond(answer)
         except Exception as error:
             # Unanswered is refused: the server gives up after its own time.
-            self._told("", f"no answer could be sent: {type(error).__name__}")
+            self.told("", f"no answer could be sent: {type(error).__name__}")
 
     def answer(self, data: bytes, sender: str) -> bytes | None:
         """The sealed answer to one request; None where the request is not even a genuine server's, which is left to time out."""
@@ -154,29 +165,41 @@ class Callout:
             if request.server_xkey and request.server_xkey != sender:
                 raise JwtError("sealed by another server than the one that signed")
         except Exception as error:
-            self._told("", f"not a request of a NATS server: {error}")
+            self.told("", f"not a request of a NATS server: {error}")
             return None
         who, verdict = request.nkey, {"error": "authorization refused"}
         try:
-            principal = identify(request, self._principals)
-            who, verdict = principal.name, {"jwt": self._user(principal, request)}
+            if request.nkey == self._probe:
+                who, verdict = callout_probe.NAME, {"jwt": self._nobody(request)}
+            else:
+                principal = identify(request, self._principals)
+                who, verdict = principal.name, {"jwt": self._user(principal, request)}
             reason = ""
         except Exception as error:
             reason = str(error) if isinstance(error, Refused | JwtError) else f"fault: {type(error).__name__}"
-        self._told(who, reason)
+        self.told(who, reason)
         return self._response(request, verdict, sender)
 
     def _user(self, principal: Principal, request: ConnectRequest) -> str:
         """The NATS user of this connection, in the account of its tenant."""
-        account = account_of(principal.tenant)
+        may = permissions(principal, request.name)
+        return self._signed(request, account_of(principal.tenant), principal.name, may, USER_SECONDS)
+
+    def _nobody(self, request: ConnectRequest) -> str:
+        """The NATS user of somebody who only looks whether this callout works."""
+        prove(request)
+        return self._signed(request, BUS_ACCOUNT, callout_probe.NAME, callout_probe.PERMISSIONS, callout_probe.SECONDS)
+
+    def _signed(self, request: ConnectRequest, account: str, name: str, may: dict[str, Any], seconds: int) -> str:
+        now = self._clock.now()
         claims: dict[str, Any] = {
             "sub": request.user,
             "aud": account,
-            "name": principal.name,
-            "exp": int(self._clock.now()) + USER_SECONDS,
-            "nats": {**permissions(principal, request.name), "type": "user", "version": 2},
+            "name": name,
+            "exp": int(now) + seconds,
+            "nats": {**may, "type": "user", "version": 2},
         }
-        return nats_jwt.encode(claims, "A", self._keys.issuer, self._clock.now())
+        return nats_jwt.encode(claims, "A", self._keys.issuer, now)
 
     def _response(self, request: ConnectRequest, verdict: dict[str, str], sender: str) -> bytes:
         claims = {

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from remit_broker.hop.hop import Hop
 from remit_broker.ports import Ports
-from remit_schemas.envelope import parse_request
+from remit_schemas.envelope import Request, parse_request
 from remit_schemas.errors import Code, refusal
 from remit_schemas.subjects import is_own_inbox
 
-CLOCK_SKEW_MS = 30_000
+DEFAULT_TTL = 60.0
+"""Life in seconds of a hop whose request says nothing of it."""
 
 LIGHT = 8 * 1024
 """Bytes of an ordinary request; a larger one counts as several."""
@@ -51,12 +52,19 @@ async def admit(hop: Hop, ports: Ports) -> Hop:
         )  # fmt: skip
     request = parse_request(ask.data)
     now_ms = int(ask.at * 1000)
-    longest = now_ms + int(ports.limits.hop_ttl * 1000)
-    wished = now_ms + request.want.ttl_ms if request.want.ttl_ms else longest
-    deadline = min(request.deadline or longest, wished, longest)
+    deadline = now_ms + _life_ms(request, ports, now_ms)
     if deadline <= now_ms:
         raise refusal(
             Code.DEADLINE_EXCEEDED, "the request arrived after its deadline", rule="admit.deadline",
             ask="send it again with a later deadline; if clocks differ, synchronise them",
         )  # fmt: skip
     return hop.with_(request=request, deadline=deadline, mono_deadline=ask.mono + (deadline - now_ms) / 1000)
+
+
+def _life_ms(request: Request, ports: Ports, now_ms: int) -> int:
+    """How long the hop may take: what is wished, at most ``hop_ttl``. Its caller's own deadline narrows it later."""
+    # The life of a detached task is not that of the call which asks for it.
+    ttl_ms = None if request.detach else request.want.ttl_ms
+    wishes = [request.deadline - now_ms] if request.deadline is not None else []
+    wishes += [ttl_ms] if ttl_ms is not None else []
+    return min(*(wishes or [int(DEFAULT_TTL * 1000)]), int(ports.limits.hop_ttl * 1000))

@@ -5,15 +5,17 @@ from __future__ import annotations
 from remit_broker.hop.authorize import authorize
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.inspect_result import release
+from remit_broker.hop.parts import Gathering
 from remit_broker.hop.resolve import resolve
 from remit_broker.hop.revoked import nothing_stops
-from remit_broker.ports import CallerCancelled, Channel, Parties, Ports, Withdrawn
+from remit_broker.ports import MAX_FRAMES, CallerCancelled, Channel, Parties, Ports, Withdrawn
 from remit_schemas.envelope import (
     Accepted,
     Dispatch,
     Error,
     Event,
     InputRequired,
+    Part,
     Progress,
     Result,
     Started,
@@ -22,9 +24,8 @@ from remit_schemas.envelope import (
 from remit_schemas.errors import Code, Effect, Refusal, refusal
 from remit_schemas.names import is_connection
 
-MAX_FRAMES = 10_000
 MAX_BEFORE_END = 4 * 1024 * 1024
-"""Bytes of all frames of one hop but the final one: each is read, searched and judged, which the other hops wait for."""
+"""Bytes of all output of one hop before its end: each frame is read, searched and judged, which the other hops wait for."""
 
 
 async def dispatch(hop: Hop, ports: Ports) -> Hop:
@@ -36,7 +37,9 @@ async def dispatch(hop: Hop, ports: Ports) -> Hop:
     if ports.clock.monotonic() >= hop.mono_deadline:
         raise _late("none")
     aim, record = hop.aim, hop.intent
-    parties = Parties(hop.ask.caller, aim.callee, (*hop.held.chain, aim.callee), hop.held.claims.sub, hop.resource)
+    parties = Parties(
+        hop.ask.caller, aim.callee, (*hop.held.chain, aim.callee), hop.held.claims.sub, hop.resource, record.tenant
+    )
     async with ports.bus.channel(parties, record.txn, hop.id) as channel:
         await ports.bus.answer(hop.ask.reply, Accepted(txn=record.txn, hop=hop.id, replica=ports.bus.replica))
         call = Dispatch(
@@ -47,6 +50,8 @@ async def dispatch(hop: Hop, ports: Ports) -> Hop:
             grant=hop.token,
             args=hop.args,
             deadline=hop.deadline,
+            parts=ports.room.largest if hop.request.parts else 0,
+            window=hop.request.window,
         )
         # INVARIANT: what was revoked after the opening is not sent (test_what_is_revoked_between_opening_and_dispatch_is_not_sent).
         nothing_stops(hop, ports)
@@ -74,6 +79,7 @@ async def _same_world(hop: Hop, ports: Ports) -> None:
 
 async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:
     started, room = "", MAX_BEFORE_END
+    gathering = Gathering(ports.room if hop.request.parts else None, hop.id, hop.aim.callee)
     for _ in range(MAX_FRAMES):
         try:
             data = await channel.next(hop.mono_deadline - ports.clock.monotonic())
@@ -107,7 +113,16 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:
                 ask="tell whoever runs it", effect="unknown", cause=str(bad),
             ) from None  # fmt: skip
         if isinstance(frame, Result | Error):
-            return hop.with_(final=frame)
+            return hop.with_(final=await gathering.end(frame, ports))
+        if isinstance(frame, Part):
+            try:
+                said = gathering.take(frame)
+            except Refusal:
+                await _stop(hop, ports, started)
+                raise
+            if said is not None:
+                await ports.bus.tell(hop.aim.callee, started, (hop.intent.txn, hop.id), said)
+            continue
         # INVARIANT: what comes before the end is bounded (test_a_callee_that_pours_out_data_before_its_end_is_cut_off).
         room -= len(data)
         if room < 0:
@@ -121,6 +136,8 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:
             await ports.bus.answer(hop.ask.reply, release(hop, ports, frame))
         if isinstance(frame, Started) and not started and is_connection(frame.connection):
             started = frame.connection
+            if hop.request.window is not None:
+                channel.worker = started
             ports.failpoints.hit("started")
     await _stop(hop, ports, started)
     raise refusal(

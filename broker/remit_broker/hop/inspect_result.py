@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
+from remit_broker.core.policy import Verdict
 from remit_broker.hop.authorize import question
 from remit_broker.hop.hop import Hop, Inspected
 from remit_broker.ports import Ports
 from remit_schemas.canonical import canonical
 from remit_schemas.envelope import Error, Event, Progress, Result
 from remit_schemas.errors import Code, Refusal, refusal
-from remit_schemas.records import Decision, Finding
+from remit_schemas.records import Finding
 
 
 async def inspect_result(hop: Hop, ports: Ports) -> Hop:
@@ -21,15 +22,23 @@ async def inspect_result(hop: Hop, ports: Ports) -> Hop:
     if isinstance(final, Result):
         _fits(hop, ports, final)
     value = _content(final)
-    data = canonical_result(value, hop.aim.callee)
-    findings, decision, shown, redacted = _judge(hop, ports, value)
+    large = isinstance(final, Result) and final.parts > 0
+    seen = await ports.room.aside(lambda: _look(hop, ports, value)) if large else _look(hop, ports, value)
+    verdict = _permitted(hop, ports, seen.findings)
+    shown: Any = value
+    redacted: tuple[str, ...] = ()
+    if verdict.redact and seen.findings:
+        if large:
+            shown, redacted = await ports.room.aside(lambda: ports.detectors.redact(value, verdict.redact))
+        else:
+            shown, redacted = ports.detectors.redact(value, verdict.redact)
     return hop.with_(
         result=Inspected(
             frame=_with_content(final, shown),
-            digest=ports.digester.digest(hop.ask.txn, data),
-            size=len(data),
-            decision=decision,
-            findings=findings,
+            digest=seen.digest,
+            size=seen.size,
+            decision=verdict.decision,
+            findings=seen.findings,
             redacted=redacted,
             labels=tuple(sorted(set(hop.aim.labels))),
         )
@@ -39,12 +48,25 @@ async def inspect_result(hop: Hop, ports: Ports) -> Hop:
 def release(hop: Hop, ports: Ports, frame: Progress | Event) -> Progress | Event:
     """An intermediate frame as it may be released. Refuses RESULT_DENIED."""
     raw = msgspec.to_builtins(frame)
-    *_, shown, _ = _judge(hop, ports, raw)
+    findings = ports.detectors.scan(raw)
+    verdict = _permitted(hop, ports, findings)
+    shown = ports.detectors.redact(raw, verdict.redact)[0] if verdict.redact and findings else raw
     return msgspec.convert(shown, type(frame))
 
 
-def _judge(hop: Hop, ports: Ports, value: Any) -> tuple[tuple[Finding, ...], Decision, Any, tuple[str, ...]]:
-    findings = ports.detectors.scan(value)
+class _Seen(NamedTuple):
+    digest: str
+    size: int
+    findings: tuple[Finding, ...]
+
+
+def _look(hop: Hop, ports: Ports, value: Any) -> _Seen:
+    """What takes the longer the larger a value is. It touches nothing that another hop could be changing meanwhile."""
+    data = canonical_result(value, hop.aim.callee)
+    return _Seen(ports.digester.digest(hop.ask.txn, data), len(data), ports.detectors.scan(value))
+
+
+def _permitted(hop: Hop, ports: Ports, findings: tuple[Finding, ...]) -> Verdict:
     verdict = ports.policy.decide(question(hop, ports, "release", findings))
     if not verdict.allowed:
         raise refusal(
@@ -52,10 +74,7 @@ def _judge(hop: Hop, ports: Ports, value: Any) -> tuple[tuple[Finding, ...], Dec
             rule=", ".join(verdict.decision.rules) or "policy.default-deny", ask=verdict.ask or "ask an operator",
             effect="happened",
         )  # fmt: skip
-    redacted: tuple[str, ...] = ()
-    if verdict.redact and findings:
-        value, redacted = ports.detectors.redact(value, verdict.redact)
-    return findings, verdict.decision, value, redacted
+    return verdict
 
 
 def _fits(hop: Hop, ports: Ports, result: Result) -> None:

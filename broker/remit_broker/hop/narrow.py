@@ -10,6 +10,9 @@ from remit_schemas.errors import Code, refusal
 from remit_schemas.names import Resource
 from remit_schemas.scope import Detail, Scope
 
+GRANT_TTL = 60
+"""Longest life of a callee's grant in seconds: what works longer has it renewed while its hop is open."""
+
 MAX_PAIRS = 1024
 """Most pairs of details that are compared to narrow one scope by another: some hundredths of a second."""
 
@@ -30,17 +33,34 @@ async def narrow(hop: Hop, ports: Ports) -> Hop:
             rule="narrow.depth", ask="do the work at this level, or ask the user for a deeper grant",
         )  # fmt: skip
     _no_cycle(hop, ports)
+    hop = _within_caller(hop, node)
     return hop.with_(
         child=Child(
             scope=_scope(hop, held),
             budget=_budget(hop, node),
             # Rounded down, so that no grant outlives its hop by a fraction, but never to nothing.
-            exp=min(claims.exp, max(hop.deadline // 1000, int(hop.ask.at) + 1)),
+            exp=min(claims.exp, int(hop.ask.at) + GRANT_TTL, max(hop.deadline // 1000, int(hop.ask.at) + 1)),
             depth=depth,
             max_depth=max_depth,
             labels=claims.labels,
         )
     )
+
+
+def _within_caller(hop: Hop, node: Node) -> Hop:
+    """The hop with a deadline no later than its caller's own.
+
+    INVARIANT: no hop outlives the one it was opened under (test_a_child_does_not_outlive_its_parent).
+    """
+    late = hop.deadline - node.deadline
+    if late <= 0:
+        return hop
+    if node.deadline <= hop.ask.at * 1000:
+        raise refusal(
+            Code.DEADLINE_EXCEEDED, "the deadline of the caller's own hop has passed", rule="narrow.deadline",
+            ask="return what there is; ask for more time when this is called",
+        )  # fmt: skip
+    return hop.with_(deadline=node.deadline, mono_deadline=hop.mono_deadline - late / 1000)
 
 
 def _no_cycle(hop: Hop, ports: Ports) -> None:

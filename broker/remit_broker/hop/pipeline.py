@@ -26,7 +26,7 @@ from remit_broker.hop.refuse import answer_of, refuse
 from remit_broker.hop.resolve import resolve
 from remit_broker.hop.transform import transform
 from remit_broker.hop.verify import verify
-from remit_broker.ports import LostRace, Ports
+from remit_broker.ports import LostRace, Ports, Recipient
 from remit_schemas.envelope import Error, Result
 from remit_schemas.errors import Code, ErrorBody, refusal
 from remit_schemas.records import HopClosed
@@ -63,7 +63,10 @@ async def govern(ask: Ask, ports: Ports) -> Closed | Refused:
         await trail.through(EFFECT, ports)
     except (Exception, asyncio.CancelledError) as error:
         body = answer_of(error, ports, "unknown")
-    return await _close(trail.hop, ports, body)
+    try:
+        return await _close(trail.hop, ports, body)
+    finally:
+        ports.room.give_back(trail.hop.id)
 
 
 class Trail:
@@ -111,8 +114,15 @@ async def _close(hop: Hop, ports: Ports, body: ErrorBody | None) -> Closed:
     frame = _final(hop, body, record)
     if record is not None:
         ports.observer.closed(hop.intent, record, hop.past.user)
-    await ports.bus.answer(hop.ask.reply, frame)
+    await _release(hop, ports, frame)
     return Closed(hop=hop, record=record, frame=frame)
+
+
+async def _release(hop: Hop, ports: Ports, frame: Result | Error) -> None:
+    if hop.request.parts and isinstance(frame, Result):
+        await ports.bus.release(Recipient(hop.ask.reply, hop.ask.caller, hop.ask.txn, hop.id), frame)
+    else:
+        await ports.bus.answer(hop.ask.reply, frame)
 
 
 async def _shielded(work: Awaitable[T]) -> T:

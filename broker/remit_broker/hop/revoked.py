@@ -1,4 +1,4 @@
-"""Whether an operator has stopped something: a user, an agent, a tool, or everything. Asked at stage 2 and again before dispatch."""
+"""Whether an operator has stopped a user, an agent, a tool, a tenant, or everything. Asked at stage 2 and again before dispatch."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ def holders_stand(hop: Hop, ports: Ports) -> None:
 def nothing_stops(hop: Hop, ports: Ports) -> None:
     """Everything a hop depends on stands, as far as this replica can know, and it can know.
 
-    Refuses LEDGER_UNAVAILABLE in silence, POLICY_DENIED while all is paused or where the target is revoked, GRANT_REVOKED where
-    the user or anybody in the chain is.
+    Refuses LEDGER_UNAVAILABLE in silence, POLICY_DENIED while all is paused or where the tenant or the target is revoked,
+    GRANT_REVOKED where the user or anybody in the chain is.
     """
-    may_decide(ports)
+    may_decide(ports, hop.ask.tenant)
     holders_stand(hop, ports)
     if found := ports.revocations.check((), "", hop.resource):
         raise withheld(found)
 
 
-def may_decide(ports: Ports) -> None:
-    """Refuses LEDGER_UNAVAILABLE where this replica has not heard of revocations lately, POLICY_DENIED while all is paused."""
+def may_decide(ports: Ports, tenant: str) -> None:
+    """Refuses LEDGER_UNAVAILABLE where this replica has not heard of revocations lately, POLICY_DENIED while all is paused or
+    the tenant is revoked.
+    """
     # INVARIANT: a replica that cannot hear of revocations opens and dispatches nothing
     # (test_a_replica_that_cannot_hear_refuses).
     if not ports.revocations.fresh:
@@ -36,7 +38,8 @@ def may_decide(ports: Ports) -> None:
             Code.LEDGER_UNAVAILABLE, "this replica has not heard for two seconds whether anything was revoked",
             rule="revocations.silence", ask="call again shortly; tell an operator if it stays so", retry_after=1.0,
         )  # fmt: skip
-    if found := ports.revocations.paused:
+    # INVARIANT: nothing begins in a revoked tenant (test_a_revoked_tenant_is_stopped_whole_and_reinstated_by_name).
+    if found := ports.revocations.paused or ports.revocations.tenant(tenant):
         raise withheld(found)
 
 

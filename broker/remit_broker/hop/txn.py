@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from remit_broker.core.fold import Fold
+from remit_broker.core.near import by_beginning, meant
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.close import sweep
 from remit_broker.hop.revoked import may_decide, withheld
@@ -49,7 +50,7 @@ async def open_txn(wish: Delegation, ports: Ports) -> Opened:
     agent that is revoked and while everything is paused.
     """
     _sensible(wish, ports)
-    may_decide(ports)
+    may_decide(ports, wish.tenant)
     # INVARIANT: nothing begins for a revoked user or agent (test_no_task_is_opened_for_what_is_revoked).
     if found := ports.revocations.check((wish.agent,), wish.user):
         raise withheld(found)
@@ -131,12 +132,11 @@ async def revoke(tenant: str, jti: str, who: str, why: str, ports: Ports) -> Fol
             fold = turn.fold
             node = fold.nodes.get(parsed.hop)
             if node is None or parsed.n > node.n:
+                known = [str(Jti(fold.txn, node.hop, node.n)) for node in fold.nodes.values()]
                 raise refusal(
-                    Code.GRANT_INVALID,
-                    "no such grant was minted",
-                    rule="revoke.unknown",
-                    ask="remit chain shows the ids",
-                )
+                    Code.GRANT_INVALID, "no such grant was minted", rule="revoke.unknown",
+                    ask=meant(by_beginning(jti, known, least=len(fold.txn) + 4), "remit chain shows the ids"),
+                )  # fmt: skip
             _still_open(fold)
             if fold.is_revoked(parsed.hop):
                 return fold

@@ -46,7 +46,7 @@ async def holder(hop: Hop, ports: Ports) -> Hop:
         fold = await ports.ledger.newest(ask.tenant, jti.txn)
         node = fold.nodes.get(jti.hop)
     # INVARIANT: a grant counts only if the ledger's record names it back (test_grant_unknown_to_the_ledger_is_refused).
-    if node is None or node.callee != ask.caller or jti.n != node.n or claims.rec != node.rec:
+    if node is None or node.callee != ask.caller or not node.counts(jti.n, claims.rec):
         raise refusal(
             Code.GRANT_INVALID, "the ledger does not know this grant", rule="grant.unknown",
             ask="use the newest grant of this hop", cause=f"jti {jti}",

@@ -9,7 +9,10 @@ from typing import Any, Final, Protocol
 
 from remit_broker.edges.attach.session import OnProgress, finite, invalid, unavailable
 from remit_schemas.callee import Seen, answer_subject, check_dispatch
+from remit_schemas.canonical import loads
+from remit_schemas.control import Control
 from remit_schemas.envelope import (
+    MAX_ENVELOPE,
     Dispatch,
     Error,
     Frame,
@@ -24,6 +27,7 @@ from remit_schemas.errors import Code, Effect, Refusal, refusal
 from remit_schemas.grant import Grant
 from remit_schemas.keys import KeySet
 from remit_schemas.names import parse_resource
+from remit_schemas.parts import AHEAD, split
 from remit_schemas.subjects import parse_service
 
 MAX_CALLS: Final = 256
@@ -86,6 +90,7 @@ class Calls:
         self._publish = publish
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._cancelled: set[tuple[str, str]] = set()
+        self._pace: dict[tuple[str, str], _Pace] = {}
         self.server: Server | None = None
         self.names: Mapping[str, str] = {}
         self.absence = "it is starting"
@@ -118,12 +123,15 @@ class Calls:
         self._tasks[key] = task
         task.add_done_callback(lambda _: self._tasks.pop(key, None))
 
-    def cancel(self, txn: str, hop: str) -> None:
-        """Stop working on a hop, where it is still in flight."""
+    def hear(self, txn: str, hop: str, said: Control) -> None:
+        """What the broker says of a hop: to stop working on it, or how much of its result it has taken."""
         task = self._tasks.get((txn, hop))
-        if task is not None:
+        if task is not None and said.cancel:
             self._cancelled.add((txn, hop))
             task.cancel()
+        pace = self._pace.get((txn, hop))
+        if pace is not None and said.parts is not None:
+            pace.taken(said.parts)
 
     async def finish(self, seconds: float) -> None:
         """Wait for the calls in flight, then give up those that remain."""
@@ -150,7 +158,7 @@ class Calls:
                 seconds=dispatch.deadline / 1000 - time.time(),
                 progress=_Throttled(where, self._publish),
             )
-            final: Frame = result_frame(value)
+            final: Frame = result_frame(value, dispatch.parts)
         except Refusal as refused:
             if refused.body.code is Code.DEADLINE_EXCEEDED:
                 self.on_timeout()
@@ -160,7 +168,28 @@ class Calls:
         except Exception as error:  # the one place where a fault of ours becomes an answer
             self.on_fault(error)
             final = Error(error=_fault().body)
+        if isinstance(final, Result) and dispatch.parts and len(encode(final)) > MAX_ENVELOPE:
+            final = await self._parts(dispatch, where, final)
         await self._publish(where, final)
+
+    async def _parts(self, dispatch: Dispatch, where: str, whole: Result) -> Frame:
+        """Send the value in parts, no faster than the broker takes them; what then ends the hop."""
+        key = (dispatch.txn, dispatch.hop)
+        pace = self._pace[key] = _Pace()
+        count = 0
+        try:
+            async with asyncio.timeout(dispatch.deadline / 1000 - time.time()):
+                for part in split(whole.value):
+                    await pace.ready()
+                    await self._publish(where, part)
+                    count += 1
+        except TimeoutError:
+            return Error(error=invalid("the result was not taken before the deadline").body)
+        except asyncio.CancelledError:
+            return Error(error=self._given_up(dispatch, "unknown").body)
+        finally:
+            del self._pace[key]
+        return Result(value=None, failed=whole.failed, parts=count)
 
     def _ready(self, dispatch: Dispatch) -> tuple[Server, str]:
         if self.server is None:
@@ -188,6 +217,26 @@ class Calls:
                 effect=effect,
             )
         return unavailable("it was stopped while it worked", effect)
+
+
+class _Pace:
+    """How many parts of a result are ahead of what the broker has taken."""
+
+    def __init__(self) -> None:
+        self._sent = self._taken = 0
+        self._grew = asyncio.Event()
+
+    def taken(self, count: int) -> None:
+        """The broker has taken so many."""
+        self._taken = max(self._taken, count)
+        self._grew.set()
+
+    async def ready(self) -> None:
+        """Wait until one more may be sent, which then counts as sent."""
+        while self._sent - self._taken >= AHEAD:
+            self._grew.clear()
+            await self._grew.wait()
+        self._sent += 1
 
 
 class _Throttled:
@@ -224,12 +273,18 @@ def meta_of(dispatch: Dispatch, grant: Grant) -> dict[str, Any]:
     }
 
 
-def result_frame(value: dict[str, Any]) -> Result:
-    """The Result frame of a CallToolResult. Raises RESULT_INVALID for what the broker could not accept."""
+def result_frame(value: dict[str, Any], largest: int = 0) -> Result:
+    """The Result frame of a CallToolResult. Raises RESULT_INVALID for what the broker could not accept.
+
+    ``largest`` is how many bytes of JSON a value may have that is sent in parts.
+    """
     frame = Result(value=value, failed=value["isError"])
     try:
         # By the very rules it will be read with: size, depth, large integers.
-        parse_frame(encode(frame))
+        if len(data := encode(frame)) > MAX_ENVELOPE and largest:
+            loads(encode(value), max_bytes=largest)
+        else:
+            parse_frame(data)
     except Refusal as refused:
         raise invalid(f"the result cannot be passed on: {refused.body.message}") from None
     return frame

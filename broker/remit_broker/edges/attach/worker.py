@@ -17,6 +17,7 @@ from remit_broker.edges.attach.serve import Calls, Trust
 from remit_broker.edges.attach.server_log import ServerLog
 from remit_broker.edges.attach.session import ServerError, Timing, ToolSession, first_cause, open_session
 from remit_broker.edges.attach.source import Source, SourceError
+from remit_schemas.control import parse_control
 from remit_schemas.errors import Code, Refusal
 from remit_schemas.keys import KeySet
 
@@ -248,11 +249,8 @@ class AttachWorker:
         await self._calls.take(subject, data)
 
     def _on_control(self, txn: str, hop: str, data: bytes) -> None:
-        # Our own inbox: only the broker writes there. What is not cancellation is input, which no call awaits.
-        with contextlib.suppress(ValueError):
-            said = json.loads(data or b"{}")
-            if isinstance(said, dict) and said.get("cancel") is True:
-                self._calls.cancel(txn, hop)
+        # Our own inbox: only the broker writes there.
+        self._calls.hear(txn, hop, parse_control(data))
 
     def _note(self, what: str, error: Exception) -> None:
         self._log.write(f"{what}: {type(error).__name__}: {_line(error)}\n".encode())

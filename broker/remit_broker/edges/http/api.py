@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from remit_broker.core import nkey
 from remit_broker.core.listing import ChainFilter
+from remit_broker.core.near import meant
 from remit_broker.core.registry import Principal
 from remit_broker.core.times import rfc3339
 from remit_broker.edges.http.guard import Handler, answering, body_of
@@ -76,7 +77,7 @@ class Api:
         self._caught_up: Callable[[], Awaitable[None]] = extras["caught_up"]
         self._budgets: Callable[[str], Awaitable[list[dict[str, Any]]]] = extras["budgets"]
         self._tenant = "default"
-        self._kill = KillSwitch(extras["revocations"], directory, index, ports.clock)
+        self._kill = KillSwitch(extras["revocations"], extras["admin"], directory, index, ports.clock)
 
     def routes(self) -> list[Route]:
         """All routes under ``/api``."""
@@ -208,7 +209,7 @@ class Api:
         await self._caught_up()
         entries = await self._index.chain(self._tenant, txn)
         if not entries:
-            raise _no_txn(txn)
+            raise await self._no_txn(txn)
         refused = await self._index.refusals(self._tenant, txn)
         return {"txn": txn, "records": [entry["record"] for entry in entries], "refusals": refused}
 
@@ -221,11 +222,11 @@ class Api:
 
     async def _revoke(self, request: Request, who: str) -> Any:
         wish = await _typed(request, Revocation)
-        others = wish.all or not wish.agent is wish.user is wish.tool is None
+        others = wish.all or not wish.agent is wish.user is wish.tool is wish.tenant is None
         if (wish.grant is not None) + (wish.txn is not None) + others != 1:
             raise refusal(
                 Code.MALFORMED, "name exactly one thing to revoke", rule="revoke.what",
-                ask="one of grant, txn, agent, user, tool and all",
+                ask="one of grant, txn, agent, user, tool, tenant and all",
             )  # fmt: skip
         if others:
             await self._caught_up()
@@ -243,14 +244,15 @@ class Api:
         return await self._kill.reinstate(await _typed(request, Stop), who)
 
     async def _revocations(self, request: Request, who: str) -> Any:
-        return {"revocations": self._kill.in_force(), "history": await self._kill.history()}
+        return {"revocations": self._kill.in_force(), **await self._kill.history()}
 
     async def _find(self, request: Request, who: str) -> Any:
         await self._caught_up()
         prefix = str(request.path_params["prefix"]).lower()
         txns = await self._index.find(self._tenant, prefix)
         hops = await self._index.hops_like(self._tenant, prefix)
-        return {"found": [*({"txn": txn, "hop": ""} for txn in txns), *(hit._asdict() for hit in hops)]}
+        found = [*({"txn": txn, "hop": ""} for txn in txns), *(hit._asdict() for hit in hops)]
+        return {"found": found, "near": [] if found else await self._index.near(self._tenant, prefix)}
 
     async def _record(self, request: Request, who: str) -> Any:
         hop = str(request.path_params["hop"])
@@ -270,17 +272,18 @@ class Api:
             raise refusal(Code.MALFORMED, f"{txn[:64]!r} is not a txn", rule="api.txn", ask="32 lower-case hex digits")
         return txn
 
+    async def _no_txn(self, txn: str) -> Refusal:
+        await self._caught_up()
+        ask = meant(await self._index.near(self._tenant, txn[:128]), "remit chains lists them")
+        return refusal(Code.UNKNOWN_TARGET, f"no txn {txn[:128]}", rule="api.unknown-txn", ask=ask)
+
     async def _existing(self, work: Awaitable[Any], request: Request, txn: str | None = None) -> Any:
         try:
             return await work
         except Refusal as no:
             if no.body.rule == "ledger.unknown-txn":
-                raise _no_txn(txn or self._txn(request)) from None
+                raise await self._no_txn(txn or self._txn(request)) from None
             raise
-
-
-def _no_txn(txn: str) -> Refusal:
-    return refusal(Code.UNKNOWN_TARGET, f"no txn {txn}", rule="api.unknown-txn", ask="remit chains lists them")
 
 
 async def _no_body(request: Request) -> None:

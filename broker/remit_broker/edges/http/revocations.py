@@ -7,34 +7,41 @@ from typing import Any
 
 import msgspec
 
+from remit_broker.core.admin import AdminRecord, broken
 from remit_broker.core.listing import ChainFilter
 from remit_broker.core.revocations import EVERYTHING, Entry, What, pattern
 from remit_broker.core.times import rfc3339
-from remit_broker.ports import Clock, Directory, Index, RevocationList
-from remit_schemas.errors import Code, refusal
+from remit_broker.ports import AdminLog, Clock, Directory, Index, RevocationList
+from remit_schemas.errors import Code, Refusal, refusal
 
 MAX_WHY = 512
 
 
 class Stop(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``POST /api/revocations/reinstate``, and all of ``POST /api/revocations`` but grants and txns: exactly one of the four."""
+    """``POST /api/revocations/reinstate``, and all of ``POST /api/revocations`` but grants and txns: exactly one of the five."""
 
     agent: str | None = None
     user: str | None = None
     tool: str | None = None
+    tenant: str | None = None
     all: bool = False
     why: str = ""
 
     def what(self) -> tuple[What, str]:
         """The one thing that is named. Refuses MALFORMED where it is not exactly one."""
-        pairs: tuple[tuple[What, str | None], ...] = (("agent", self.agent), ("user", self.user), ("tool", self.tool))
+        pairs: tuple[tuple[What, str | None], ...] = (
+            ("agent", self.agent),
+            ("user", self.user),
+            ("tool", self.tool),
+            ("tenant", self.tenant),
+        )
         named: list[tuple[What, str]] = [(kind, name) for kind, name in pairs if name is not None]
         if self.all:
             named.append(("all", EVERYTHING))
         if len(named) != 1:
             raise refusal(
                 Code.MALFORMED, "name exactly one thing", rule="revoke.what",
-                ask="one of agent, user, tool and all; to revoke, also grant or txn",
+                ask="one of agent, user, tool, tenant and all; to revoke, also grant or txn",
             )  # fmt: skip
         return named[0]
 
@@ -42,17 +49,30 @@ class Stop(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 class KillSwitch:
     """Revokes what exists, reinstates what is revoked, and lists both."""
 
-    def __init__(self, listed: RevocationList, directory: Directory, index: Index, clock: Clock) -> None:
-        self._list, self._directory, self._index, self._clock = listed, directory, index, clock
+    def __init__(
+        self, listed: RevocationList, admin: AdminLog, directory: Directory, index: Index, clock: Clock
+    ) -> None:
+        self._list, self._admin, self._directory, self._index, self._clock = listed, admin, directory, index, clock
 
     async def revoke(self, wish: Stop, who: str, tenant: str) -> dict[str, Any]:
-        """Stop something on every replica. Refuses UNKNOWN_TARGET, with similar names, for what nobody knows."""
+        """Stop something on every replica, then record it. Refuses UNKNOWN_TARGET, with similar names, for what nobody knows."""
         kind, name = wish.what()
         await self._known(kind, name, tenant)
-        return await self._put(Entry(kind=kind, name=name, who=who, at=self._now(), why=wish.why[:MAX_WHY]))
+        entry = Entry(kind=kind, name=name, who=who, at=self._now(), why=wish.why[:MAX_WHY])
+        # INVARIANT: a stop waits for no record, and what a crash keeps from being recorded is recorded at the next start
+        # (test_what_was_stopped_and_not_recorded_is_recorded_at_the_next_start).
+        await self._list.put(entry)
+        try:
+            record = await self._admin.append(entry)
+        except Refusal as no:
+            raise refusal(
+                no.body.code, f"{entry} is revoked, but that could not be recorded", rule="revoke.unrecorded",
+                ask="revoke it again; until then it is in no history", effect="happened", cause=no.cause,
+            ) from None  # fmt: skip
+        return _told(entry, record)
 
     async def reinstate(self, wish: Stop, who: str) -> dict[str, Any]:
-        """Lift a revocation. Refuses UNKNOWN_TARGET where it is not in force."""
+        """Record that a revocation is lifted, then lift it. Refuses UNKNOWN_TARGET where it is not in force."""
         kind, name = wish.what()
         mine = [entry for entry in self.in_force() if entry.kind == kind]
         if name not in [entry.name for entry in mine]:
@@ -62,7 +82,10 @@ class KillSwitch:
                 ask=_near(name, [entry.name for entry in mine]) or "remit revocations lists what is",
             )  # fmt: skip
         entry = Entry(kind=kind, name=name, who=who, at=self._now(), why=wish.why[:MAX_WHY], state="reinstated")
-        return await self._put(entry)
+        # INVARIANT: nothing is let go on without a record (test_nothing_is_reinstated_without_a_record).
+        record = await self._admin.append(entry)
+        await self._list.put(entry)
+        return _told(entry, record)
 
     async def announce(self, jti: str) -> None:
         """A grant was revoked in the ledger: what runs below it is to end, wherever it runs."""
@@ -72,14 +95,11 @@ class KillSwitch:
         """What is revoked now, oldest first."""
         return [entry for entry in self._list.entries() if entry.state == "revoked"]
 
-    async def history(self) -> list[Entry]:
-        """All that is kept of what was revoked and reinstated, oldest first."""
-        return await self._list.history()
-
-    async def _put(self, entry: Entry) -> dict[str, Any]:
-        await self._list.put(entry)
-        said: dict[str, Any] = msgspec.to_builtins(entry)
-        return {entry.state: str(entry), **said}
+    async def history(self) -> dict[str, Any]:
+        """``history``: all that was ever revoked and reinstated, oldest first; ``chain``: how many records, and where it breaks."""
+        records = await self._admin.history()
+        rows = [_told(_entry(record), record) for record in records]
+        return {"history": rows, "chain": {"records": len(records), "broken": broken(records)}}
 
     def _now(self) -> str:
         return rfc3339(self._clock.now())
@@ -96,11 +116,24 @@ class KillSwitch:
                 raise _unknown(
                     f"nothing that is attached fits {name[:128]!r}", _near(name, served), "remit servers list"
                 )
+        elif kind == "tenant" and name != tenant:
+            raise _unknown(
+                f"there is no tenant {name[:64]!r}", _near(name, [tenant]) or f"there is {tenant}", "remit.toml"
+            )
         elif kind == "user":
             page = await self._index.chains(tenant, ChainFilter(user=name, limit=1))
             if not page.rows:
                 near = _near(name, await self._index.users(tenant))
                 raise _unknown(f"no task was ever opened for {name[:64]!r}", near, "remit chains")
+
+
+def _entry(record: AdminRecord) -> Entry:
+    return Entry(kind=record.what, name=record.name, who=record.who, at=record.at, why=record.why, state=record.kind)
+
+
+def _told(entry: Entry, record: AdminRecord) -> dict[str, Any]:
+    said: dict[str, Any] = msgspec.to_builtins(entry)
+    return {entry.state: str(entry), **said, "record": record.seq, "hash": record.hash}
 
 
 def _near(name: str, known: list[str]) -> str:
