@@ -61,14 +61,12 @@ from remit_broker.edges.http.app import HttpServer, application
 from remit_broker.edges.http.guard import LocalToken
 from remit_broker.hop.parts import PartsRoom
 from remit_broker.hop.pipeline import STAGES
-from remit_broker.hop.scan import close_expired, close_orphans
 from remit_broker.ports import Limits, Ports, RateLimit
+from remit_broker.upkeep import Upkeep
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.keys import KeySet
 
 log = logging.getLogger("remit")
-
-SCAN_SECONDS = 1.0
 
 
 class Broker:
@@ -113,7 +111,7 @@ class Broker:
         self.registry = KvRegistry(settings.prices, config.labels)
         await self.registry.start(self.nats.core.jetstream(), config.bus.replicas, self.observer.fault)
         on_exit.push_async_callback(self.registry.stop)
-        self.revocations = KvRevocations(SystemClock(), self.observer.fault)
+        self.revocations = KvRevocations(SystemClock(), self.observer.fault, self.replica)
         on_exit.push_async_callback(self.revocations.stop)
         await self.revocations.start(self.nats.core.jetstream(), config.bus.replicas)
         self.admin = await AdminStream.start(self.nats.core, "default", config.bus.replicas)
@@ -123,7 +121,7 @@ class Broker:
         await self._project()
         await self._take_requests()
         await self._serve(server)
-        self._task(self._scan())
+        self._task(Upkeep(self.index, self.ports, self.revocations, config.limits).run())
         self._announce()
 
     def _bind_http(self) -> HttpServer:
@@ -190,7 +188,7 @@ class Broker:
         self.accounts = KvAccounts(JetStream(self.nats.core), self.settings.caps, clock, self.replica)
         await self.accounts.start(config.bus.replicas, self.observer.fault)
         self._stack.push_async_callback(self.accounts.stop)
-        bus = NatsBus(self.nats.bus, self.replica)
+        bus = NatsBus(self.nats.bus, self.replica, self.nats.core)
         await bus.start()
         self._enforce(bus)
         published = KeySet.from_jwks(self.keys.jwks())
@@ -357,19 +355,8 @@ class Broker:
 
     def _task(self, work: Any) -> None:
         task = asyncio.create_task(work)
-        self._stack.push_async_callback(ended, task)
 
-    async def _scan(self) -> None:
-        grace_ms = int(self.settings.config.limits.orphan_grace * 1000)
-        while True:
-            await asyncio.sleep(SCAN_SECONDS)
-            try:
-                now_ms = int(self.ports.clock.now() * 1000)
-                overdue = await self.index.overdue(now_ms, grace_ms)
-                await close_orphans([(late.tenant, late.txn, late.hop) for late in overdue], self.ports)
-                await close_expired(await self.index.expired_txns(now_ms // 1000), self.ports)
-            except Exception as error:  # whatever one round ends with, the next one begins
-                self.observer.fault("scan", error)
+        self._stack.push_async_callback(ended, task)
 
     def _announce(self) -> None:
         """Tell the command line on this machine where the broker is; the token it needs is in a file of its own."""

@@ -58,6 +58,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     hop_ttl: Annotated[float, msgspec.Meta(gt=0, le=28_800)] = 3600.0
     orphan_grace: Annotated[float, msgspec.Meta(ge=0)] = 30.0
+    replica_silence: Annotated[float, msgspec.Meta(ge=3)] = 30.0
     calls_per_second: Annotated[float, msgspec.Meta(ge=0.001)] = 200.0
     target_calls_per_second: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     burst: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 400
@@ -177,7 +178,7 @@ def _sensible(file: Path, config: Config) -> None:
             f"{file}: http.host is {config.http.host!r}, but http.auth = 'local' is for loopback only",
             "use 127.0.0.1, ::1 or localhost",
         )
-    for key in ("hop_ttl", "orphan_grace", "calls_per_second", "target_calls_per_second", "drain"):
+    for key in ("hop_ttl", "orphan_grace", "replica_silence", "calls_per_second", "target_calls_per_second", "drain"):
         if not math.isfinite(value := getattr(config.limits, key)):
             raise ConfigError(f"{file}: limits.{key} is {value}", "write a finite number")
     if (bus := config.bus.url) and not all(_is_url(url, ("nats", "tls", "ws", "wss")) for url in bus.split(",")):

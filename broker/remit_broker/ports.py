@@ -178,6 +178,9 @@ class Bus(Protocol):
     async def cancel(self, callee: str, connection: str, txn: str, hop: str) -> None:
         """Ask the connection that works on a hop to stop; where none has said so yet (""), as soon as one does. Best effort."""
 
+    async def ended(self, tenant: str, txn: str, hop: str) -> None:
+        """Say to every replica that a hop has ended which another may run. Best effort, never raises: the record decides."""
+
 
 class Registry(Protocol):
     """Who exists and what they serve."""

@@ -32,6 +32,7 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 [limits]
 # hop_ttl = 3600.0           # longest life of one hop in seconds, at most 8 h; one that says nothing of it gets 60 s
 # orphan_grace = 30.0        # seconds after its deadline until an abandoned hop is closed
+# replica_silence = 30.0     # seconds without a heartbeat after which a replica is taken for dead
 # calls_per_second = 200.0   # per caller, on average
 # burst = 400                # per caller, at once
 # target_calls_per_second = 0.0   # per callee; 0 is no limit

@@ -104,9 +104,9 @@ async def test_a_txn_that_cannot_be_closed_keeps_no_other_from_being_closed(tmp_
 async def test_an_index_that_fails_once_does_not_end_the_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sqlite3
 
-    from remit_broker import app
+    from remit_broker import upkeep
 
-    monkeypatch.setattr(app, "SCAN_SECONDS", 0.02)
+    monkeypatch.setattr(upkeep, "SCAN_SECONDS", 0.02)
     async with running_broker(tmp_path) as lab:
         asked = asyncio.Queue[int]()
 

@@ -217,6 +217,7 @@ class NatsServer:
         self.on_connected: list[Callable[[Peer], None]] = []
         self.services: dict[tuple[str, str], Callable[[Peer | None, str, str, bytes, bytes], bool]] = {}
         """By (account, first token): what answers messages inside the server. True: it has taken the message."""
+        self.services["SYS", "$SYS"] = self._system
         network.hosts[host] = self.accept
 
     def account(self, name: str) -> Account:
@@ -236,6 +237,21 @@ class NatsServer:
         }  # fmt: skip
         wire.send(f"INFO {json.dumps(info)}\r\n".encode())
         return peer
+
+    def _system(self, _: Peer | None, subject: str, reply: str, __: bytes, data: bytes) -> bool:
+        """Who is connected, and ending a connection."""
+        answer: dict[str, Any] = {"server": {"id": self.id}, "data": {}}
+        if subject == "$SYS.REQ.SERVER.PING.CONNZ":
+            names = {peer.cid: peer.who[1] for peer in self.peers.values() if peer.who is not None and peer.who[0] == "BUS"}
+            answer["data"]["connections"] = [{"cid": cid, "authorized_user": name} for cid, name in names.items()]
+        elif subject.endswith(".KICK"):
+            peer = self.peers.get(json.loads(data)["cid"])
+            if peer is not None:
+                peer.end()
+        else:
+            return False
+        self.route(self.account("SYS"), reply, "", b"", json.dumps(answer).encode())
+        return True
 
     def authenticate(self, options: dict[str, Any]) -> Who | None:
         return self.authorize(options)

@@ -69,7 +69,7 @@ class Wire:
         self.transport = SimTransport(self)
         self._loop = network.loop
         self._remote: Remote | None = None
-        self._protocol: Any = None
+        self.protocol: Any = None
         self._context = contextvars.copy_context()
         self._up_at = self._down_at = 0.0
         self._up: deque[bytes] = deque()
@@ -83,7 +83,7 @@ class Wire:
 
     def join(self, remote: Remote, protocol: Any) -> None:
         """Both ends are there."""
-        self._remote, self._protocol = remote, protocol
+        self._remote, self.protocol = remote, protocol
         self.network.wires.append(self)
         protocol.connection_made(self.transport)
 
@@ -129,7 +129,7 @@ class Wire:
     def _deliver(self) -> None:
         data = self._down.popleft()
         if self.open:
-            self._protocol.data_received(data)
+            self.protocol.data_received(data)
 
     def close(self) -> None:
         """The client closes: what it has written still arrives."""
@@ -170,8 +170,8 @@ class Wire:
         if not self._told_client:
             self._told_client = True
             if error is None:
-                self._protocol.eof_received()
-            self._protocol.connection_lost(error)
+                self.protocol.eof_received()
+            self.protocol.connection_lost(error)
 
 
 class SimTransport(asyncio.Transport):
@@ -198,6 +198,12 @@ class SimTransport(asyncio.Transport):
 
     def is_closing(self) -> bool:
         return self._closing or not self._wire.open
+
+    def get_protocol(self) -> Any:
+        return self._wire.protocol
+
+    def set_protocol(self, protocol: Any) -> None:
+        self._wire.protocol = protocol
 
     def can_write_eof(self) -> bool:
         return False

@@ -107,6 +107,10 @@ class _Nothing:
         pass
 
 
+async def _left_out(*_: Any, **__: Any) -> None:
+    pass
+
+
 class SimBroker(app.Broker):
     """The broker as it is wired, without its edges to the outside."""
 
@@ -140,7 +144,9 @@ def wired() -> Iterator[None]:
         (app, "HttpServer", _Nothing),
         (app, "Callout", _Nothing),
         (app, "CedarEngine", type("Cedar", (), {"load": staticmethod(lambda *_: policy)})),
-        (app, "SecretDetectors", lambda: blind),
+        (app, "SecretDetectors", lambda *_, **__: blind),
+        (app, "require_servers", _left_out),
+        (app, "require_callout", _left_out),
         (app, "JsonSchemas", lambda: schemas),
         (app, "SqliteIndex", type("Index", (), {"open": staticmethod(index)})),
     ]

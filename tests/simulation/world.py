@@ -276,6 +276,9 @@ class SimBus:
     async def cancel(self, callee: str, connection: str, txn: str, hop: str) -> None:
         pass
 
+    async def ended(self, tenant: str, txn: str, hop: str) -> None:
+        pass
+
     async def dispatch(self, resource: Resource, callee: str, dispatch: Dispatch) -> None:
         await self._life.pause()
         self._world.log.append(("dispatched", dispatch.hop))

@@ -59,6 +59,7 @@ class ProcessLab:
             await self._http.aclose()
         if self.process is not None and self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(signal.SIGCONT)  # a frozen one hears it then
             await asyncio.wait_for(self.process.wait(), SECONDS)
 
     async def api(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:

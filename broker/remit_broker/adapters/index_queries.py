@@ -17,6 +17,15 @@ from remit_schemas.errors import Code, refusal
 MAX_ROWS: Final = 500
 
 
+class RunningHop(NamedTuple):
+    """A hop that is open, and the replica that runs it."""
+
+    tenant: str
+    txn: str
+    hop: str
+    by: str
+
+
 class OpenHop(NamedTuple):
     """A hop that is open past its deadline (Unix milliseconds)."""
 
@@ -133,6 +142,15 @@ class IndexQueries:
             "WHERE closed_at IS NULL AND deadline < ? ORDER BY deadline LIMIT ?"
         )
         return [OpenHop(*row) for row in await self._all(query, (now_ms - grace_ms, limit))]
+
+    async def running_hops(self, before: str, limit: int = MAX_ROWS) -> list[RunningHop]:
+        """Hops of all tenants that are open since ``before`` (RFC 3339) or longer, with the replica that opened or resumed each."""
+        query = (
+            "SELECT h.tenant, h.txn, h.hop, (SELECT json_extract(r.body, '$.by') FROM record r "
+            "WHERE (r.tenant, r.txn, r.hop) = (h.tenant, h.txn, h.hop) AND r.kind IN ('hop.opened', 'hop.resumed') "
+            "ORDER BY r.seq DESC LIMIT 1) FROM hop h WHERE h.closed_at IS NULL AND h.opened_at < ? LIMIT ?"
+        )
+        return [RunningHop(*row) for row in await self._all(query, (before, limit))]
 
     async def idle_txns(self, before: str, limit: int = MAX_ROWS) -> list[tuple[str, str]]:
         """(tenant, txn) that are open, have no open hop and no record since ``before`` (RFC 3339)."""

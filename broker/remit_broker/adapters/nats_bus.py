@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from remit_broker.adapters.endings import Endings
 from remit_broker.adapters.releasing import Releasing
 from remit_broker.core.revocations import Entry, Revoked
 from remit_broker.ports import MAX_FRAMES, CallerCancelled, Parties, Recipient, Withdrawn, at_once
@@ -156,9 +157,11 @@ class _Listening:
 class NatsBus:
     """One replica on one tenant's account."""
 
-    def __init__(self, nc: Client, replica: str) -> None:
+    def __init__(self, nc: Client, replica: str, core: Client) -> None:
+        """``nc`` is a connection in the tenant's account, ``core`` one in the broker's own."""
         self.replica = replica
         self._nc = nc
+        self._endings = Endings(core, self._on_ended)
         self._open: dict[tuple[str, str, str], FrameQueue] = {}
         # Cancelled before their callee said that it had started: the word is passed on when it does.
         self._unwanted: OrderedDict[tuple[str, str, str], None] = OrderedDict()
@@ -171,6 +174,7 @@ class NatsBus:
 
     async def start(self) -> None:
         """Listen for the frames of callees and the wishes of callers: one subscription each for all hops of this replica."""
+        await self._endings.start()
         await self._nc.subscribe(f"ctl.*.{self.replica}.*.*", cb=self._on_control)
         await self._nc.subscribe(f"res.*.{self.replica}.*.*", cb=self._on_frame, pending_msgs_limit=-1)
 
@@ -228,6 +232,16 @@ class NatsBus:
         # (test_a_hop_that_opens_just_before_its_grant_is_revoked_is_cancelled).
         if at[0] in self._suspect:
             self.on_suspect(at[0])
+        if at in self._endings:
+            self._on_ended(at)
+
+    def _on_ended(self, at: tuple[str, str]) -> None:
+        if (running := self._running.get(at)) is not None:
+            running[1].withdraw("it was closed", "close.by-another")
+
+    async def ended(self, tenant: str, txn: str, hop: str) -> None:
+        """Say to every replica that a hop has ended which another one may run."""
+        await self._endings.say(tenant, txn, hop)
 
     def forget(self, parties: Parties, at: tuple[str, str]) -> None:
         """Nobody listens to that hop any more."""

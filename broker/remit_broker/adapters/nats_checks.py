@@ -26,6 +26,7 @@ ACCOUNTS: Final = {"core": CORE_ACCOUNT, "bus": BUS_ACCOUNT, "auth": AUTH_ACCOUN
 NO_JETSTREAM: Final = (10039, 10076)
 """Not for this account; not on this server."""
 PROBE_SECONDS: Final = 4.0
+PROBES: Final = 6
 PRINT: Final = "compare its nats.conf with what `remit init DIR --nats-config` prints"
 
 
@@ -136,10 +137,14 @@ async def require_callout(url: str, keys: KeyFiles, said: Callable[[], str | Non
 
     ``said`` is what this process's own callout told of the probe: None (not asked), "" (let in) or why not.
     """
-    verdict = await probe(url, keys)
-    if verdict is None:
-        return
-    own = said()
+    verdict, own = None, None
+    for _ in range(PROBES):
+        verdict = await probe(url, keys)
+        if verdict is None:
+            return
+        if (own := said()) is not None:
+            break
+        # Of several who answer, one that is frozen may have been asked: another one will be.
     if own == "":
         raise ConfigError(
             f"the NATS server does not take the callout's answer: {verdict}",

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import secrets
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from nats.errors import Error as NatsError
@@ -21,6 +21,7 @@ from nats.js.errors import BucketNotFoundError
 from nats.js.kv import KV_DEL, KV_PURGE, KeyValue, StopIterSentinel
 
 from remit_broker.adapters.tasks import ended
+from remit_broker.core.presence import Beat, Presence
 from remit_broker.core.revocations import Entry, Revoked
 from remit_broker.ports import Clock
 from remit_schemas.errors import Code, Refusal, refusal
@@ -42,20 +43,17 @@ Fault = Callable[[str, BaseException], None]
 Heard = Callable[[Entry], None]
 
 
-class _Beat(msgspec.Struct, frozen=True):
-    """``at`` is the sender's monotonic clock, which means something to the sender only."""
-
-    by: str
-    at: float
-
-
 class KvRevocations:
     """One replica's mirror. ``heard`` is told of each entry when it is first seen; it must not wait."""
 
-    def __init__(self, clock: Clock, fault: Fault) -> None:
+    def __init__(self, clock: Clock, fault: Fault, replica: str = "") -> None:
+        """``replica`` is how the heartbeats name this one; drawn where nobody needs to know."""
         self._clock, self._fault = clock, fault
         self._revoked = Revoked()
-        self._me = secrets.token_hex(8)
+        self._me = replica or secrets.token_hex(8)
+        self.presence = Presence(self._me, SILENCE)
+        self.about: Callable[[], dict[str, Any]] = dict
+        """What the heartbeats say of this replica."""
         self._beaten = float("-inf")
         self._seen_seq = self._revision = 0
         self._seen = asyncio.Condition()
@@ -77,7 +75,11 @@ class KvRevocations:
             await self._seen.wait_for(lambda: self.fresh)
 
     async def stop(self) -> None:
-        """Stop mirroring; what is asked from now on is answered until the silence is noticed."""
+        """Say goodbye and stop mirroring; what is asked from now on is answered until the silence is noticed."""
+        with contextlib.suppress(Exception):
+            if self._kv is not None and self.fresh:
+                async with asyncio.timeout(1):
+                    await self._kv.put(HEARTBEAT, msgspec.json.encode(Beat(self._me, 0, bye=True)))
         await ended(*self.tasks)
 
     def on_entry(self, heard: Heard) -> None:
@@ -146,7 +148,7 @@ class KvRevocations:
     async def _beat(self) -> None:
         while True:
             try:
-                beat = _Beat(self._me, self._clock.monotonic())
+                beat = Beat(self._me, self._clock.monotonic(), self.about())
                 # What counts comes through the watch: for an answer that is lost, the next beat does not wait
                 # (test_a_heartbeat_whose_answer_is_lost_silences_nobody).
                 async with asyncio.timeout(BEAT_SECONDS):
@@ -181,9 +183,10 @@ class KvRevocations:
 
     async def _take(self, key: str, value: bytes | None, seq: int) -> None:
         if key == HEARTBEAT and value is not None:
-            beat = msgspec.json.decode(value, type=_Beat)
+            beat = msgspec.json.decode(value, type=Beat)
             if beat.by == self._me:
                 self._beaten = max(self._beaten, beat.at)
+            self.presence.hear(beat, self._clock.monotonic())
         elif key == GRANT and value is not None and seq > self._last_grant:
             self._last_grant = seq
             if (jti := parse_jti(value.decode(errors="replace"))) is not None:

@@ -8,7 +8,8 @@ import signal
 import time
 
 FAILPOINT = "REMIT_FAILPOINT"
-"""Environment variable naming the point at which this process kills itself; empty in every real deployment."""
+"""Environment variable naming the point at which this process kills itself (``open``) or, once, freezes (``open:stop``); empty
+in every real deployment."""
 
 
 class SystemClock:
@@ -36,12 +37,15 @@ class RandomIds:
 
 
 class Failpoints:
-    """Kills the process with SIGKILL at one named point: a crash test's stand-in for pulling the plug there."""
+    """Ends the process with SIGKILL, or freezes it with SIGSTOP, at one named point: a crash test's stand-in for what happens there."""
 
     def __init__(self, point: str | None = None) -> None:
-        self._point = os.environ.get(FAILPOINT, "") if point is None else point
+        given = os.environ.get(FAILPOINT, "") if point is None else point
+        self._point, _, how = given.partition(":")
+        self._signal = signal.SIGSTOP if how == "stop" else signal.SIGKILL
 
     def hit(self, name: str) -> None:
-        """Die here, if this is the point."""
+        """Die or freeze here, if this is the point."""
         if name == self._point:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self._point = ""
+            os.kill(os.getpid(), self._signal)

@@ -169,3 +169,5 @@ async def _abandon(hop: str, ports: Ports, turn: Turn, why: tuple[str, Outcome])
     record = abandoned(fold, hop, ports, *why)
     if not isinstance(await turn.append(record, None), LostRace):
         ports.observer.swept(fold.nodes[hop], record, fold.user)
+        # INVARIANT: whoever runs it hears of it, wherever it runs (test_what_an_ancestor_ends_is_told_to_a_callee_at_another_replica).
+        await ports.bus.ended(fold.tenant, fold.txn, hop)

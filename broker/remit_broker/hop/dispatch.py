@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from remit_broker.core.times import seconds_of
 from remit_broker.hop.authorize import authorize
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.inspect_result import release
@@ -24,6 +25,8 @@ from remit_schemas.envelope import (
 from remit_schemas.errors import Code, Effect, Refusal, refusal
 from remit_schemas.names import is_connection
 
+LAG = 2.0
+"""Seconds from the beginning of the opening to the dispatch after which the ledger is asked again."""
 MAX_BEFORE_END = 4 * 1024 * 1024
 """Bytes of all output of one hop before its end: each frame is read, searched and judged, which the other hops wait for."""
 
@@ -53,6 +56,7 @@ async def dispatch(hop: Hop, ports: Ports) -> Hop:
             parts=ports.room.largest if hop.request.parts else 0,
             window=hop.request.window,
         )
+        await _still_open(hop, ports)
         # INVARIANT: what was revoked after the opening is not sent (test_what_is_revoked_between_opening_and_dispatch_is_not_sent).
         nothing_stops(hop, ports)
         await ports.bus.dispatch(hop.resource, aim.callee, call)
@@ -75,6 +79,27 @@ async def _same_world(hop: Hop, ports: Ports) -> None:
             Code.POLICY_DENIED, "policy or the target's definition changed while this call was opening",
             rule="dispatch.epoch", ask="repeat the call",
         )  # fmt: skip
+
+
+async def _still_open(hop: Hop, ports: Ports) -> None:
+    """Where time was lost since the opening, the ledger is asked whether the hop is open still. Refuses CANCELLED, or as the ledger.
+
+    INVARIANT: a replica that was frozen between opening and dispatch causes nothing later than others believe. They close its
+    hops once it has been silent *and* the newest grant has expired; when it goes on, it finds them closed here
+    (test_a_replica_that_was_frozen_before_its_dispatch_sends_nothing_when_it_goes_on). If it is frozen again right after this
+    look, what it sends then carries a grant that has expired, which the callee refuses
+    (test_a_hostile_dispatch_never_runs_the_skill).
+    """
+    began, at = hop.began, seconds_of(hop.intent.at)
+    # The wall clock too: the monotonic one stands still while a machine sleeps. If it jumps, one look more does no harm.
+    while max(ports.clock.monotonic() - began, ports.clock.now() - at) > LAG:
+        began, at = ports.clock.monotonic(), ports.clock.now()
+        fold = await ports.ledger.newest(hop.intent.tenant, hop.intent.txn)
+        if not fold.is_open(hop.id):
+            raise refusal(
+                Code.CANCELLED, "the call was closed before it could be sent: its broker had been silent for too long",
+                rule="dispatch.closed", ask="call again", retry_after=1.0,
+            )  # fmt: skip
 
 
 async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:

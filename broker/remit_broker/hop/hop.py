@@ -86,6 +86,7 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     opened: HopOpened | None = None
     token: str = ""
     reserved: Reservation = Reservation()
+    began: float = 0.0
     # dispatch
     final: Result | Error | None = None
     # inspect result

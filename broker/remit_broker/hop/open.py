@@ -22,7 +22,7 @@ async def open_(hop: Hop, ports: Ports, turn: Turn) -> Hop | LostRace:
 
     The grant names the record's hash and is signed before the append, but nobody gets it before the ack.
     """
-    fold = turn.fold
+    fold, began = turn.fold, ports.clock.monotonic()
     if ports.clock.monotonic() >= hop.mono_deadline:
         raise refusal(
             Code.DEADLINE_EXCEEDED, "the deadline passed before the call could be opened", rule="open.deadline",
@@ -51,7 +51,7 @@ async def open_(hop: Hop, ports: Ports, turn: Turn) -> Hop | LostRace:
     if isinstance(appended, LostRace):
         ports.accounts.settle(reserved, ZERO)
         return appended
-    return hop.with_(opened=record, token=token, fold=appended, reserved=reserved)
+    return hop.with_(opened=record, token=token, fold=appended, reserved=reserved, began=began)
 
 
 def whose(hop: Hop) -> Whose:

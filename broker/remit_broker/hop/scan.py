@@ -29,6 +29,27 @@ async def close_orphans(overdue: Iterable[tuple[str, str, str]], ports: Ports) -
     return closed
 
 
+async def close_abandoned(silent: Iterable[tuple[str, str, str]], grace: float, ports: Ports) -> int:
+    """Close each ``(tenant, txn, hop)`` whose replica is silent, once its newest grant expired ``grace`` seconds ago. How many.
+
+    INVARIANT: silence alone closes nothing: until its grant has expired, a replica that is only frozen could still have the work
+    done (test_a_hop_of_a_silent_replica_is_closed_only_after_its_grant).
+    """
+    closed = 0
+    for tenant, txn, hop in silent:
+        try:
+            fold = await ports.ledger.newest(tenant, txn)
+            if not fold.is_open(hop) or fold.nodes[hop].exp + grace > ports.clock.now():
+                continue
+            async with ports.ledger.turn(tenant, txn) as turn:
+                if turn.fold.is_open(hop) and turn.fold.nodes[hop].exp + grace <= ports.clock.now():
+                    await sweep(hop, ports, turn, "its replica fell silent")
+                    closed += 1
+        except Exception as error:
+            ports.observer.fault("scan", error)
+    return closed
+
+
 async def close_expired(expired: Iterable[tuple[str, str]], ports: Ports) -> None:
     """Close each ``(tenant, txn)`` whose root grant has expired."""
     for tenant, txn in expired:
