@@ -9,7 +9,8 @@ import sys
 import time
 
 from tests.simulation.bugs import BUGS
-from tests.simulation.many import Outcome, Total, replay, run_many
+from tests.simulation.many import Total, replay, run_many
+from tests.simulation.run import Outcome
 
 SHOWN: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("txns", ("txn.opened",)), ("hops", ("hop.opened",)), ("dispatches", ("dispatches",)), ("results released", ("releases",)),

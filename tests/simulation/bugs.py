@@ -13,11 +13,11 @@ from typing import Any, Final
 import msgspec
 
 import remit.serve
-from remit_broker.adapters import kv_accounts, ledger_memory, nats_bus, refusal_stream, revocations, sqlite_index
 from remit_broker.adapters import jetstream_ledger as ledger
+from remit_broker.adapters import kv_accounts, ledger_memory, nats_bus, refusal_stream, revocations, sqlite_index
 from remit_broker.adapters.index_queries import IndexQueries, OpenHop
-from remit_broker.adapters.jetstream import IN_FLIGHT, Ack
-from remit_broker.core import fold, tree
+from remit_broker.adapters.jetstream import IN_FLIGHT, Ack, Message
+from remit_broker.core import accounts, fold, tree
 from remit_broker.core.accounts import Account
 from remit_broker.hop import close, dispatch, pipeline, txn, verify
 from remit_broker.hop import open as opening
@@ -86,7 +86,12 @@ def in_flight_counts_as_lost_without_reading(stack: ExitStack) -> None:
     before = ledger.JetStreamLedger._insist
 
     async def insist(self: Any, shot: Any, stored: Any) -> Any:
-        if stored is not None and stored.ack.error is not None and stored.ack.error.err_code == IN_FLIGHT and shot.known:
+        if (
+            stored is not None
+            and stored.ack.error is not None
+            and stored.ack.error.err_code == IN_FLIGHT
+            and shot.known
+        ):
             return LostRace(shot.known.fold)
         return await before(self, shot, stored)
 
@@ -119,7 +124,7 @@ def what_was_acknowledged_is_never_read_back(stack: ExitStack) -> None:
 @bug
 def sequences_that_go_backwards_are_accepted(stack: ExitStack) -> None:
     def acknowledged(self: Any, shot: Any, stored: Any) -> None:
-        self._memory.high = ledger_memory.Message(stored.ack.seq, shot.subject, shot.ready.payload)
+        self._memory.high = Message(stored.ack.seq, shot.subject, shot.ready.payload)
 
     put(stack, ledger.JetStreamLedger, "_acknowledged", acknowledged)
     for name in ("check_log", "check_known", "check_message"):
@@ -174,7 +179,7 @@ def a_call_is_reserved_after_it_is_opened(stack: ExitStack) -> None:
     before = opening.open_
 
     async def open_(hop: Any, ports: Any, turn: Any) -> Any:
-        accounts = ports.accounts
+        shared = ports.accounts
 
         class Later:
             async def reserve(self, *_: Any) -> Any:
@@ -186,7 +191,7 @@ def a_call_is_reserved_after_it_is_opened(stack: ExitStack) -> None:
         opened = await before(hop, msgspec.structs.replace(ports, accounts=Later()), turn)
         if isinstance(opened, LostRace):
             return opened
-        return opened.with_(reserved=await accounts.reserve(opening.whose(opened), opening.own_hold(opened)))
+        return opened.with_(reserved=await shared.reserve(opening.whose(opened), opening.own_hold(opened)))
 
     put(stack, pipeline, "open_", open_)
 
@@ -198,7 +203,7 @@ def a_reservation_is_never_settled(stack: ExitStack) -> None:
 
 @bug
 def what_was_spent_goes_back_with_the_lease(stack: ExitStack) -> None:
-    before = kv_accounts.give_back
+    before = accounts.give_back
 
     def give_back(account: Account, who: str, part: Any) -> Account:
         after = before(account, who, part)
@@ -209,7 +214,7 @@ def what_was_spent_goes_back_with_the_lease(stack: ExitStack) -> None:
 
 @bug
 def a_lease_is_given_back_twice(stack: ExitStack) -> None:
-    before = kv_accounts.give_back
+    before = accounts.give_back
 
     def give_back(account: Account, who: str, part: Any) -> Account:
         after = before(account, who, part)
@@ -386,4 +391,3 @@ def the_index_moves_on_before_it_has_written(stack: ExitStack) -> None:
             raise
 
     put(stack, sqlite_index.SqliteIndex, "add", add)
-

@@ -186,7 +186,9 @@ class Checks:
         if self.timely and record["outcome"] == "unknown" and record["rule"] == "close.abandoned":
             early = self.stored[self._opened[hop]][1]["deadline"] / 1000 + self.grace - EPOCH - self.loop.now
             if early > 0.05:
-                self.broken("scan.early", hop, f"it was closed {early:.2f} s before its deadline and the grace were over")
+                self.broken(
+                    "scan.early", hop, f"it was closed {early:.2f} s before its deadline and the grace were over"
+                )
         if hop in self._working and record["rule"] in STOPPED:
             self._stop_by[hop] = self.loop.now + 1.0
 
@@ -210,7 +212,9 @@ class Checks:
                 self._closed.pop(record["hop"], None)
         self.checker = Checker(self.caps)
         for _, record in self.stored.values():
-            self.checker._books.setdefault((record["tenant"], record["txn"]), Books((record["tenant"], record["txn"]))).add(record)
+            self.checker._books.setdefault(
+                (record["tenant"], record["txn"]), Books((record["tenant"], record["txn"]))
+            ).add(record)
         self._found = len(self.checker.violations)
 
     def knows(self, process: Process | None, seq: int) -> None:
@@ -264,9 +268,18 @@ class Checks:
         if kind == "result" and hop:
             self.totals["releases"] += 1
             seq = self._closed.get(hop, -1)
-            if process is not None and seq not in self._knows.get(process, ()) and hop not in self._lost_hops and self.strict:
-                self.broken("result.without-ack", hop, f"a result was released that {process.name} could not know to be closed")
-        self.say(kind, hop, frame.get("error", {}).get("code", "") if kind == "error" else "", "to", subject.split(".")[0])
+            if (
+                process is not None
+                and seq not in self._knows.get(process, ())
+                and hop not in self._lost_hops
+                and self.strict
+            ):
+                self.broken(
+                    "result.without-ack", hop, f"a result was released that {process.name} could not know to be closed"
+                )
+        self.say(
+            kind, hop, frame.get("error", {}).get("code", "") if kind == "error" else "", "to", subject.split(".")[0]
+        )
         if self.strict and (hop or kind == "error"):
             self.checker.event(
                 {"what": "heard", "at": self.loop.now, "frame": frame, "call": subject, "txn": txn, "hop": hop or None}
@@ -323,7 +336,9 @@ class Checks:
                 continue
             if self.disturbed.get(who, -1e9) + SLACK > self.loop.now:
                 continue  # it stood still with the message in its hands
-            self.broken("use.after-revoke", call.hop, f"{what} was revoked {self.loop.now - since:.2f} s before, {who} sent it")
+            self.broken(
+                "use.after-revoke", call.hop, f"{what} was revoked {self.loop.now - since:.2f} s before, {who} sent it"
+            )
 
     # At the end
 

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tests.simulation.loop import SimulatedLoop
-from tests.simulation.nats_server import SERVER, NatsServer, Peer, header, matches
+from tests.simulation.nats_server import NatsServer, Peer, header, matches
+from tests.simulation.network import SERVER
 
 WRONG_LAST = 10071
 IN_FLIGHT = 10164
@@ -130,7 +131,9 @@ class Stream:
         if not self._expected(proposal):
             return
         limit = self.config.get("max_bytes", -1)
-        if self.config.get("discard") == "new" and 0 < limit < self.bytes + _size(proposal.subject, proposal.headers, proposal.data):
+        if self.config.get("discard") == "new" and 0 < limit < self.bytes + _size(
+            proposal.subject, proposal.headers, proposal.data
+        ):
             self.owner.refuse(self, proposal, FULL, "maximum bytes exceeded")
             return
         seq = self.store(proposal)
@@ -172,9 +175,7 @@ class Stream:
         self.term += 1
         survivors = self.owner.rng.randint(0, len(self.under_way))
         self.owner.counts["dropped proposals"] += len(self.under_way) - survivors
-        self.under_way = deque(
-            proposal._replace(reply="") for proposal in list(self.under_way)[:survivors]
-        )
+        self.under_way = deque(proposal._replace(reply="") for proposal in list(self.under_way)[:survivors])
 
     def lead_again(self) -> None:
         """Another leader: it commits what survived, then takes new messages."""
@@ -265,7 +266,9 @@ class Consumer:
         messages = self.stream.messages
         if self.next > self.stream.last_seq:
             return 0
-        return sum(1 for seq in range(self.next, self.stream.last_seq + 1) if seq in messages and self._wanted(messages[seq]))
+        return sum(
+            1 for seq in range(self.next, self.stream.last_seq + 1) if seq in messages and self._wanted(messages[seq])
+        )
 
     def _peek(self) -> Kept | None:
         messages, last = self.stream.messages, self.stream.last_seq
@@ -454,14 +457,19 @@ class JetStreams:
             self._asking = peer
             answer = self._answer(words, json.loads(data) if data else {}, reply)
         except Wrong as wrong:
-            answer = {"type": "error", "error": {"code": wrong.status, "err_code": wrong.code, "description": wrong.text}}
+            answer = {
+                "type": "error",
+                "error": {"code": wrong.status, "err_code": wrong.code, "description": wrong.text},
+            }
         except Silent:
             return True
         except Absent:
             return False
         if answer is not None and reply:
             body = json.dumps(answer).encode()
-            self.loop.call_later(self.rng.expovariate(1.0) * 0.0001, self.send, reply, reply, "", b"", body, context=SERVER)
+            self.loop.call_later(
+                self.rng.expovariate(1.0) * 0.0001, self.send, reply, reply, "", b"", body, context=SERVER
+            )
         return True
 
     def _stream(self, name: str) -> Stream:
@@ -509,7 +517,8 @@ class JetStreams:
                 self._found(name, consumer).pull(body, reply)
                 return None
             case ["DIRECT", "GET", name, *subject]:
-                return self._direct(self._led(name), {"last_by_subj": ".".join(subject)} if subject else body, reply)
+                self._direct(self._led(name), {"last_by_subj": ".".join(subject)} if subject else body, reply)
+                return None
             case ["INFO"]:
                 return {"type": "io.nats.jetstream.api.v1.account_info_response", "streams": len(self.streams)}
         raise Wrong(500, 10999, f"not simulated: {'.'.join(words)}")
@@ -555,7 +564,10 @@ class JetStreams:
             start = int(body.get("seq") or 1)
             if "*" not in pattern and ">" not in pattern:
                 return next((stream.messages[seq] for seq in stream.of_subject.get(subject, ()) if seq >= start), None)
-            return next((k for seq, k in stream.messages.items() if seq >= start and matches(pattern, k.subject.split("."))), None)
+            return next(
+                (k for seq, k in stream.messages.items() if seq >= start and matches(pattern, k.subject.split("."))),
+                None,
+            )
         return stream.messages.get(int(body["seq"]))
 
     def _direct(self, stream: Stream, body: dict[str, Any], reply: str) -> None:
@@ -616,7 +628,7 @@ class JetStreams:
         return lost
 
 
-class Wrong(Exception):
+class Wrong(Exception):  # noqa: N818 - an answer, not a fault
     """An error answer of the API."""
 
     def __init__(self, status: int, code: int, text: str) -> None:
@@ -624,11 +636,11 @@ class Wrong(Exception):
         self.status, self.code, self.text = status, code, text
 
 
-class Silent(Exception):
+class Silent(Exception):  # noqa: N818
     """No answer at all."""
 
 
-class Absent(Exception):
+class Absent(Exception):  # noqa: N818
     """Nobody listens."""
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Deadlock(RuntimeError):
+class Deadlock(RuntimeError):  # noqa: N818
     """Nothing is ready and no timer runs."""
 
 
@@ -68,7 +68,7 @@ class Process:
 PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
 
 
-class SimTask(asyncio.Task):  # type: ignore[type-arg]
+class SimTask(asyncio.Task):
     """A task whose place in a set depends on when it was made, not on where it lies in memory."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -81,7 +81,7 @@ class SimTask(asyncio.Task):  # type: ignore[type-arg]
         return self._number
 
 
-class SimFuture(asyncio.Future):  # type: ignore[type-arg]
+class SimFuture(asyncio.Future):
     """A future, likewise."""
 
     def __init__(self, *, loop: SimulatedLoop) -> None:
@@ -215,7 +215,6 @@ class SimulatedLoop(asyncio.base_events.BaseEventLoop):
         if self.dial is None:
             raise ConnectionRefusedError("there is no network in this simulation")
         return await self.dial(protocol_factory, host, port)
-
 
     def close(self) -> None:
         # Without a callback left, what is never finished can be collected.

@@ -20,6 +20,7 @@ from tests.simulation.scene import TOWNS, Scene, scene
 BATCH = 25
 """Runs that start from one scene; then another one is set up, in a fresh worker's memory."""
 
+
 class Total(NamedTuple):
     """What many runs amount to."""
 
@@ -102,7 +103,9 @@ def batches(seeds: Iterable[int], size: int = BATCH) -> Iterator[tuple[int, list
     yield from waiting.items()
 
 
-def run_many(seeds: Iterable[int], jobs: int, heard: Callable[[Outcome], bool], *, bug: str = "", size: int = BATCH) -> Total:
+def run_many(
+    seeds: Iterable[int], jobs: int, heard: Callable[[Outcome], bool], *, bug: str = "", size: int = BATCH
+) -> Total:
     """Play all of ``seeds`` on ``jobs`` cores; ``heard`` is told of each and says whether to go on."""
     total = Total(0, 0.0, collections.Counter(), [])
     todo = batches(seeds, size)

@@ -21,7 +21,8 @@ NO_RESPONDERS: Final = b"NATS/1.0 503\r\n\r\n"
 Who = tuple[str, str]
 """(account, user) of a connection."""
 
-class Unanswered(Exception):
+
+class Unanswered(Exception):  # noqa: N818
     """Nobody is there to say who a connection is: the server waits, and gives up."""
 
 
@@ -242,7 +243,9 @@ class NatsServer:
         """Who is connected, and ending a connection."""
         answer: dict[str, Any] = {"server": {"id": self.id}, "data": {}}
         if subject == "$SYS.REQ.SERVER.PING.CONNZ":
-            names = {peer.cid: peer.who[1] for peer in self.peers.values() if peer.who is not None and peer.who[0] == "BUS"}
+            names = {
+                peer.cid: peer.who[1] for peer in self.peers.values() if peer.who is not None and peer.who[0] == "BUS"
+            }
             answer["data"]["connections"] = [{"cid": cid, "authorized_user": name} for cid, name in names.items()]
         elif subject.endswith(".KICK"):
             peer = self.peers.get(json.loads(data)["cid"])

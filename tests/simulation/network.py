@@ -153,7 +153,11 @@ class Wire:
         if self.open:
             self.open = False
             self._forget()
-            at = max(self._up_at, self._loop.now + self.network.delay()) if self.network.rng.random() < 0.5 else self._loop.now
+            at = (
+                max(self._up_at, self._loop.now + self.network.delay())
+                if self.network.rng.random() < 0.5
+                else self._loop.now
+            )
             self._loop.call_at(at, self._end_remote, context=SERVER)
 
     def _forget(self) -> None:

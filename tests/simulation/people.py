@@ -46,13 +46,18 @@ def credentials(name: str) -> Credentials:
 @contextlib.contextmanager
 def known() -> Any:
     """While a run lasts, the credentials of every agent are known without a file."""
-    before = remit_agent.find_credentials, remit_agent.read_credentials
-    remit_agent.find_credentials = lambda name, where=None: Path(name)
-    remit_agent.read_credentials = lambda path, name: credentials(name)
+    changes: dict[str, Any] = {
+        "find_credentials": lambda name, where=None: Path(name),
+        "read_credentials": lambda path, name: credentials(name),
+    }
+    before = {name: getattr(remit_agent, name) for name in changes}
+    for name, value in changes.items():
+        setattr(remit_agent, name, value)
     try:
         yield
     finally:
-        remit_agent.find_credentials, remit_agent.read_credentials = before
+        for name, value in before.items():
+            setattr(remit_agent, name, value)
 
 
 class PersonProcess(Process):
@@ -187,21 +192,23 @@ class Raw:
 
     async def _begin(self, connection: str) -> None:
         prefix = inbox_prefix(self.name, connection)
-        while True:
+        options: dict[str, Any] = {
+            "name": connection, "nkeys_seed_str": seed_of(self.name), "inbox_prefix": prefix, "max_reconnect_attempts": -1,
+            "reconnect_time_wait": 0.1, "connect_timeout": 2, "error_cb": _quiet,
+        }  # fmt: skip
+        nc: Client | None = None
+        while nc is None:
             try:
-                nc = await nats.connect(
-                    URL, name=connection, nkeys_seed_str=seed_of(self.name), inbox_prefix=prefix, allow_reconnect=True,
-                    max_reconnect_attempts=-1, reconnect_time_wait=0.1, connect_timeout=2, error_cb=_quiet,
-                )  # type: ignore[arg-type]
-                break
+                nc = await nats.connect(URL, **options)
             except Exception:
                 await asyncio.sleep(0.3)
+        client = nc
         self.process.kept.append(nc)
         await nc.subscribe(f"{prefix}.>", cb=_ignore)
 
         async def heard(message: Msg) -> None:
             dispatch = msgspec.json.decode(message.data, type=Dispatch)
-            asyncio.get_running_loop().create_task(self._work(nc, connection, dispatch))
+            asyncio.get_running_loop().create_task(self._work(client, connection, dispatch))
 
         await nc.subscribe(f"svc.{self.kind}.{self.name}.>", queue=self.name, cb=heard)
 
@@ -226,7 +233,9 @@ class Raw:
                 await say(done)
                 await say(done)
             case "late":
-                await asyncio.sleep(max(0.0, dispatch.deadline / 1000 - 1_800_000_000 - asyncio.get_running_loop().time()) + 0.5)
+                await asyncio.sleep(
+                    max(0.0, dispatch.deadline / 1000 - 1_800_000_000 - asyncio.get_running_loop().time()) + 0.5
+                )
                 await say(done)
             case "absurd":
                 await say(Result(value={}, cost=Budget(MAX_INTEGER, MAX_INTEGER, MAX_INTEGER)))
@@ -235,7 +244,9 @@ class Raw:
             case "hang" | "silent":
                 pass
             case "raise":
-                await say(Error(error=ErrorBody(code=Code.INTERNAL, message="no", rule="plan", ask="", effect="unknown")))
+                await say(
+                    Error(error=ErrorBody(code=Code.INTERNAL, message="no", rule="plan", ask="", effect="unknown"))
+                )
             case "failed":
                 await say(Result(value={"content": []}, cost=cost, failed=True))
             case _:

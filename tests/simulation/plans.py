@@ -134,12 +134,17 @@ def _acts(rng: random.Random, seconds: float) -> list[Act]:
     if rng.random() < 0.1:
         acts.append(Act(at(), "revoke txn"))
     if rng.random() < 0.2:
-        kind, name = rng.choice((("agent", "leaf"), ("agent", "worker"), ("user", "ann"), ("tool", "mcp/tools/*"), ("tool", "agent/odd/*")))
+        kind, name = rng.choice(
+            (("agent", "leaf"), ("agent", "worker"), ("user", "ann"), ("tool", "mcp/tools/*"), ("tool", "agent/odd/*"))
+        )
         began = at(0.5)
         acts.append(Act(began, f"revoke {kind}", name))
         if rng.random() < 0.5:
             acts.append(Act(began + 0.5 + rng.random() * seconds, f"reinstate {kind}", name))
     if rng.random() < 0.07:
         began = at(0.7)
-        acts += [Act(began, "revoke all", "everything"), Act(began + 0.3 + rng.random() * 3, "reinstate all", "everything")]
+        acts += [
+            Act(began, "revoke all", "everything"),
+            Act(began + 0.3 + rng.random() * 3, "reinstate all", "everything"),
+        ]
     return sorted(acts)

@@ -39,7 +39,12 @@ _FILES = KeyFiles(
     "token",
     {name: nkey.seed_text(prefix, bytes([number]) * 32) for number, (name, prefix) in enumerate(NATS_SEEDS.items())},
 )
-ACCOUNTS = {_FILES.public("core"): "CORE", _FILES.public("bus"): "BUS", _FILES.public("sys"): "SYS", _FILES.public("auth"): "AUTH"}
+ACCOUNTS = {
+    _FILES.public("core"): "CORE",
+    _FILES.public("bus"): "BUS",
+    _FILES.public("sys"): "SYS",
+    _FILES.public("auth"): "AUTH",
+}
 
 
 @functools.cache

@@ -8,9 +8,6 @@ import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import msgspec
-from nats.errors import Error as NatsError
-
 from remit.errors import Refused, ToolFailed
 from remit_broker.core.revocations import Entry
 from remit_broker.core.times import rfc3339
@@ -19,7 +16,7 @@ from remit_schemas.budget import Budget
 from remit_schemas.errors import Refusal
 from remit_schemas.scope import Scope, parse_scope
 from tests.simulation.network import SERVER
-from tests.simulation.people import Person, PersonProcess, all_calls
+from tests.simulation.people import Person, PersonProcess, Raw, all_calls
 from tests.simulation.plans import Act, Plan, Story, story
 from tests.simulation.replicas import Replica
 from tests.simulation.scene import TOWNS, Scene
@@ -53,8 +50,8 @@ def play(seed: int, at: Scene) -> Outcome:
     error = ""
     try:
         at.loop.run_until_complete(run.all())
-    except Exception as fault:  # what ends a run is a finding too
-        error = repr(fault)
+    except Exception as end:  # what ends a run is a finding too
+        error = repr(end)
     checks = at.checks
     if error:
         checks.broken("run.ended", f"seed {seed}", error)
@@ -88,7 +85,9 @@ class Run:
         self._unkind()
         plays = [asyncio.ensure_future(self._txn(plan)) for plan in self.story.txns]
         acts = [asyncio.ensure_future(self._act(act)) for act in self.story.acts]
-        troubles = [asyncio.ensure_future(work()) for fault in sorted(self.story.faults) if (work := self._trouble(fault))]
+        troubles = [
+            asyncio.ensure_future(work()) for fault in sorted(self.story.faults) if (work := self._trouble(fault))
+        ]
         await asyncio.sleep(self.story.seconds)
         await asyncio.wait([*plays, *acts], timeout=20)
         for task in troubles:
@@ -162,7 +161,11 @@ class Run:
             return
         name = act.about
         entry = Entry(
-            kind=what, name=name, who="op", at=rfc3339(wall()), state="revoked" if verb == "revoke" else "reinstated"  # type: ignore[arg-type]
+            kind=what,  # type: ignore[arg-type]
+            name=name,
+            who="op",
+            at=rfc3339(wall()),
+            state="revoked" if verb == "revoke" else "reinstated",
         )
         # A pattern of tools is only watched as the one resource that the plans use.
         watched = what, {"mcp/tools/*": "mcp/tools/read", "agent/odd/*": "agent/odd/do"}.get(name, name)
@@ -326,7 +329,8 @@ class Run:
     async def _callees(self) -> None:
         for _ in range(self.rng.choice((1, 2))):
             await self._pause()
-            person = self.rng.choice([*self.at.agents.values(), *self.at.odd.values()])
+            people: list[Person | Raw] = [*self.at.agents.values(), *self.at.odd.values()]
+            person = self.rng.choice(people)
             self._died("callee crashed")
             person.process.die()
             await asyncio.sleep(self.rng.choice((0.02, 0.3, 1.0)))
@@ -375,7 +379,8 @@ class Run:
             self._thaw(replica.process)
             if not replica.process.alive:
                 replica.start()
-        for person in (*at.agents.values(), *at.callers.values(), *at.odd.values()):
+        people: list[Person | Raw] = [*at.agents.values(), *at.callers.values(), *at.odd.values()]
+        for person in people:
             person.process.skew = 0.0
             if not person.process.alive:
                 person.start()
@@ -391,7 +396,11 @@ class Run:
 
     async def _settle(self) -> None:
         at, checks = self.at, self.at.checks
-        halted = [replica for replica in at.replicas if replica.broker is not None and replica.ready and replica.broker.ledger.halted]
+        halted = [
+            replica
+            for replica in at.replicas
+            if replica.broker is not None and replica.ready and replica.broker.ledger.halted
+        ]
         if halted and not at.halt_allowed:
             checks.broken("ledger.halted", halted[0].name, str(halted[0].broker.ledger.halted))  # type: ignore[union-attr]
         if at.halt_allowed:
@@ -432,7 +441,9 @@ class Run:
             for txn, spent in db.execute("SELECT txn, spent_calls FROM txn").fetchall():
                 root = self.at.checks.books(("default", txn)).root
                 if root is None or root.spent["calls"] != spent:
-                    self.at.checks.broken("index.differs", txn, f"it says {spent} calls, the ledger {root and root.spent}")
+                    self.at.checks.broken(
+                        "index.differs", txn, f"it says {spent} calls, the ledger {root and root.spent}"
+                    )
 
     async def _folds(self) -> None:
         """What each replica makes of each txn is what its records say."""
@@ -445,7 +456,14 @@ class Run:
 
     async def _accounts(self) -> None:
         """When nothing runs, nothing is held; unless its replica died with it, which counts as spent until the window ends."""
-        if not self.at.town.caps or self.story.faults & {"crashes", "freezes", "partitions", "restarts", "cuts", "leader changes"}:
+        if not self.at.town.caps or self.story.faults & {
+            "crashes",
+            "freezes",
+            "partitions",
+            "restarts",
+            "cuts",
+            "leader changes",
+        }:
             return
         await asyncio.sleep(4.0)
         for replica in self.at.serving():
@@ -454,14 +472,16 @@ class Run:
             await asyncio.wait({task}, timeout=10)
             for row in task.result() if task.done() and task.exception() is None else ():
                 if any(row["held"].values()):
-                    self.at.checks.broken("account.held", f"{row['kind']} {row['name']}", f"{row['held']} is held by nobody")
+                    self.at.checks.broken(
+                        "account.held", f"{row['kind']} {row['name']}", f"{row['held']} is held by nobody"
+                    )
 
     async def _probe(self) -> None:
         """The system works again."""
         if self.at.town.caps:
             return
         plan: Plan = {
-            "user": "eve", "budget": [1000, 1000, 10], "ttl": 60, "scope": ["agent/**"], "max_depth": 4, "close": None,
+            "user": "eve", "budget": [1000, 1000, 40], "ttl": 60, "scope": ["agent/**"], "max_depth": 4, "close": None,
             "calls": [{"to": "agent/leaf/do", "plan": {}, "ttl": 5.0, "budget": [10, 10, 1]}], "together": False,
         }  # fmt: skip
         opened = None
@@ -477,14 +497,12 @@ class Run:
             async with desk.agent.task(opened.grant) as task:  # type: ignore[union-attr]
                 return await all_calls(task, plan["calls"])
 
+        said: Any = "nothing"
         for _ in range(12):
             asking = desk.process.run(ask())
             await asyncio.wait({asking}, timeout=15)
-            if asking.done() and asking.exception() is None and asking.result() == ["value"]:
+            said = asking.exception() or asking.result() if asking.done() else "nothing"
+            if said == ["value"]:
                 return
             await asyncio.sleep(2.0)
-        said = asking.exception() or asking.result() if asking.done() else "nothing"
         self.at.checks.broken("calm.call", "probe", f"a call does not work when all is calm: {said}")
-
-
-__all__ = ["NatsError", "Outcome", "msgspec", "play", "town_of"]

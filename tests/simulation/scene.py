@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from nats.errors import Error as NatsError
 
+from remit_broker.adapters.errors import ConfigError
+from remit_broker.adapters.jetstream import ApiError, Unreachable
 from remit_broker.config import BusConfig, Config, LimitsConfig
 from remit_broker.core.registry import Attachment, Definition
 from remit_broker.edges.callout import Admitted, Refused
@@ -35,13 +37,16 @@ _UNCERTAIN = (Code.LEDGER_UNAVAILABLE, Code.GRANT_CLOSED)
 """Refusals that a replica may meet in its own work when the ledger is away, or another was first."""
 
 
+NO_CAPS: Final[Mapping[str, Any]] = {}
+
+
 class Town(NamedTuple):
     """A configuration that runs start from. ``caps`` are as in remit.toml, of a day."""
 
     name: str
     replicas: int
     clustered: bool
-    caps: dict[str, dict[str, dict[str, str]]] = {}
+    caps: Mapping[str, Any] = NO_CAPS
     grace: float = 2.0
 
 
@@ -81,7 +86,10 @@ class Scene:
         self.faulted: list[tuple[str, str, BaseException]] = []
         self.halt_allowed = False
         config = Config(
-            bus=BusConfig(url=URL), limits=LimitsConfig(orphan_grace=town.grace, drain=3.0), caps=town.caps, issuer=_issuer()
+            bus=BusConfig(url=URL),
+            limits=LimitsConfig(orphan_grace=town.grace, drain=3.0),
+            caps=dict(town.caps),
+            issuer=_issuer(),
         )
         self.replicas = [Replica(f"r{n}", Disk(self.rng), config, self._fault) for n in range(town.replicas)]
         self.agents = {name: Person(name, self.checks.told) for name in AGENTS}
@@ -132,9 +140,9 @@ class Scene:
         self.checks.say("fault", who, where, repr(error)[:200], said[:200])
         self.checks.totals[f"fault {where}"] += 1
         uncertain = isinstance(error, Refusal) and error.body.code in _UNCERTAIN
-        if not uncertain and not isinstance(error, NatsError | TimeoutError | OSError) and "onfig" not in type(error).__name__:
-            if type(error).__name__ not in ("Unreachable", "ApiError", "ServiceError"):
-                self.checks.broken("fault", f"{who} {where}", f"{error!r} {said}")
+        expected = NatsError | TimeoutError | OSError | Unreachable | ApiError | ConfigError
+        if not uncertain and not isinstance(error, expected):
+            self.checks.broken("fault", f"{who} {where}", f"{error!r} {said}")
 
     # Setting up
 
@@ -146,8 +154,7 @@ class Scene:
             "retention": "limits", "max_age": 0, "max_consumers": -1, "max_msgs": -1, "max_msg_size": -1,
         })  # fmt: skip
         for name in (*AGENTS, *CALLERS, *self.odd):
-            kind = "mcp" if name == "tools" else "agent"
-            self._put(f"principal.{name}", principal(name, kind))
+            self._put(f"principal.{name}", principal(name, "mcp" if name == "tools" else "agent"))
         for name, kind, op in (("odd", "agent", "do"), ("tools", "mcp", "read")):
             definitions = (Definition(op=op, input_schema={"type": "object"}),)
             self._put(f"attachment.{name}", Attachment(name=name, kind=kind, definitions=definitions))  # type: ignore[arg-type]
