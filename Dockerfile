@@ -15,11 +15,11 @@ RUN /opt/remit/bin/pip install --no-cache-dir --no-deps --no-build-isolation ./a
 
 FROM ${PYTHON_IMAGE}
 COPY --from=build /opt/remit /opt/remit
-COPY deploy/prepare.py /opt/remit/share/prepare.py
+COPY deploy/prepare.py deploy/probe.py /opt/remit/share/
 ENV PATH=/opt/remit/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # A new named volume takes its owner from the folder it is mounted on.
 RUN useradd --system --uid 10001 --user-group remit \
- && install -d -o remit -g remit -m 0700 /var/lib/remit /var/lib/nats \
+ && install -d -o remit -g remit -m 0700 /var/lib/remit /var/lib/remit/1 /var/lib/remit/2 /var/lib/nats \
  && install -d -o remit -g remit -m 0755 /etc/nats
 USER remit
 WORKDIR /var/lib/remit

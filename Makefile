@@ -6,7 +6,10 @@ TESTS ?= tests
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test guards simulate simulate-long simulate-bugs demo bench format lock clean
+MINUTES ?= 5
+SEED ?=
+
+.PHONY: help setup check test guards chaos simulate simulate-long simulate-bugs demo bench format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +37,9 @@ simulate-long: setup ## many, on all cores (SEEDS=100000)
 
 simulate-bugs: setup ## find every bug that can be planted, each within SEEDS=10000 runs
 	$(BIN)/python -m tests.simulation --bugs --seeds $(or $(SEEDS),10000) $(ARGS)
+
+chaos: setup ## kill, freeze and cut off real processes under load, then check every promise (MINUTES=30 SEED=… ARGS='--only cluster')
+	$(BIN)/python -m tests.chaos.run --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 demo: setup ## a task through three agents and a real MCP server, refusals, and the proof of it
 	$(BIN)/remit demo $(ARGS)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from remit.again import Again
 from remit.errors import Refused, as_refused, refused
 from remit.link import Link
 from remit.plain import budget_of, details, plain, seconds
@@ -51,6 +52,7 @@ class Call:
     approval: str | None = None
     retry: int = 0
     window: int | None = None
+    keep: bool = False
     _begun: list[bool] = field(default_factory=list, repr=False)
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -70,8 +72,17 @@ class Call:
         """Start it, once, and return when it is open. Raises :class:`~remit.errors.Refused`."""
         self._begun.append(True)
         run = await self.caller._begin(self)
-        await run.accepted()
+        try:
+            await run.accepted()
+        except Refused as no:
+            if not self._made_before(no):
+                raise
+            return self.caller._find({"resource": self.resource, "key": self.key}, self)
         return run
+
+    def _made_before(self, no: Refused) -> bool:
+        """Whether this very call was made before, by whoever held the grant then, and its result is kept."""
+        return self.keep and no.code is Code.DUPLICATE
 
     async def _result(self) -> Any:
         first: Refused | None = None
@@ -82,6 +93,8 @@ class Call:
                 # The broker takes a key once, even for a call that came to nothing: then the first answer stands.
                 if first is not None and no.code is Code.DUPLICATE:
                     raise first from None
+                if self._made_before(no):
+                    return await self.caller._find({"resource": self.resource, "key": self.key}, self).result()
                 first = first or no
                 pause = no.retry_after if no.retry_after is not None else _PAUSE * 2**attempt
                 # INVARIANT: only what had no effect is repeated (test_a_call_with_an_unknown_effect_is_not_repeated).
@@ -117,7 +130,7 @@ class Caller:
     def call(
         self, resource: str, /, *, args: dict[str, Any] | None = None, budget: Budget | str | None = None,
         scopes: Scopes | None = None, ttl: str | float | None = None, max_depth: int | None = None, key: str | None = None,
-        approval: str | None = None, retry: int = 0, window: int | None = None, **arguments: Any,
+        approval: str | None = None, retry: int = 0, window: int | None = None, keep: bool = False, **arguments: Any,
     ) -> Call:  # fmt: skip
         """Call ``agent/<agent>/<skill>`` or ``mcp/<server>/<tool>``; await it for the value.
 
@@ -125,15 +138,37 @@ class Caller:
         such as ``"1/4"``, or a Budget), ``scopes`` for the callee, ``ttl`` (``"30s"``), ``max_depth``, an idempotency ``key``, the id
         of an ``approval``, how often to ``retry`` what was refused without effect and may succeed later, and a ``window``: how many
         frames of output the callee may be ahead of what is read here (1 to 1024; left out, what is not read in time gets lost).
+        With ``keep`` (and a ``key``) the broker keeps the result for a while: the same call, made again after a crash, gives it.
         Awaited, it raises :class:`~remit.errors.Refused` and :class:`~remit.errors.ToolFailed`.
         """
         return Call(
-            self, resource, {**(args or {}), **arguments}, budget, scopes, ttl, max_depth, key, approval, retry, window
-        )
+            self, resource, {**(args or {}), **arguments}, budget, scopes, ttl, max_depth, key, approval, retry, window,
+            keep,
+        )  # fmt: skip
 
     async def start(self, resource: str, /, **wishes_and_arguments: Any) -> Run:
         """Like :meth:`call`, but return as soon as the call is open, for its progress. It is not retried."""
         return await self.call(resource, **wishes_and_arguments).start()
+
+    async def resume(self, hop: str) -> Run:
+        """A call that was made before with ``keep``, by its id (:attr:`Run.id <remit.run.Run.id>`): for its result.
+
+        It may still run, or have ended while nobody was here to hear it. :meth:`~remit.run.Run.result` says how a call ended
+        whose result was not kept, or is not any more.
+        """
+        return self._find({"hop": hop}, None)
+
+    def _find(self, which: dict[str, Any], call: Call | None) -> Run:
+        def ended(cost: Budget | None, effect: Effect) -> None:
+            self._runs.discard(run)
+            self._spent = self._spent + (cost or ZERO)
+            self.effect = worst(self.effect, effect)
+
+        resource = call.resource if call is not None else f"hop {which['hop']}"
+        run = Run(self._link, resource, Again(self._link, self.txn, lambda: self._grant, which, self.until), ended)
+        run.id = which.get("hop", "")
+        self._runs.add(run)
+        return run
 
     async def gather(self, *calls: Awaitable[Any], each: Budget | str | None = None) -> list[Any]:
         """Await calls side by side and return their values in order. ``each`` is the budget of those that name none.
@@ -194,6 +229,11 @@ class Caller:
             raise refused(
                 Code.MALFORMED, "a depth is between 0 and 16", rule="call.depth", ask="choose another max_depth"
             )
+        if call.keep and not call.key:
+            raise refused(
+                Code.MALFORMED, "a result is kept for a call that has a key", rule="call.keep",
+                ask='give it one, such as key="job-81"',
+            )  # fmt: skip
         if call.window is not None and not 1 <= call.window <= MAX_WINDOW:
             raise refused(
                 Code.MALFORMED, f"a window is between 1 and {MAX_WINDOW}", rule="call.window",
@@ -213,6 +253,7 @@ class Caller:
             approval=call.approval,
             parts=True,
             window=call.window,
+            keep=call.keep,
         )
 
     async def _end(self) -> None:

@@ -11,13 +11,8 @@ import logging
 import math
 import os
 import secrets
-import socket
 from contextlib import AsyncExitStack
-from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
-
-import msgspec
+from typing import Any, Final
 
 from remit_broker import __version__
 from remit_broker.adapters.admin_stream import AdminStream
@@ -28,18 +23,19 @@ from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.jetstream import JetStream
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.json_schema import JsonSchemas
+from remit_broker.adapters.kept_results import KvResults
 from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.adapters.kick import Cutter
 from remit_broker.adapters.kv_accounts import KvAccounts
 from remit_broker.adapters.limits import Gcra, Unlimited
 from remit_broker.adapters.mint import HmacDigester, KeyMint
 from remit_broker.adapters.nats_bus import NatsBus
-from remit_broker.adapters.nats_checks import require_callout, require_servers
+from remit_broker.adapters.nats_checks import require_servers
 from remit_broker.adapters.nats_connect import Connections, connect_all
 from remit_broker.adapters.nats_evict import Evictor
-from remit_broker.adapters.nats_server import EmbeddedServer, Options
+from remit_broker.adapters.nats_presence import Connected
 from remit_broker.adapters.observer import OtlpSpans, RecordObserver
-from remit_broker.adapters.private_files import private_folder, read_private, write_private
+from remit_broker.adapters.private_files import private_folder, write_private
 from remit_broker.adapters.refusal_stream import RefusalStream
 from remit_broker.adapters.registry import KvRegistry
 from remit_broker.adapters.revocations import KvRevocations
@@ -48,32 +44,34 @@ from remit_broker.adapters.stream_tail import Regressed
 from remit_broker.adapters.tasks import ended
 from remit_broker.adapters.world import Failpoints, RandomIds, SystemClock
 from remit_broker.config import Settings
-from remit_broker.core import callout_probe
 from remit_broker.core.evidence import export
 from remit_broker.core.revocations import Entry
-from remit_broker.credentials import move_bus
 from remit_broker.edges.attach.servers_file import ServersFileError
 from remit_broker.edges.attach.supervisor import ServerSupervisor
 from remit_broker.edges.bus import BusEdge
-from remit_broker.edges.callout import Admitted, Callout, CalloutKeys
+from remit_broker.edges.callout import Admitted
 from remit_broker.edges.http.api import Api
 from remit_broker.edges.http.app import HttpServer, application
 from remit_broker.edges.http.guard import LocalToken
+from remit_broker.gate import answer_callout
+from remit_broker.health import Health
 from remit_broker.hop.parts import PartsRoom
-from remit_broker.hop.pipeline import STAGES
 from remit_broker.ports import Limits, Ports, RateLimit
+from remit_broker.premises import Place, bind_http, embed
 from remit_broker.upkeep import Upkeep
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.keys import KeySet
 
 log = logging.getLogger("remit")
 
+ALONE: Final = Place()
+
 
 class Broker:
     """One replica: everything from the NATS server (unless there is one) to the HTTP edge. ``async with`` it."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, place: Place = ALONE) -> None:
+        self.settings, self.place = settings, place
         self.replica = secrets.token_hex(4)
         self.http = ""
         self.bus = ""
@@ -97,17 +95,25 @@ class Broker:
         settings, config, on_exit = self.settings, self.settings.config, self._stack
         private_folder(settings.data, create=True)
         self.keys = KeyFiles.open(settings.data, create=True)
-        server = self._bind_http()
+        server = self._bind_http() if self.place.edge else None
         self.observer = self._observe()
-        self.bus = config.bus.url or await self._embed()
+        self.bus = self.place.bus or config.bus.url or await self._embed()
         self.nats = await connect_all(self.bus, self.keys, self._bus_error)
         on_exit.push_async_callback(_close, self.nats)
         if config.bus.url:
             await require_servers(self.nats, config.bus.replicas)
-        await agree(self.nats.core.jetstream(), config.bus.replicas, shared(config.issuer, self.keys))
+        common = shared(config.issuer, self.keys)
+        await agree(self.nats.core.jetstream(), config.bus.replicas, common)
+        self.health = Health(settings, self.place, self.replica, common, self.nats, self.observer)
         self.ledger = await JetStreamLedger.start(
-            self.nats.core, replicas=config.bus.replicas, max_bytes=config.bus.ledger_bytes or -1
+            self.nats.core,
+            replicas=config.bus.replicas,
+            max_bytes=config.bus.ledger_bytes or -1,
+            grouped=not config.bus.url and config.bus.sync == "always",
         )
+        ledger = self.ledger
+        self.observer.watch("remit_ledger_races", "Appends before which another replica's came", lambda: ledger.races)
+        self.observer.watch("remit_ledger_ambiguous", "Attempts to append without an answer", lambda: ledger.ambiguous)
         self.registry = KvRegistry(settings.prices, config.labels)
         await self.registry.start(self.nats.core.jetstream(), config.bus.replicas, self.observer.fault)
         on_exit.push_async_callback(self.registry.stop)
@@ -118,23 +124,28 @@ class Broker:
         await self.admin.catch_up(self.revocations.entries())
         await self._callout()
         self.ports = await self._wire()
-        await self._project()
+        self._speak()
+        if server is not None:
+            await self._project()
         await self._take_requests()
-        await self._serve(server)
-        self._task(Upkeep(self.index, self.ports, self.revocations, config.limits).run())
-        self._announce()
+        if server is not None:
+            await self._serve(server)
+            self._task(Upkeep(self.index, self.ports, self.revocations, config.limits).run())
+            self._announce()
+        await self.health.start()
 
     def _bind_http(self) -> HttpServer:
-        http = self.settings.config.http
-        try:
-            server = HttpServer(http.host, http.port)
-        except OSError as error:
-            raise ConfigError(
-                f"http.port {http.port} on {http.host} cannot be used: {error.strerror}",
-                "stop what listens there, or choose another http.port in remit.toml (0 takes a free one)",
-            ) from None
+        held = self.place.http
+        server = bind_http(self.settings) if held is None else HttpServer.adopt(held)
         self.http = server.url
         return server
+
+    def _speak(self) -> None:
+        """From now on the heartbeats say what runs here."""
+        health = self.health
+        health.ledger, health.refusals, health.revocations = self.ledger, self.refusals, self.revocations
+        health.policy = lambda: self.ports.policy.revision
+        self.revocations.about = health.about
 
     def _observe(self) -> RecordObserver:
         endpoint = self.settings.config.traces.endpoint
@@ -145,15 +156,8 @@ class Broker:
         return RecordObserver(spans.emit)
 
     async def _embed(self) -> str:
-        bus, last = self.settings.config.bus, self.settings.runtime_file.with_name("bus.port")
-        private_folder(last.parent, create=True)
-        port = bus.port or _same_port(last)
-        server = EmbeddedServer(self.keys, Options(port=port, sync=bus.sync), self._server_died)
-        await server.start()
+        server = await embed(self.settings, self.keys, self._server_died)
         self._stack.push_async_callback(server.stop)
-        # Agents that run, and credentials that were handed out, look for the bus where it was.
-        write_private(last, str(urlsplit(server.url).port).encode())
-        move_bus(self.settings.credentials, server.url)
         return server.url
 
     async def _server_died(self, status: int) -> None:
@@ -167,19 +171,15 @@ class Broker:
             log.warning("%s: %s", name, error)
 
     async def _callout(self) -> None:
-        keys = CalloutKeys(issuer=self.keys.seed("issuer"), xkey=self.keys.seed("xkey"))
-        told: dict[str, str] = {}
-
-        def tell(who: str, why: str) -> None:
-            told[who] = why
-            _log_callout(who, why)
-
-        callout = Callout(self.nats.auth, keys, Admitted(self.registry, self.revocations), SystemClock(), tell)
-        await callout.start()
+        bus, limits = self.settings.config.bus, self.settings.config.limits
+        if bus.callout == "process":
+            return
+        self.connected = Connected(self.nats.sys, limits.connections_per_agent, SystemClock(), clustered=bool(bus.url))
+        await self.connected.start(self.observer.fault)
+        self._stack.push_async_callback(self.connected.stop)
+        admitted = Admitted(self.registry, self.revocations, self.connected)
+        callout = await answer_callout(self.nats.auth, self.keys, admitted, bus, self.bus)
         self._stack.push_async_callback(callout.stop)
-        if self.settings.config.bus.url:
-            await require_callout(self.bus, self.keys, lambda: told.get(callout_probe.NAME, told.get("")))
-        callout.told = _log_callout
 
     async def _wire(self) -> Ports:
         config, clock = self.settings.config, SystemClock()
@@ -188,7 +188,11 @@ class Broker:
         self.accounts = KvAccounts(JetStream(self.nats.core), self.settings.caps, clock, self.replica)
         await self.accounts.start(config.bus.replicas, self.observer.fault)
         self._stack.push_async_callback(self.accounts.stop)
-        bus = NatsBus(self.nats.bus, self.replica, self.nats.core)
+        self.results = KvResults(self.keys.results_key, self.observer.fault)
+        await self.results.start(
+            self.nats.core.jetstream(), config.bus.replicas, config.results.ttl, config.results.bytes
+        )
+        self._tenant_bus = bus = NatsBus(self.nats.bus, self.replica, self.nats.core)
         await bus.start()
         self._enforce(bus)
         published = KeySet.from_jwks(self.keys.jwks())
@@ -208,6 +212,7 @@ class Broker:
             rates=Gcra(clock, config.limits.calls_per_second, config.limits.burst),
             target_rates=_target_rates(clock, config.limits.target_calls_per_second),
             accounts=self.accounts,
+            results=self.results,
             room=PartsRoom(config.limits.result_bytes),
             observer=self.observer,
             failpoints=Failpoints(),
@@ -266,6 +271,7 @@ class Broker:
                 f"the ledger lost records that were acknowledged: {lost}",
                 "restore the data folder from a backup, or find out who touched it; nothing is written on it until then",
             ) from None
+        self.health.index = self.index
         self._task(self.index.run(self.nats.core, self.ledger.halt))
 
     async def caught_up(self) -> None:
@@ -281,6 +287,7 @@ class Broker:
 
     async def _take_requests(self) -> None:
         edge = BusEdge(self.nats.bus, "default", self.ports, self.registry.attach, self.published())
+        self._tenant_bus.on_input, self._tenant_bus.on_unwanted = edge.on_input, edge.on_unwanted
         await edge.start()
         self._stack.push_async_callback(edge.stop, self.settings.config.limits.drain)
 
@@ -303,14 +310,16 @@ class Broker:
             "servers": self.servers,
             "reload": self.reload_servers,
             "caught_up": self.caught_up,
-            "status": self.status,
+            "status": self.health.status,
             "budgets": self.accounts.report,
             "revocations": self.revocations,
             "admin": self.admin,
         }
         operator = LocalToken(self.keys.local_token, getpass.getuser())
         api = Api(self.ports, self.registry, self.index, operator, extras)
-        await server.start(application(api.routes(), self.keys.jwks, self._problems, self.observer.metrics))
+        await server.start(
+            application(api.routes(), self.keys.jwks, self.health.problems, self.health.metrics, self.health.group)
+        )
         self._stack.push_async_callback(server.stop)
 
     async def evidence(self, txn: str) -> dict[str, Any]:
@@ -332,27 +341,6 @@ class Broker:
         except ServersFileError as bad:
             raise refusal(Code.MALFORMED, str(bad), rule="servers.file", ask="mend the file, then try again") from None
 
-    def _troubles(self) -> dict[str, tuple[str, str | None]]:
-        """By part: what may be told to anybody, and the cause for operators (None where all is well)."""
-        lost = self.refusals.lost
-        return {
-            "ledger": ("halted: an acknowledged record is missing or another one", self.ledger.halted),
-            "index": ("it does not follow the ledger", self.index.halted or self.index.trouble),
-            "revocations": (
-                "no heartbeat was heard for two seconds",
-                None if self.revocations.fresh else "the watch is silent",
-            ),
-            "refusals": ("some could not be recorded", f"{lost} calls" if lost else None),
-        }
-
-    def _problems(self) -> dict[str, str]:
-        """What is wrong, by part, without its private causes: anybody on this machine may ask. ``/api/status`` says why."""
-        wrong = {part: told for part, (told, cause) in self._troubles().items() if cause}
-        for name, connection in self.nats._asdict().items():
-            if not connection.is_connected:
-                wrong[f"bus.{name}"] = "not connected"
-        return wrong
-
     def _task(self, work: Any) -> None:
         task = asyncio.create_task(work)
 
@@ -361,35 +349,17 @@ class Broker:
     def _announce(self) -> None:
         """Tell the command line on this machine where the broker is; the token it needs is in a file of its own."""
         private_folder(self.settings.runtime_file.parent, create=True)
-        about = {"http": self.http, "nats": self.bus, "pid": os.getpid(), "version": __version__}
+        about = {"http": self.http, "nats": self.bus, "pid": self.place.pid or os.getpid(), "version": __version__}
         write_private(self.settings.runtime_file, json.dumps(about).encode())
         # The public keys as a file too, the same as at /.well-known/jwks.json: for evidence that is verified on this machine.
         write_private(self.settings.data / "jwks.json", json.dumps(self.keys.jwks(), indent=1).encode())
         self._stack.callback(self.settings.runtime_file.unlink, missing_ok=True)
 
-    async def status(self) -> dict[str, Any]:
-        """What runs, read from what runs: the NATS server says how it syncs, the stream how often it is replicated."""
-        answer = await self.nats.sys.request("$SYS.REQ.SERVER.PING.JSZ", b'{"config":true}', timeout=2)
-        config = json.loads(answer.data)["data"].get("config", {})
-        always = bool(config.get("sync_always"))
-        stream = await self.nats.core.jetstream().stream_info("LEDGER")
-        return {
-            "version": __version__,
-            "replica": self.replica,
-            "sync": "always" if always else f"every {config.get('sync_interval', 0) / 1e9:g} s",
-            "ledger_replicas": stream.config.num_replicas,
-            "ledger_storage": stream.config.storage,
-            "stages": [stage.__name__.rstrip("_") for stage in STAGES],
-            "policy": self.ports.policy.revision,
-            "troubles": {part: cause for part, (_, cause) in self._troubles().items() if cause},
-            "paused": msgspec.to_builtins(self.revocations.paused),
-            "revoked": [str(entry) for entry in self.revocations.entries() if entry.state == "revoked"],
-        }
-
     @property
     def ready(self) -> dict[str, Any]:
         """The first line of ``remit up --json``."""
-        return {"ready": True, "http": self.http, "nats": self.bus, "pid": os.getpid()}
+        alone = {"ready": True, "http": self.http, "nats": self.bus, "pid": os.getpid()}
+        return {**alone, "replica": self.replica} if self.place.group else alone
 
 
 async def _close(connections: Connections) -> None:
@@ -400,19 +370,3 @@ async def _close(connections: Connections) -> None:
 
 def _target_rates(clock: SystemClock, per_second: float) -> RateLimit:
     return Gcra(clock, per_second, math.ceil(per_second)) if per_second else Unlimited()
-
-
-def _log_callout(who: str, why: str) -> None:
-    log.info("bus: %s", f"{who or 'somebody'} is refused: {why}" if why else f"{who} connects")
-
-
-def _same_port(file: Path) -> int:
-    """The port of the last start where it is free, else 0."""
-    try:
-        port = int(read_private(file))
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-    except (ConfigError, OSError, ValueError, OverflowError):
-        return 0
-    return port

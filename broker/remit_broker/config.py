@@ -35,13 +35,17 @@ class BusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """``url`` names an external NATS server, or those of a cluster, separated by commas; empty, an embedded one listens on
     ``port`` (0: a free one).
 
-    ``ledger_bytes`` caps the ledger (0: by the disk alone); from nine tenths of it on nothing new is opened.
+    ``callout`` is who says which agents may connect: this broker, or processes of `remit callout`. ``connection_ttl`` is the life
+    of a connection's permissions in seconds. ``ledger_bytes`` caps the ledger (0: by the disk alone); from nine tenths of it on
+    nothing new is opened.
     """
 
     url: str = ""
     port: Port = 0
     sync: Literal["always", "default"] = "always"
     replicas: Literal[1, 3, 5] = 1
+    callout: Literal["broker", "process"] = "broker"
+    connection_ttl: Annotated[float, msgspec.Meta(ge=5, le=7 * 86400)] = 86400.0
     ledger_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
 
 
@@ -58,14 +62,23 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     hop_ttl: Annotated[float, msgspec.Meta(gt=0, le=28_800)] = 3600.0
     orphan_grace: Annotated[float, msgspec.Meta(ge=0)] = 30.0
+    txn_idle: Annotated[float, msgspec.Meta(ge=1)] = 900.0
     replica_silence: Annotated[float, msgspec.Meta(ge=3)] = 30.0
     calls_per_second: Annotated[float, msgspec.Meta(ge=0.001)] = 200.0
     target_calls_per_second: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     burst: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 400
     concurrency: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 2048
     result_bytes: Annotated[int, msgspec.Meta(ge=1 << 20, le=32 << 20)] = 16 << 20
+    connections_per_agent: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 256
     drain: Seconds = 5.0
     allow_cycles: tuple[str, ...] = ()
+
+
+class ResultsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Results that callers asked to be kept: for ``ttl`` seconds, all together at most ``bytes``."""
+
+    ttl: Annotated[float, msgspec.Meta(ge=10, le=86400)] = 900.0
+    bytes: Annotated[int, msgspec.Meta(ge=64 << 20, le=2**50)] = 1 << 30
 
 
 class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -83,6 +96,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     bus: BusConfig = BusConfig()
     http: HttpConfig = HttpConfig()
     limits: LimitsConfig = LimitsConfig()
+    results: ResultsConfig = ResultsConfig()
     traces: TracesConfig = TracesConfig()
     prices: dict[str, str] = {}
     labels: dict[str, tuple[str, ...]] = {}
@@ -178,7 +192,15 @@ def _sensible(file: Path, config: Config) -> None:
             f"{file}: http.host is {config.http.host!r}, but http.auth = 'local' is for loopback only",
             "use 127.0.0.1, ::1 or localhost",
         )
-    for key in ("hop_ttl", "orphan_grace", "replica_silence", "calls_per_second", "target_calls_per_second", "drain"):
+    for key in (
+        "hop_ttl",
+        "orphan_grace",
+        "replica_silence",
+        "txn_idle",
+        "calls_per_second",
+        "target_calls_per_second",
+        "drain",
+    ):
         if not math.isfinite(value := getattr(config.limits, key)):
             raise ConfigError(f"{file}: limits.{key} is {value}", "write a finite number")
     if (bus := config.bus.url) and not all(_is_url(url, ("nats", "tls", "ws", "wss")) for url in bus.split(",")):

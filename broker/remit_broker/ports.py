@@ -21,15 +21,7 @@ from remit_schemas.control import Control
 from remit_schemas.envelope import Dispatch, Frame, Result
 from remit_schemas.grant import Claims, Grant
 from remit_schemas.names import Resource
-from remit_schemas.records import (
-    Finding,
-    GrantRevoked,
-    HopClosed,
-    HopOpened,
-    HopRefused,
-    TxnClosed,
-    TxnOpened,
-)
+from remit_schemas.records import Finding, Following, HopClosed, HopOpened, HopRefused, TxnOpened
 
 T = TypeVar("T")
 
@@ -77,9 +69,7 @@ class Turn(Protocol):
     def fold(self) -> Fold:
         """The newest fold known."""
 
-    async def append(
-        self, record: HopOpened | HopClosed | GrantRevoked | TxnClosed, grant: str | None
-    ) -> Fold | LostRace:
+    async def append(self, record: Following, grant: str | None) -> Fold | LostRace:
         """Append a sealed record that follows :attr:`fold`. Durable when it returns a Fold. Refuses LEDGER_UNAVAILABLE."""
 
 
@@ -97,6 +87,12 @@ class Ledger(Protocol):
 
     async def newest(self, tenant: str, txn: str) -> Fold:
         """The fold as the ledger has it now. :meth:`fold` may be behind what another replica has appended."""
+
+    async def closing(self, tenant: str, txn: str, hop: str) -> HopClosed:
+        """The record that closed a hop. Refuses LEDGER_UNAVAILABLE where there is none."""
+
+    async def grant(self, tenant: str, txn: str, rec: str) -> str:
+        """The grant that the record with the hash ``rec`` authorised. Refuses LEDGER_UNAVAILABLE where there is none."""
 
     def turn(self, tenant: str, txn: str) -> AbstractAsyncContextManager[Turn]:
         """Wait for this replica's turn to append to ``txn``."""
@@ -175,11 +171,17 @@ class Bus(Protocol):
     async def dispatch(self, resource: Resource, callee: str, dispatch: Dispatch) -> None:
         """Hand a governed call to its callee, once."""
 
+    async def resume(self, callee: str, connection: str, dispatch: Dispatch) -> None:
+        """Hand a call that goes on to the connection that parked it; where that is gone, the channel says so with None."""
+
     async def cancel(self, callee: str, connection: str, txn: str, hop: str) -> None:
         """Ask the connection that works on a hop to stop; where none has said so yet (""), as soon as one does. Best effort."""
 
     async def ended(self, tenant: str, txn: str, hop: str) -> None:
         """Say to every replica that a hop has ended which another may run. Best effort, never raises: the record decides."""
+
+    async def until_ended(self, at: tuple[str, str], seconds: float) -> None:
+        """Wait until it is said that the hop ``at`` (its txn and id) has ended, at most ``seconds``."""
 
 
 class Registry(Protocol):
@@ -317,6 +319,16 @@ class Accounts(Protocol):
         """End a reservation at what was spent, which may be nothing, or more."""
 
 
+class Results(Protocol):
+    """The ends of hops that their callers asked to be kept, for a while, where nobody can read them."""
+
+    async def put(self, at: tuple[str, str, str], data: bytes) -> bool:
+        """Keep ``data`` for the hop ``at`` (tenant, txn, hop). Whether it is kept; never raises."""
+
+    async def get(self, at: tuple[str, str, str]) -> bytes | None:
+        """What is kept for a hop; None where nothing is, or no longer, or cannot be read. Never raises."""
+
+
 class Room(Protocol):
     """How much of large results this process holds and works on at once."""
 
@@ -340,7 +352,7 @@ class Observer(Protocol):
         """A hop ended."""
 
     def swept(self, node: Node, closed: HopClosed, user: str) -> None:
-        """A hop was closed on behalf of whoever could not any more."""
+        """A hop was closed that another replica opened, or on behalf of whoever could not any more."""
 
     def refused(self, record: HopRefused) -> None:
         """A call was refused."""
@@ -440,6 +452,7 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     target_rates: RateLimit
     accounts: Accounts
     room: Room
+    results: Results
     observer: Observer
     failpoints: Failpoints
     limits: Limits
@@ -470,6 +483,7 @@ __all__ = [
     "Recipient",
     "Refusals",
     "Registry",
+    "Results",
     "RevocationList",
     "Revocations",
     "Room",

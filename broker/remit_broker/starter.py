@@ -21,6 +21,8 @@ issuer = "{issuer}"          # `iss` of every grant; changing it invalidates gra
 # url = ""                   # an external NATS server; empty runs an embedded one
 # port = 0                   # of the embedded one; 0 takes a free port
 # sync = "always"            # "always": an acknowledged record survives a power cut; "default": up to two minutes may not
+# callout = "broker"         # who says which agents may connect: "broker", or "process": remit callout
+# connection_ttl = 86400.0   # seconds until a connection proves itself again
 # ledger_bytes = 0           # cap of the ledger, 0 is none; at nine tenths of it nothing new is opened
 # replicas = 1               # of the ledger's streams; 3 or 5 need an external cluster
 
@@ -32,14 +34,20 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 [limits]
 # hop_ttl = 3600.0           # longest life of one hop in seconds, at most 8 h; one that says nothing of it gets 60 s
 # orphan_grace = 30.0        # seconds after its deadline until an abandoned hop is closed
+# txn_idle = 900.0          # seconds without a record or an open hop after which a task is closed
 # replica_silence = 30.0     # seconds without a heartbeat after which a replica is taken for dead
 # calls_per_second = 200.0   # per caller, on average
 # burst = 400                # per caller, at once
 # target_calls_per_second = 0.0   # per callee; 0 is no limit
 # concurrency = 2048         # hops in hand per broker process
 # result_bytes = 16777216    # largest result, where its caller takes it in parts
+# connections_per_agent = 256   # on all servers together, of one agent or MCP server
 # drain = 5.0                # seconds a stopping broker gives to running hops
 # allow_cycles = []          # ["planner>critic"]: pairs that may close a loop
+
+[results]
+# ttl = 900.0                # seconds for which a result is kept, encrypted, whose caller asked for that
+# bytes = 1073741824         # of all of them; beyond, nothing more is kept
 
 [traces]
 # endpoint = ""              # OTLP/HTTP, such as "http://127.0.0.1:4318"; OTEL_EXPORTER_OTLP_ENDPOINT wins

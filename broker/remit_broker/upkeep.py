@@ -1,4 +1,4 @@
-"""What a broker with an index does every second: what was abandoned is closed, and so is what has expired."""
+"""What a broker with an index does every second: what was abandoned is closed, and so is what has expired or is idle."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from remit_broker.adapters.index_queries import IndexQueries
 from remit_broker.adapters.revocations import KvRevocations
 from remit_broker.config import LimitsConfig
 from remit_broker.core.times import rfc3339
-from remit_broker.hop.scan import close_abandoned, close_expired, close_orphans
+from remit_broker.hop.scan import close_abandoned, close_expired, close_idle, close_orphans
 from remit_broker.ports import Ports
 
 SCAN_SECONDS = 1.0
@@ -38,6 +38,8 @@ class Upkeep:
         await close_orphans([(late.tenant, late.txn, late.hop) for late in overdue], self._ports)
         await close_abandoned(await self._silent(), self._limits.orphan_grace, self._ports)
         await close_expired(await self._index.expired_txns(int(now)), self._ports)
+        idle = await self._index.idle_txns(rfc3339(now - self._limits.txn_idle))
+        await close_idle(idle, self._ports)
         mono = self._ports.clock.monotonic()
         self._presence.forget(mono, max(KEPT_SILENT, 2 * self._limits.replica_silence))
 

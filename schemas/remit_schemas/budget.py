@@ -29,19 +29,28 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
             raise ValueError(f"{unit} must be between 0 and 2^53-1")
 
     def __add__(self, other: Budget) -> Budget:
+        if other is ZERO:
+            return self
+        usd_micros, tokens, calls = (
+            self.usd_micros + other.usd_micros, self.tokens + other.tokens, self.calls + other.calls
+        )  # fmt: skip
+        # Comparisons instead of min(): this is most of the arithmetic of a hop.
         return Budget(
-            min(self.usd_micros + other.usd_micros, MAX_INTEGER),
-            min(self.tokens + other.tokens, MAX_INTEGER),
-            min(self.calls + other.calls, MAX_INTEGER),
+            usd_micros if usd_micros < MAX_INTEGER else MAX_INTEGER,
+            tokens if tokens < MAX_INTEGER else MAX_INTEGER,
+            calls if calls < MAX_INTEGER else MAX_INTEGER,
         )
 
     def minus(self, other: Budget) -> Budget:
         """What is left after ``other``, never below zero in any unit."""
+        if other is ZERO:
+            return self
+        usd_micros, tokens, calls = (
+            self.usd_micros - other.usd_micros, self.tokens - other.tokens, self.calls - other.calls
+        )  # fmt: skip
         return Budget(
-            max(self.usd_micros - other.usd_micros, 0),
-            max(self.tokens - other.tokens, 0),
-            max(self.calls - other.calls, 0),
-        )
+            usd_micros if usd_micros > 0 else 0, tokens if tokens > 0 else 0, calls if calls > 0 else 0
+        )  # fmt: skip
 
     def within(self, other: Budget) -> bool:
         """Whether this is no larger than ``other`` in every unit."""
@@ -49,12 +58,16 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
 
     def meet(self, other: Budget) -> Budget:
         """The larger of the amounts that are within both."""
+        if self.within(other):
+            return self
         return Budget(
             min(self.usd_micros, other.usd_micros), min(self.tokens, other.tokens), min(self.calls, other.calls)
         )
 
     def join(self, other: Budget) -> Budget:
         """The smallest amount that both are within."""
+        if other.within(self):
+            return self
         return Budget(
             max(self.usd_micros, other.usd_micros), max(self.tokens, other.tokens), max(self.calls, other.calls)
         )

@@ -15,7 +15,7 @@ from remit_schemas.envelope import VERSION, Dispatch
 from remit_schemas.errors import Code, refusal
 from remit_schemas.grant import Grant, parse, verify
 from remit_schemas.keys import KeySet
-from remit_schemas.names import Kind, is_hop, is_txn, parse_resource
+from remit_schemas.names import Jti, Kind, is_hop, is_txn, parse_resource
 from remit_schemas.subjects import inbox_prefix, reply
 
 _REPLICA = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -37,7 +37,9 @@ def control_subject(me: str, connection: str, txn: str = "*", hop: str = "*") ->
 
 
 class Seen:
-    """The dispatches that were taken, as ``(txn, hop)``, each kept until its deadline; later a repeat is late anyway.
+    """The dispatches that were taken, as ``(txn, hop, n)``, each kept until its deadline; later a repeat is late anyway.
+
+    ``n`` is the number of the grant: a hop that was parked is dispatched once more for each resumption.
 
     Time is passed in, in Unix milliseconds.
     """
@@ -45,8 +47,8 @@ class Seen:
     __slots__ = ("_by_deadline", "_taken")
 
     def __init__(self) -> None:
-        self._taken: set[tuple[str, str]] = set()
-        self._by_deadline: list[tuple[int, tuple[str, str]]] = []
+        self._taken: set[tuple[str, str, int]] = set()
+        self._by_deadline: list[tuple[int, tuple[str, str, int]]] = []
 
     def __contains__(self, key: object) -> bool:
         return key in self._taken
@@ -58,7 +60,7 @@ class Seen:
         """Remember ``dispatch`` and forget those whose deadline has passed."""
         while self._by_deadline and self._by_deadline[0][0] <= now_ms:
             self._taken.discard(heapq.heappop(self._by_deadline)[1])
-        key = (dispatch.txn, dispatch.hop)
+        key = _once(dispatch)
         self._taken.add(key)
         heapq.heappush(self._by_deadline, (dispatch.deadline, key))
 
@@ -71,12 +73,12 @@ def check_dispatch(
     keys: KeySet,
     issuer: str,
     now: float,
-    seen: Container[tuple[str, str]],
+    seen: Container[tuple[str, str, int]],
 ) -> Grant:
     """The verified grant of a dispatch that ``me`` may act on at ``now`` (Unix seconds).
 
     Raises, with effect ``none``: MALFORMED (another version, or not addressed to ``me``), DEADLINE_EXCEEDED, DUPLICATE
-    (``(txn, hop)`` is in ``seen``), GRANT_INVALID or GRANT_EXPIRED, and for a tool OUT_OF_SCOPE. Of these, a callee answers
+    (``(txn, hop, n)`` is in ``seen``), GRANT_INVALID or GRANT_EXPIRED, and for a tool OUT_OF_SCOPE. Of these, a callee answers
     neither DEADLINE_EXCEEDED nor DUPLICATE: the first would come too late, the second would be a second answer.
     """
     _addressed(dispatch, me, kind)
@@ -89,14 +91,16 @@ def check_dispatch(
             rule="dispatch.deadline",
             ask="call again with more time",
         )
-    # INVARIANT: a hop is worked on at most once (test_a_repeated_dispatch_is_served_once).
-    if (dispatch.txn, dispatch.hop) in seen:
+    # INVARIANT: a hop is worked on at most once for its call and for each input (test_a_repeated_dispatch_is_served_once).
+    if _once(dispatch) in seen:
         raise refusal(
             Code.DUPLICATE, "this call was already taken", rule="dispatch.duplicate", ask="wait for its answer"
         )
     # INVARIANT: no work without a grant that names this callee (test_a_dispatch_without_a_genuine_grant_reaches_nothing).
     grant = verify(parse(dispatch.grant), keys, issuer=issuer, audience=me, now=now)
-    if (grant.jti.txn, grant.jti.hop) != (dispatch.txn, dispatch.hop):
+    # INVARIANT: the number of what is dispatched is the grant's, so that no repeat can pass for another resumption
+    # (test_a_resumption_under_another_number_than_the_grants_is_refused).
+    if grant.jti != _once(dispatch):
         raise refusal(
             Code.GRANT_INVALID,
             "the grant was minted for another hop",
@@ -110,6 +114,11 @@ def check_dispatch(
             ask="send a grant that covers exactly this call",
         )  # fmt: skip
     return grant
+
+
+def _once(dispatch: Dispatch) -> Jti:
+    """What is dispatched at most once: the grant by its id, ``n`` as the dispatch says it."""
+    return Jti(dispatch.txn, dispatch.hop, dispatch.resumed.n if dispatch.resumed else 1)
 
 
 def _addressed(dispatch: Dispatch, me: str, kind: Kind) -> None:

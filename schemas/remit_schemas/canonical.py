@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Any, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import msgspec
 import rfc8785
@@ -32,6 +32,43 @@ def canonical(value: Any) -> bytes:
     # (test_both_encoders_agree); what they might differ in goes to the one that is written for the standard.
     return _encoder.encode(value) if _is_simple(value) else rfc8785.dumps(value)
 
+
+def canonical_document(value: Any) -> bytes:
+    """:func:`canonical` for what a JSON parser returned, several times as fast: other types are not looked for."""
+    data = quick(value)
+    return canonical(value) if data is None else data
+
+
+def quick(value: Any) -> bytes | None:
+    """The RFC 8785 form of JSON values or a struct of them where it is certain without looking at each; else None.
+
+    It is certain where the text is ASCII (names are then in the same order in every encoding) and reads as plain.
+    """
+    try:
+        data = _encoder.encode(value)
+        if not data.isascii():
+            return None
+        _read_plain(data)
+    except (ValueError, RecursionError):
+        return None
+    return data
+
+
+_SHALLOW: Final = 6
+_Whole = Annotated[int, msgspec.Meta(ge=-MAX_INTEGER, le=MAX_INTEGER)]
+
+
+def _plain_type(levels: int) -> Any:
+    """Text, whole interoperable numbers, booleans and null, nested ``levels`` deep."""
+    leaf = str | bool | _Whole | None
+    below: Any = leaf
+    for _ in range(levels):
+        below = leaf | list[below] | dict[str, below]
+    return below
+
+
+_read_plain = msgspec.json.Decoder(_plain_type(_SHALLOW)).decode
+"""Reads what is nearly always sent, and refuses what would need a closer look: floats, large integers, deep nesting."""
 
 _TEXT: Final = {str}
 
@@ -144,6 +181,13 @@ def _plain_document(data: bytes) -> Any:
     value holds nothing but plain names, text and interoperable integers. This is ten times as fast, and what programs
     send is nearly always so.
     """
+    try:
+        value = _read_plain(data)
+        return value if _encode(value) == data else _ODD
+    except msgspec.ValidationError:
+        pass
+    except ValueError:
+        return _ODD
     try:
         value = _decode(data)
         return value if _encode(value) == data and _is_simple(value) else _ODD

@@ -51,7 +51,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
     ``resume`` is a parked hop that goes on with ``input``; resource and arguments are those of its opening. ``detach`` asks for
     a task of its own in which the caller can make this call. ``parts`` says that the caller takes a result in parts, ``window``
-    how many frames of output it takes ahead of what it has said it has read.
+    how many frames of output it takes ahead of what it has said it has read. ``keep`` asks the broker to keep the end for a
+    while: whoever holds the same grant finds it by the hop, or by the ``key``, without which nothing is kept.
     """
 
     v: int = VERSION
@@ -64,6 +65,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     trace: Trace | None = None
     parts: bool = False
     window: Annotated[int, msgspec.Meta(ge=1, le=MAX_WINDOW)] | None = None
+    keep: bool = False
     resume: Annotated[str, msgspec.Meta(max_length=16)] | None = None
     input: Any = None
     detach: bool = False
@@ -98,7 +100,7 @@ class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     deadline: int
     parts: Annotated[int, msgspec.Meta(ge=0)] = 0
     window: Annotated[int, msgspec.Meta(ge=1, le=MAX_WINDOW)] | None = None
-    resumed: Resumed | msgspec.UnsetType = msgspec.UNSET
+    resumed: Resumed | None = None
 
 
 class Accepted(msgspec.Struct, frozen=True, tag="accepted", tag_field="frame", kw_only=True):
@@ -174,13 +176,24 @@ FINAL: Final = (Result, Error, InputRequired)
 encode = msgspec.json.Encoder().encode
 
 
+class _Framed(msgspec.Struct, frozen=True):
+    """A frame as a field: what a struct looks like is worked out once, a union as such at every conversion."""
+
+    it: Frame
+
+
 def _convert(data: bytes, kind: Any, what: str) -> Any:
     raw = loads(data, max_bytes=MAX_ENVELOPE)
     try:
+        if kind is _Framed:
+            return msgspec.convert({"it": raw}, _Framed, strict=True).it
         return msgspec.convert(raw, kind, strict=True)
     except (msgspec.ValidationError, ValueError) as error:
         raise refusal(
-            Code.MALFORMED, f"not a {what}: {str(error)[:500]}", rule=f"envelope.{what}", ask="follow schemas/json"
+            Code.MALFORMED,
+            f"not a {what}: {str(error).replace('$.it', '$')[:500]}",
+            rule=f"envelope.{what}",
+            ask="follow schemas/json",
         ) from None
 
 
@@ -200,5 +213,5 @@ def parse_dispatch(data: bytes) -> Dispatch:
 
 def parse_frame(data: bytes) -> Frame:
     """One untrusted frame. Raises a MALFORMED or TOO_LARGE refusal."""
-    frame: Frame = _convert(data, Frame, "frame")
+    frame: Frame = _convert(data, _Framed, "frame")
     return frame

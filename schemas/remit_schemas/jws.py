@@ -7,6 +7,7 @@ and a member that is not on the list refuses the token, so that no extension (``
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
@@ -87,9 +88,13 @@ def check_signature(parts: Parts, header: Header, key: PublicKey | None) -> Publ
 
 def sign(payload: bytes, typ: str, key: SigningKey) -> str:
     """The compact serialisation of ``payload``, signed with ``key``."""
-    header = _encode_json(Header(key.public.alg, typ, key.kid))
-    signing_input = f"{encode(header)}.{encode(payload)}"
+    signing_input = f"{_header(key.public.alg, typ, key.kid)}.{encode(payload)}"
     return f"{signing_input}.{encode(key.sign(signing_input.encode()))}"
+
+
+@functools.lru_cache(maxsize=64)
+def _header(alg: str, typ: str, kid: str) -> str:
+    return encode(_encode_json(Header(alg, typ, kid)))
 
 
 _encode_json: Any = msgspec.json.Encoder().encode

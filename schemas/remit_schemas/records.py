@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeVar
 import msgspec
 
 from remit_schemas.budget import Budget
-from remit_schemas.canonical import canonical, digest, loads
+from remit_schemas.canonical import canonical, canonical_document, digest, loads, quick
 from remit_schemas.errors import Code, Effect
 from remit_schemas.scope import Detail
 
@@ -260,6 +260,7 @@ class _Outgoing(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 _encode = msgspec.json.Encoder().encode
+_UNSEALED: Final = b'"hash":"",'
 _SEAL: Final = len(f',"hash":"{GENESIS}"')
 """Bytes of a record that its hash does not cover: the hash itself."""
 
@@ -280,11 +281,15 @@ def plain(record: Record | HopRefused) -> dict[str, Any]:
 
 def hash_of(raw: dict[str, Any]) -> str:
     """The hash that seals ``raw`` (whatever its own ``hash`` says). Raises ValueError for what is not canonical JSON."""
-    return digest(canonical({key: value for key, value in raw.items() if key != "hash"}))
+    return digest(canonical_document({key: value for key, value in raw.items() if key != "hash"}))
 
 
 def seal(record: AnyRecord) -> AnyRecord:
     """The record with its ``hash`` set."""
+    data = quick(record)
+    # A record without its hash, as it is encoded: text of others cannot look so, its quotation marks are escaped.
+    if data is not None and data.count(_UNSEALED) == 1:
+        return msgspec.structs.replace(record, hash=digest(data.replace(_UNSEALED, b"")))
     raw = plain(record)
     del raw["hash"]
     return msgspec.structs.replace(record, hash=digest(canonical(raw)))
@@ -292,8 +297,13 @@ def seal(record: AnyRecord) -> AnyRecord:
 
 def parse_record(raw: Any) -> Record:
     """A stored record, with its type checked. Raises ``msgspec.ValidationError``."""
-    record: Record = msgspec.convert(raw, Record, strict=True)
-    return record
+    return msgspec.convert({"it": raw}, _Recorded, strict=True).it
+
+
+class _Recorded(msgspec.Struct, frozen=True):
+    """A record as a field: what a struct looks like is worked out once, a union as such at every conversion."""
+
+    it: Record
 
 
 def parse_entry(data: bytes) -> Entry:

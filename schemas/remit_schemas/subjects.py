@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Final, NamedTuple
 
-from remit_schemas.names import is_connection, is_hop, is_op, is_principal, is_txn, token, untoken
+from remit_schemas.names import is_hop, is_op, is_principal, is_txn, token, untoken
 
 NEW: Final = "new"
 """Stands where a txn would, for a call that has none yet."""
@@ -14,7 +15,8 @@ BROKER_QUEUE: Final = "broker"
 """Queue group of the broker's replicas."""
 
 
-_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
+_CONNECTED = re.compile(r"([A-Za-z0-9]{16,64})(\.[A-Za-z0-9_-]+)+")
+"""What follows the principal in one of its inboxes: the connection and at least one plain token."""
 
 
 class Request(NamedTuple):
@@ -41,6 +43,7 @@ def request(caller: str, txn: str, kind: str, name: str, op: str) -> str:
     return f"req.{caller}.{txn}.{kind}.{token(name)}.{token(op)}"
 
 
+@functools.lru_cache(maxsize=1024)
 def parse_request(subject: str) -> Request | None:
     """Take a request's subject apart; None where it is not one. The caller in it was checked by the NATS server."""
     parts = subject.split(".")
@@ -79,6 +82,7 @@ def control(caller: str, replica: str, txn: str, hop: str) -> str:
     return f"ctl.{caller}.{replica}.{txn}.{hop}"
 
 
+@functools.lru_cache(maxsize=1024)
 def parse_reply(subject: str, head: str = "res") -> Reply | None:
     """Take ``res.…`` (or ``ctl.…``) apart; None where it is not one."""
     parts = subject.split(".")
@@ -97,11 +101,5 @@ def is_own_inbox(subject: str, principal: str) -> bool:
 
     INVARIANT: the broker answers nowhere else, or a caller could make it publish anywhere (test_any_other_reply_subject_is_foreign).
     """
-    parts = subject.split(".")
-    return (
-        len(parts) >= 3
-        and len(subject) <= 256
-        and parts[0] == f"_INBOX_{principal}"
-        and is_connection(parts[1])
-        and all(_PLAIN.fullmatch(part) for part in parts[2:])
-    )
+    own = f"_INBOX_{principal}."
+    return len(subject) <= 256 and subject.startswith(own) and _CONNECTED.fullmatch(subject, len(own)) is not None

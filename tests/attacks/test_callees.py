@@ -23,7 +23,6 @@ from remit_schemas.envelope import (
     Error,
     Event,
     Frame,
-    InputRequired,
     Progress,
     Result,
     Started,
@@ -226,7 +225,7 @@ GARBAGE: dict[str, bytes] = {
     "an error of no known code": failure(code="PLEASE_RETRY"),
     "an error without a body": b'{"frame":"error"}',
     "progress of 5,000 characters": b'{"frame":"progress","message":"' + b"x" * 5000 + b'"}',
-    "an input nobody can give": encode(InputRequired(request={"ask": "your password"})),
+    "a request for an input without a request": b'{"frame":"input_required"}',
 }
 
 

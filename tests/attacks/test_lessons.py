@@ -270,7 +270,8 @@ async def test_no_two_installations_share_a_secret(stage: Stage, tmp_path: Path)
     folders = [tmp_path / "a", tmp_path / "b"]
     made = [KeyFiles.open(folder, create=True) for folder in folders]
     secrets = [
-        {keys.digest_key, keys.local_token, keys.signing.kid, *(keys.seed(n) for n in ("issuer", "core", "bus", "auth", "sys"))}
+        {keys.digest_key, keys.results_key, keys.local_token, keys.signing.kid,
+         *(keys.seed(n) for n in ("issuer", "core", "bus", "auth", "sys"))}
         for keys in made
     ]  # fmt: skip
     assert not secrets[0] & secrets[1] and all(len(found) == 8 for found in secrets)

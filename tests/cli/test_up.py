@@ -61,7 +61,8 @@ def test_the_first_line_tells_where_it_is(broker: Running) -> None:
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", ready["http"])
     assert re.fullmatch(r"nats://127\.0\.0\.1:\d+", ready["nats"])
     assert ready["pid"] == broker.process.pid
-    assert httpx.get(ready["http"] + "/readyz", trust_env=False).json() == {"ready": True, "problems": {}}
+    told = httpx.get(ready["http"] + "/readyz", trust_env=False).json()
+    assert told == {"ready": True, "problems": {}, "replicas": {"expected": 1, "alive": 1}}
 
 
 def test_a_person_is_told_where_it_is_and_how_to_stop_it(folder: Path) -> None:

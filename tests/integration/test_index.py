@@ -180,6 +180,29 @@ async def test_ids_are_found_by_their_beginning(index: SqliteIndex) -> None:
     assert len(await index.recent_refusals("default", "2026")) == 2
 
 
+async def test_what_is_parked_is_not_late_and_what_was_resumed_has_a_new_deadline(index: SqliteIndex) -> None:
+    story = Story()
+    story.open(A, deadline=1000)
+    story.open(B, deadline=1000)
+    story.park(A)
+    await index.add(messages(story))
+    assert [hop.hop for hop in await index.overdue(50_000, 0)] == [B]
+    at = len(story.records)
+    story.resume(A, ONE_CALL, deadline=90_000, exp=90)
+    story.park(B)
+    story.resume(B, ONE_CALL, deadline=40_000, exp=40)
+    await index.add(messages(story)[at:])
+    assert [hop.hop for hop in await index.overdue(50_000, 0)] == [B]
+    assert [hop.hop for hop in await index.overdue(100_000, 0)] == [B, A]
+    story.park(A)
+    story.close(A, outcome="cancelled")
+    await index.add(messages(story)[at + 3 :])
+    assert [hop.hop for hop in await index.overdue(100_000, 0)] == [B]
+    summary = await index.summary("default", TXN)
+    assert summary is not None and (summary.hops, summary.open_hops) == (2, 1)
+    assert summary.spent.calls == 2, "once for the call and once for the resumption"
+
+
 async def test_the_scans_find_what_is_overdue_idle_or_expired(index: SqliteIndex) -> None:
     story = Story(opened(exp=2000))
     story.open(A, exp=2000, deadline=1_000_000)
@@ -191,7 +214,9 @@ async def test_the_scans_find_what_is_overdue_idle_or_expired(index: SqliteIndex
     closed = closing(story.fold, A)
     await index.add(_one(closed, 3))
     assert await index.overdue(9_000_000, 0) == []
-    assert await index.idle_txns("2027") == [("default", TXN)] and await index.idle_txns("2026-01") == []
+    assert [found[:2] for found in await index.idle_txns("2027")] == [("default", TXN)] and await index.idle_txns(
+        "2026-01"
+    ) == []
 
 
 def _one(record: Record, seq: int) -> list[Message]:

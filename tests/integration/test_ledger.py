@@ -277,3 +277,24 @@ async def test_replicas_starting_together_make_one_stream(server: LocalNats) -> 
     ledgers = await asyncio.gather(*(replica(server) for _ in range(5)))
     await ledgers[0].create(opened(), "g")
     assert (await ledgers[4].fold(*KEY)).seq == 0
+
+
+async def test_appends_that_wait_for_the_disk_share_the_wait_and_nothing_else(server: LocalNats) -> None:
+    """A hundred txns at once on the real server, one of them raced: whatever was answered is what the stream says."""
+    ledger, rival = await replica(server, grouped=True), await replica(server)
+    txns = [f"{number + 1:032x}" for number in range(100)]
+    await asyncio.gather(*(ledger.create(opened(txn), "root-grant") for txn in txns))
+    async with rival.turn("default", txns[50]) as turn:
+        assert isinstance(await turn.append(opening(turn.fold, hop_id(9)), None), Fold)
+
+    async def open_and_close(txn: str) -> Fold | LostRace:
+        async with ledger.turn("default", txn) as turn:
+            first = await turn.append(opening(turn.fold, hop_id(0)), "grant")
+            return first if isinstance(first, LostRace) else await turn.append(closing(first, hop_id(0)), None)
+
+    outcomes = await asyncio.gather(*(open_and_close(txn) for txn in txns))
+    assert ledger._groups is not None and ledger._groups.batches > 0
+    assert [txn for txn, outcome in zip(txns, outcomes, strict=True) if isinstance(outcome, LostRace)] == [txns[50]]
+    fresh = await replica(server)
+    for txn, outcome in zip(txns, outcomes, strict=True):
+        assert await fresh.fold("default", txn) == (outcome.fold if isinstance(outcome, LostRace) else outcome)

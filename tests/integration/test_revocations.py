@@ -246,7 +246,7 @@ async def test_a_replica_that_cannot_hear_refuses(arena: Arena, monkeypatch: pyt
     )
     with pytest.raises(Refusal, match="two seconds"):
         await lab.grant("alice", "mcp/**")
-    assert "revocations" in lab.broker._problems()
+    assert "revocations" in lab.broker.health.problems()
     assert len(files.work(root.txn)) == 1
     monkeypatch.undo()
 
@@ -265,13 +265,13 @@ async def test_another_replicas_heartbeat_says_nothing_about_this_ones_watch(tmp
 async def test_a_pause_stops_everything_and_the_status_says_so(arena: Arena) -> None:
     lab = arena.lab
     alice, files, root = await cast(arena)
-    assert (await lab.broker.status())["paused"] is None
+    assert (await lab.broker.health.status())["paused"] is None
     await say(lab, "all", "everything")
     not_begun(await alice.error(READ, root.txn, root.grant), "POLICY_DENIED", "paused")
     with pytest.raises(Refusal) as no:
         await lab.grant("alice", "mcp/**")
     not_begun(no.value.body, "POLICY_DENIED", "paused")
-    assert (await lab.broker.status())["paused"]["why"] == "a drill"
+    assert (await lab.broker.health.status())["paused"]["why"] == "a drill"
     assert files.work(root.txn) == []
     await alice.result("remit/txn/close", root.txn, root.grant)  # letting go is always possible
     await say(lab, "all", "everything", "reinstated")

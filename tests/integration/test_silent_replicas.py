@@ -121,7 +121,7 @@ async def _worker(lab: Any, name: str) -> RawAgent:
 async def test_a_replica_that_was_frozen_before_its_dispatch_sends_nothing_when_it_goes_on(tmp_path: Path):
     """SIGSTOP between the opening and the dispatch; the other replica closes the hop; SIGCONT: the callee hears nothing."""
     async with process_lab(tmp_path / "one") as lab:
-        await lab.start(failpoint="open:stop")
+        await lab.start(failpoint="freeze:open")
         await lab.agent("desk")
         await lab.agent("worker")
         desk, worker = await _worker(lab, "desk"), await _worker(lab, "worker")
@@ -154,8 +154,11 @@ async def test_a_replica_that_was_frozen_before_its_dispatch_sends_nothing_when_
             # Its answer to the caller came after whatever it would have sent to the callee.
             await worker.nc.flush()
             assert worker.work(txn) == []
-            again = await desk.call("agent/worker/work", txn, grant)
-            assert isinstance(again[-1], Result), "both go on"
+            async with asyncio.timeout(10):
+                # The one that slept refuses until it has heard its own heartbeat again.
+                while isinstance(again := (await desk.call("agent/worker/work", txn, grant))[-1], Error):
+                    assert again.error.code == "LEDGER_UNAVAILABLE"
+            assert isinstance(again, Result), "both go on"
         await desk.close()
         await worker.close()
 

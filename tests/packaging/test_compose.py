@@ -17,7 +17,9 @@ from remit_broker.adapters.nats_server import find_binary
 from remit_broker.config import load
 
 ROOT = Path(__file__).resolve().parents[2]
-LONG_RUNNING = ("nats", "broker")
+NATS, CALLOUTS, BROKERS = ("nats-1", "nats-2", "nats-3"), ("callout-1", "callout-2"), ("broker-1", "broker-2")
+LONG_RUNNING = (*NATS, *CALLOUTS, *BROKERS)
+NODES = ("n1", "n2", "n3")
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +29,15 @@ def compose() -> dict[str, Any]:
     return parsed
 
 
-def prepare(folder: Path) -> tuple[Path, Path]:
-    state, config = folder / "state", folder / "nats.conf"
-    state.mkdir(mode=0o700, exist_ok=True)
-    command = [sys.executable, ROOT / "deploy" / "prepare.py", state, config, "nats://nats:4222"]
+def prepare(folder: Path) -> tuple[list[Path], Path]:
+    """Run the first step; the folders of the two brokers, and that of the NATS configurations."""
+    states, nats = [folder / "state-1", folder / "state-2"], folder / "nats"
+    for one in (*states, nats):
+        one.mkdir(mode=0o700, exist_ok=True)
+    command = [sys.executable, ROOT / "deploy" / "prepare.py", nats, *states]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return state, config
+    return states, nats
 
 
 def secrets_of(state: Path) -> dict[str, bytes]:
@@ -46,9 +50,21 @@ def test_every_long_running_service_has_a_health_check_and_restarts(compose: dic
         assert compose["services"][name]["restart"] == "unless-stopped"
 
 
-def test_the_broker_waits_for_a_healthy_server_and_the_server_for_its_configuration(compose: dict[str, Any]):
-    assert compose["services"]["broker"]["depends_on"] == {"nats": {"condition": "service_healthy"}}
-    assert compose["services"]["nats"]["depends_on"] == {"prepare": {"condition": "service_completed_successfully"}}
+def test_the_brokers_wait_for_healthy_servers_and_the_servers_for_their_configuration(compose: dict[str, Any]):
+    services = compose["services"]
+    healthy = {name: {"condition": "service_healthy"} for name in NATS}
+    assert services["broker-1"]["depends_on"] == healthy
+    assert services["broker-2"]["depends_on"] == healthy | {"broker-1": {"condition": "service_healthy"}}
+    assert all(services[name]["depends_on"] == healthy for name in CALLOUTS)
+    assert all(
+        services[name]["depends_on"] == {"prepare": {"condition": "service_completed_successfully"}} for name in NATS
+    )
+
+
+def test_only_the_nats_servers_reach_each_others_route_ports(compose: dict[str, Any]):
+    assert compose["networks"]["cluster"] == {"internal": True}
+    inside = {name for name, service in compose["services"].items() if "cluster" in service.get("networks", ())}
+    assert inside == set(NATS)
 
 
 def test_images_are_pinned(compose: dict[str, Any]):
@@ -80,8 +96,10 @@ def test_no_service_is_given_a_secret(compose: dict[str, Any]):
     )
 
 
-def test_the_nats_service_cannot_read_the_brokers_keys(compose: dict[str, Any]):
-    assert all(not mount.startswith("state:") for mount in compose["services"]["nats"]["volumes"])
+def test_the_nats_services_cannot_read_the_brokers_keys_and_the_callouts_cannot_write_them(compose: dict[str, Any]):
+    services = compose["services"]
+    assert all(not mount.startswith("state-") for name in NATS for mount in services[name]["volumes"])
+    assert all(mount.endswith(":ro") for name in CALLOUTS for mount in services[name]["volumes"])
 
 
 def test_services_run_with_nothing_they_do_not_need(compose: dict[str, Any]):
@@ -92,30 +110,51 @@ def test_services_run_with_nothing_they_do_not_need(compose: dict[str, Any]):
     assert re.search(r"^USER remit$", (ROOT / "Dockerfile").read_text(), re.M)
 
 
-def test_what_is_prepared_is_a_configuration_for_both(tmp_path: Path):
-    state, config = prepare(tmp_path)
-    assert load(str(state)).config.bus.url == "nats://nats:4222"
-    # The server's own check of its configuration; the store's place exists in the image only.
-    local = tmp_path / "local.conf"
-    local.write_text(config.read_text().replace("/var/lib/nats", str(tmp_path / "store")))
-    done = subprocess.run([find_binary(), "-t", "-c", local], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "/var/lib/nats" in config.read_text()
+def test_what_is_prepared_is_a_configuration_for_all(tmp_path: Path):
+    states, nats = prepare(tmp_path)
+    for state in states:
+        bus = load(str(state)).config.bus
+        assert (bus.url, bus.replicas, bus.callout) == (
+            "nats://nats-1:4222,nats://nats-2:4222,nats://nats-3:4222", 3, "process",
+        )  # fmt: skip
+    for node in NODES:
+        # The server's own check of its configuration; the store's place exists in the image only.
+        text = (nats / f"{node}.conf").read_text()
+        local = tmp_path / f"{node}.conf"
+        local.write_text(text.replace("/var/lib/nats", str(tmp_path / "store")))
+        done = subprocess.run([find_binary(), "-t", "-c", local], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "/var/lib/nats" in text and f'"{node}.cluster"' in text
 
 
-def test_the_servers_configuration_holds_no_secret(tmp_path: Path):
-    state, config = prepare(tmp_path)
-    text = config.read_bytes()
-    assert secrets_of(state)
-    assert not [name for name, secret in secrets_of(state).items() if secret.strip() in text]
+def test_the_brokers_have_the_same_keys_and_operators_of_their_own(tmp_path: Path):
+    states, _ = prepare(tmp_path)
+    first, second = map(secrets_of, states)
+    assert first.pop("local.token") != second.pop("local.token")
+    assert first == second and len(first) >= 8
+
+
+def test_the_servers_configurations_hold_no_secret(tmp_path: Path):
+    states, nats = prepare(tmp_path)
+    text = b"".join((nats / f"{node}.conf").read_bytes() for node in NODES)
+    assert secrets_of(states[0])
+    assert not [name for state in states for name, secret in secrets_of(state).items() if secret.strip() in text]
 
 
 def test_preparing_again_keeps_keys_and_configuration(tmp_path: Path):
-    state, config = prepare(tmp_path)
-    (state / "remit.toml").write_text((state / "remit.toml").read_text() + "\n# mine\n")
-    before = secrets_of(state), (state / "remit.toml").read_text(), config.read_text()
+    states, nats = prepare(tmp_path)
+    for state in states:
+        (state / "remit.toml").write_text((state / "remit.toml").read_text() + "\n# mine\n")
+
+    def all_of_it() -> list[Any]:
+        return [
+            [(secrets_of(state), (state / "remit.toml").read_text()) for state in states],
+            [(nats / f"{node}.conf").read_text() for node in NODES],
+        ]
+
+    before = all_of_it()
     prepare(tmp_path)
-    assert (secrets_of(state), (state / "remit.toml").read_text(), config.read_text()) == before
+    assert all_of_it() == before
 
 
 def test_docker_compose_accepts_the_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from unittest.mock import patch
 
@@ -12,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remit_schemas import canonical as canonical_module
-from remit_schemas.budget import ZERO
-from remit_schemas.canonical import _is_simple, canonical, loads
+from remit_schemas.budget import ZERO, Budget
+from remit_schemas.canonical import MAX_INTEGER, _is_simple, canonical, canonical_document, loads
 from remit_schemas.errors import Refusal
-from remit_schemas.records import GENESIS, TxnClosed, plain
+from remit_schemas.records import GENESIS, TxnClosed, TxnOpened, hash_of, plain, seal
+from remit_schemas.scope import Detail
 
 leaves = st.none() | st.booleans() | st.integers(-(2**54), 2**54) | st.floats(allow_nan=False) | st.text()
 values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
@@ -80,3 +82,57 @@ def test_the_short_way_is_exact(data: bytes) -> None:
     short = _read(data)
     with patch.object(canonical_module, "_plain_document", lambda _: canonical_module._ODD):
         assert _read(data) == short
+
+
+@given(_DOCUMENTS | _TWICE)
+def test_what_was_read_is_written_as_the_standard_says(data: bytes) -> None:
+    """The short way of writing what a parser returned gives the bytes of the long one."""
+    try:
+        value = loads(data, max_bytes=10_000)
+    except Refusal:
+        return
+    try:
+        expected = rfc8785.dumps(value)
+    except ValueError:
+        with pytest.raises(ValueError):
+            canonical_document(value)
+    else:
+        assert canonical_document(value) == expected
+
+
+_WORDS = st.text(max_size=12) | st.sampled_from(['"hash":"",', '\\"hash\\":\\"\\",', "é", "\ud800"])
+
+
+@given(who=_WORDS, usd=st.integers(0, MAX_INTEGER), seq=st.integers(0, 2**60))
+def test_a_seal_is_the_hash_of_the_standard_form(who: str, usd: int, seq: int) -> None:
+    """However a record is sealed, its hash is that of its canonical JSON without it."""
+    record = TxnClosed(
+        tenant="default", txn="a" * 32, seq=seq, at="", hop="b" * 16, prev=GENESIS, by=who, reason="closed", who=who,
+        spent=Budget(usd, 0, 1), overrun=ZERO,
+    )  # fmt: skip
+    raw = plain(record)
+    del raw["hash"]
+    try:
+        expected = hashlib.sha256(rfc8785.dumps(raw)).hexdigest()
+    except ValueError:
+        with pytest.raises(ValueError):
+            seal(record)
+    else:
+        assert seal(record).hash == hash_of(raw) == expected
+
+
+@given(scope=st.dictionaries(st.text(max_size=4), st.dictionaries(_WORDS, _TREE, max_size=2), max_size=2))
+def test_a_seal_covers_constraints_of_any_json(scope: dict[str, dict[str, object]]) -> None:
+    record = TxnOpened(
+        tenant="default", txn="a" * 32, seq=0, at="", hop="b" * 16, prev=GENESIS, by="r", user="ann", agent="a", auth="",
+        jti="", scope=(Detail("mcp/**", scope),), budget=ZERO, exp=0, max_depth=0,
+    )  # fmt: skip
+    try:
+        raw = plain(record)
+        del raw["hash"]
+        expected = hashlib.sha256(rfc8785.dumps(raw)).hexdigest()
+    except ValueError:
+        with pytest.raises(ValueError):
+            seal(record)
+    else:
+        assert seal(record).hash == expected

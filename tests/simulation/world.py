@@ -30,7 +30,7 @@ from remit_schemas.envelope import Dispatch, Error, Frame, Result, encode
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.keys import KeySet, SigningKey
 from remit_schemas.names import Resource
-from remit_schemas.records import Decision, HopRefused, plain
+from remit_schemas.records import Decision, HopClosed, HopRefused, parse_record, plain
 
 EPOCH = 1_800_000_000.0
 KEY = SigningKey.from_seed(bytes(range(32)))
@@ -61,6 +61,7 @@ class World:
     def __init__(self, rng: random.Random, names: Sequence[str], crash_rate: float) -> None:
         self.rng, self.crash_rate = rng, crash_rate
         self.store: dict[str, list[dict[str, Any]]] = {}
+        self.grants: dict[str, str] = {}
         self.principals = {name: Principal(name=name, kind="agent", nkey=name) for name in names}
         self.work: Callable[[Dispatch], Awaitable[Frame]] | None = None
         self.log: list[tuple[str, str]] = []
@@ -111,6 +112,7 @@ class Replica:
             target_rates=Unlimited(),
             accounts=Uncapped(),
             room=PartsRoom(1 << 20),
+            results=NothingKept(),
             observer=Witness(self.world),
             failpoints=self,
             limits=Limits(hop_ttl=5.0),
@@ -183,6 +185,7 @@ class SimLedger:
     async def create(self, record: Any, grant: str) -> Fold:
         await self._life.pause()
         self._world.store[record.txn] = [plain(record)]
+        self._world.grants[record.hash] = grant
         return self._folds.setdefault(record.txn, apply(None, plain(record)))
 
     async def fold(self, tenant: str, txn: str) -> Fold:
@@ -192,6 +195,14 @@ class SimLedger:
 
     async def newest(self, tenant: str, txn: str) -> Fold:
         return await self._catch_up(txn)
+
+    async def closing(self, tenant: str, txn: str, hop: str) -> HopClosed:
+        for raw in self._world.store[txn]:
+            if raw["kind"] == "hop.closed" and raw["hop"] == hop:
+                record = parse_record(raw)
+                assert isinstance(record, HopClosed)
+                return record
+        raise refusal(Code.LEDGER_UNAVAILABLE, "not there", rule="ledger.no-closing", ask="none")
 
     async def _catch_up(self, txn: str) -> Fold:
         await self._life.pause()
@@ -204,10 +215,17 @@ class SimLedger:
         self._folds[txn] = fold
         return fold
 
+    async def grant(self, tenant: str, txn: str, rec: str) -> str:
+        await self._life.pause()
+        return self._world.grants[rec]
+
     @asynccontextmanager
     async def turn(self, tenant: str, txn: str) -> AsyncIterator[SimTurn]:
         async with self._locks.setdefault(txn, asyncio.Lock()):
             yield SimTurn(self, txn, await self.fold(tenant, txn))
+
+    def keep(self, rec: str, grant: str) -> None:
+        self._world.grants[rec] = grant
 
     async def append(self, txn: str, fold: Fold, raw: dict[str, Any]) -> Fold | LostRace:
         after = apply(fold, raw)
@@ -229,6 +247,8 @@ class SimTurn:
 
     async def append(self, record: Any, grant: str | None) -> Fold | LostRace:
         done = await self._ledger.append(self._txn, self.fold, plain(record))
+        if grant is not None and not isinstance(done, LostRace):
+            self._ledger.keep(record.hash, grant)
         self.fold = done.fold if isinstance(done, LostRace) else done
         return done
 
@@ -276,8 +296,14 @@ class SimBus:
     async def cancel(self, callee: str, connection: str, txn: str, hop: str) -> None:
         pass
 
+    async def resume(self, callee: str, connection: str, dispatch: Dispatch) -> None:
+        raise NotImplementedError("nobody here asks for an input")
+
     async def ended(self, tenant: str, txn: str, hop: str) -> None:
         pass
+
+    async def until_ended(self, at: tuple[str, str], seconds: float) -> None:
+        await asyncio.sleep(seconds)
 
     async def dispatch(self, resource: Resource, callee: str, dispatch: Dispatch) -> None:
         await self._life.pause()
@@ -356,6 +382,14 @@ class Lenient:
 class Unlimited:
     def admit(self, who: str, weight: int = 1) -> float:
         return 0.0
+
+
+class NothingKept:
+    async def put(self, at: tuple[str, str, str], data: bytes) -> bool:
+        return False
+
+    async def get(self, at: tuple[str, str, str]) -> None:
+        return None
 
 
 class Uncapped:

@@ -28,19 +28,36 @@ class Case:
     def __init__(self, key: SigningKey = KEY) -> None:
         self.key = key
         self.story = Story(opened(scope=SCOPE))
-        self.grants: dict[str, str] = {ROOT: self._mint(0, None)}
+        self.grants: dict[str, str] = {}
+        """The newest grant of each hop."""
+        self.tokens: dict[str, str] = {}
+        """Every grant by its id."""
+        self._minted(ROOT, None)
 
-    def open(self, hop: str, parent: str, resource: str, budget: Budget = SMALL) -> None:
+    def open(self, hop: str, parent: str, resource: str, budget: Budget = SMALL, **changes: Any) -> None:
         """A hop and its grant."""
-        self.story.open(hop, parent, budget, scope=SCOPE, resource=resource)
-        self.grants[hop] = self._mint(len(self.story.records) - 1, parent)
+        self.story.open(hop, parent, budget, scope=SCOPE, resource=resource, **changes)
+        self._minted(hop, parent)
 
-    def _mint(self, index: int, parent: str | None) -> str:
-        return mint(self.claims(index, parent), self.key)
+    def renew(self, hop: str, parent: str, exp: int) -> None:
+        """The next grant of a hop."""
+        self.story.renew(hop, exp)
+        self._minted(hop, parent)
+
+    def resume(self, hop: str, parent: str, budget: Budget = SMALL, **changes: Any) -> None:
+        """A parked hop goes on with the next grant."""
+        self.story.resume(hop, budget, **changes)
+        self._minted(hop, parent)
+
+    def _minted(self, hop: str, parent: str | None) -> None:
+        claims = self.claims(len(self.story.records) - 1, parent)
+        self.grants[hop] = self.tokens[claims.jti] = mint(claims, self.key)
 
     def claims(self, index: int, parent: str | None) -> Claims:
         """The claims of the grant that record ``index`` names."""
         record = self.story.records[index]
+        before = [each for each in self.story.records[: index + 1] if each["hop"] == record["hop"]]
+        record = {key: value for each in before for key, value in each.items()}
         above = parse(self.grants[parent]) if parent else None
         node = self.story.fold.nodes[record["hop"]]
         return Claims(
@@ -53,7 +70,7 @@ class Case:
     def evidence(self) -> dict[str, Any]:
         """The file, as JSON values."""
         entries = [
-            {"record": record, "grant": self.grants[record["hop"]] if "jti" in record and record["kind"] != "grant.revoked" else None}
+            {"record": record, "grant": self.tokens[record["jti"]] if "jti" in record and record["kind"] != "grant.revoked" else None}
             for record in self.story.records
         ]  # fmt: skip
         under = {"txn": TXN, "parent": ROOT, "user": "ann"}
@@ -76,6 +93,23 @@ def closed_case(key: SigningKey = KEY) -> Case:
     return case
 
 
+def long_case() -> Case:
+    """A hop whose grant is renewed, which is parked and resumed, with a call under each of its grants that count."""
+    case = Case()
+    case.open(CHILD, ROOT, "agent/researcher/brief", Budget(5000, 500, 6), exp=1_800_000_060)
+    case.renew(CHILD, ROOT, 1_800_000_120)
+    case.open(GRANDCHILD, CHILD, "mcp/git/git_log", Budget(1000, 100, 2), exp=1_800_000_060)
+    case.renew(GRANDCHILD, CHILD, 1_800_000_100)
+    case.story.close(GRANDCHILD, Budget(500, 0, 0))
+    case.story.park(CHILD)
+    case.resume(CHILD, ROOT, Budget(700, 0, 3), exp=1_800_000_180)
+    case.open(SECOND, CHILD, "mcp/git/git_log", Budget(100, 0, 1), exp=1_800_000_180)
+    case.story.close(SECOND)
+    case.story.close(CHILD)
+    case.story.end()
+    return case
+
+
 def resealed(records: list[dict[str, Any]], start: int) -> None:
     """Give every record from ``start`` on the hash and ``prev`` that its new content calls for: what a forger would do."""
     for index in range(start, len(records)):
@@ -84,4 +118,16 @@ def resealed(records: list[dict[str, Any]], start: int) -> None:
         records[index]["hash"] = hash_of(records[index])
 
 
-__all__ = ["CHILD", "GRANDCHILD", "KEY", "LARGE", "OTHER", "SECOND", "TRUSTED", "Case", "closed_case", "resealed"]
+__all__ = [
+    "CHILD",
+    "GRANDCHILD",
+    "KEY",
+    "LARGE",
+    "OTHER",
+    "SECOND",
+    "TRUSTED",
+    "Case",
+    "closed_case",
+    "long_case",
+    "resealed",
+]

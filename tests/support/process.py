@@ -18,7 +18,7 @@ from remit_broker.credentials import credentials_file
 from remit_broker.starter import write_starter
 from remit_schemas.names import Kind
 
-SECONDS = 20.0
+SECONDS = 40.0
 
 
 class ProcessLab:
@@ -32,21 +32,30 @@ class ProcessLab:
         self.seeds: dict[str, str] = {}
         self.url = ""
         self.process: asyncio.subprocess.Process | None = None
-        self._http: httpx.AsyncClient | None = None
+        self.http: httpx.AsyncClient | None = None
 
-    async def start(self, failpoint: str = "") -> None:
-        """Start a broker that will die at ``failpoint``, where one is named; returns when it is ready."""
+    async def start(self, failpoint: str = "", *words: str) -> dict[str, Any]:
+        """Start a broker that will die at ``failpoint``, where one is named; returns its first line when it is ready.
+
+        ``words`` are further words of ``remit up``.
+        """
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "remit_broker.cli.main", "up", "--json", "--quiet", "-c", str(self.config),
+            *self.command(*words),
             stdout=asyncio.subprocess.PIPE, env={**os.environ, "REMIT_FAILPOINT": failpoint},
         )  # fmt: skip
         assert self.process.stdout is not None
-        ready = json.loads(await asyncio.wait_for(self.process.stdout.readline(), SECONDS))
+        ready: dict[str, Any] = json.loads(await asyncio.wait_for(self.process.stdout.readline(), SECONDS))
         self.url = ready["nats"]
         token = (self.folder / "data" / "keys" / "local.token").read_text(encoding="utf-8").strip()
-        self._http = httpx.AsyncClient(
+        self.http = httpx.AsyncClient(
             base_url=ready["http"], headers={"Authorization": f"Bearer {token}"}, timeout=SECONDS, trust_env=False
         )
+        return ready
+
+    def command(self, *words: str) -> list[str]:
+        """The command line of a broker on this folder."""
+        up = [sys.executable, "-m", "remit_broker.cli.main", "up", "--json", "--quiet"]
+        return [*up, "-c", str(self.config), *words]
 
     async def died(self) -> int:
         """Wait for the process to end; its return code."""
@@ -55,8 +64,8 @@ class ProcessLab:
 
     async def stop(self) -> None:
         """End the broker as an operator would."""
-        if self._http is not None:
-            await self._http.aclose()
+        if self.http is not None:
+            await self.http.aclose()
         if self.process is not None and self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
             self.process.send_signal(signal.SIGCONT)  # a frozen one hears it then
@@ -64,8 +73,8 @@ class ProcessLab:
 
     async def api(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """One call of the API; raises for an error."""
-        assert self._http is not None
-        return (await self._http.request(method, path, json=body)).raise_for_status().json()
+        assert self.http is not None
+        return (await self.http.request(method, path, json=body)).raise_for_status().json()
 
     async def agent(self, name: str, tier: str = "standard", kind: Kind = "agent") -> None:
         """Register a principal."""

@@ -22,7 +22,18 @@ from nats.aio.msg import Msg
 from remit_broker.testing import Lab
 from remit_schemas import subjects
 from remit_schemas.budget import Budget
-from remit_schemas.envelope import FINAL, Dispatch, Error, Frame, Result, encode, parse_dispatch, parse_frame
+from remit_schemas.envelope import (
+    FINAL,
+    Dispatch,
+    Error,
+    Frame,
+    InputRequired,
+    Result,
+    Started,
+    encode,
+    parse_dispatch,
+    parse_frame,
+)
 from remit_schemas.errors import ErrorBody
 from remit_schemas.names import Kind, parse_resource
 
@@ -67,6 +78,10 @@ class Taken:
             data = frame if isinstance(frame, bytes) else encode(frame)
             await self.callee.nc.publish(self.message.reply, data, headers=headers)
         await self.callee.nc.flush()
+
+    async def park(self, request: Any = "may I?", cost: Budget | None = None) -> None:
+        """Ask for an input, as a callee that then waits for it at this connection."""
+        await self.say(Started(connection=self.callee.connection), InputRequired(request=request, cost=cost))
 
     async def done(self, value: Any = "done", cost: Budget | None = None) -> None:
         """Answer as an honest callee would."""
@@ -187,6 +202,25 @@ class RawAgent:
         await self.nc.flush()
         final = (await self.attach(*definitions))[-1]
         assert isinstance(final, Result), final
+
+    async def wait_for_input(self) -> None:
+        """Take work that goes on as well: what the broker hands to this very connection, whatever the hop."""
+
+        async def hear(message: Msg) -> None:
+            if b'"cancel"' in message.data[:16]:
+                self.heard.append(f"cancel {message.subject.rsplit('.', 1)[-1]}")
+                async with self._grew:
+                    self._grew.notify_all()
+            else:
+                await self._on_work(message)
+
+        await self.nc.subscribe(f"_INBOX_{self.name}.{self.connection}.ctl.*.*", cb=hear)
+        await self.nc.flush()
+
+    async def told_to_stop(self, hop: str) -> None:
+        """Wait until the broker has said that nobody waits for ``hop`` any more."""
+        async with asyncio.timeout(SECONDS), self._grew:
+            await self._grew.wait_for(lambda: f"cancel {hop}" in self.heard)
 
     async def overhear(self) -> None:
         """Keep in ``heard`` the subject of whatever reaches the private inbox of this connection, as of all work."""

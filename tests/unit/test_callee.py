@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from remit_schemas.budget import Budget
 from remit_schemas.callee import Seen, answer_subject, check_dispatch, control_subject
 from remit_schemas.claims import Actor, Claims
-from remit_schemas.envelope import Dispatch
+from remit_schemas.envelope import Dispatch, Resumed
 from remit_schemas.errors import Code, Refusal
 from remit_schemas.grant import mint
 from remit_schemas.keys import KeySet, SigningKey
@@ -61,7 +61,25 @@ def test_nothing_is_begun_at_or_after_the_deadline() -> None:
 
 
 def test_a_hop_is_taken_once() -> None:
-    assert refused(dispatch(), seen={(TXN, HOP)}) == (Code.DUPLICATE, "dispatch.duplicate")
+    assert refused(dispatch(), seen={(TXN, HOP, 1)}) == (Code.DUPLICATE, "dispatch.duplicate")
+
+
+def test_a_hop_that_was_parked_is_taken_once_more_for_each_input() -> None:
+    seen = Seen()
+    for n in (1, 2, 3):
+        call = dispatch(jti=f"{TXN}.{HOP}.{n}")
+        if n > 1:
+            call = msgspec.structs.replace(call, resumed=Resumed(n=n, input="yes"))
+        check(call, seen=seen)
+        seen.take(call, NOW * 1000)
+        assert refused(call, seen=seen) == (Code.DUPLICATE, "dispatch.duplicate")
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_resumption_under_another_number_than_the_grants_is_refused(n: int) -> None:
+    call = msgspec.structs.replace(dispatch(jti=f"{TXN}.{HOP}.2"), resumed=Resumed(n=n, input="yes"))
+    assert refused(call) == (Code.GRANT_INVALID, "dispatch.grant")
+    assert refused(msgspec.structs.replace(call, resumed=None)) == (Code.GRANT_INVALID, "dispatch.grant")
 
 
 def test_a_grant_of_another_hop_is_refused() -> None:
@@ -109,7 +127,7 @@ def test_a_taken_hop_is_remembered_until_its_deadline_and_not_for_ever(steps: li
         now += passed
         call = msgspec.structs.replace(base, hop=f"{number + 1:016x}", deadline=now + left + 1)
         seen.take(call, now)
-        live[(call.txn, call.hop)] = call.deadline
+        live[(call.txn, call.hop, 1)] = call.deadline
         live = {key: deadline for key, deadline in live.items() if deadline > now}
         assert all(key in seen for key in live)
         assert len(seen) == len(live)

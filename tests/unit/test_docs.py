@@ -156,10 +156,16 @@ def test_every_command_that_a_document_names_exists(path: Path) -> None:
 
 
 def test_every_configuration_key_is_documented() -> None:
-    from remit_broker.config import BusConfig, Config, HttpConfig, LimitsConfig, TracesConfig
+    from remit_broker.config import BusConfig, Config, HttpConfig, LimitsConfig, ResultsConfig, TracesConfig
 
     text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
-    sections = {"bus": BusConfig, "http": HttpConfig, "limits": LimitsConfig, "traces": TracesConfig}
+    sections = {
+        "bus": BusConfig,
+        "http": HttpConfig,
+        "limits": LimitsConfig,
+        "results": ResultsConfig,
+        "traces": TracesConfig,
+    }
     keys = [key for key in Config.__struct_fields__ if key not in sections]
     keys += [f"{section}.{key}" for section, kind in sections.items() for key in kind.__struct_fields__]
     assert [key for key in keys if f"`{key}`" not in text] == []

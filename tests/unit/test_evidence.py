@@ -15,18 +15,20 @@ from hypothesis import strategies as st
 from remit_broker.core.evidence import Verdict, read, verify_evidence
 from remit_schemas.budget import Budget
 from remit_schemas.errors import Refusal
-from remit_schemas.grant import mint
+from remit_schemas.grant import mint, parse
 from remit_schemas.keys import KeySet
 from remit_schemas.records import hash_of
 from tests.support.evidence import (
     CHILD,
     GRANDCHILD,
     KEY,
+    LARGE,
     OTHER,
     SECOND,
     TRUSTED,
     Case,
     closed_case,
+    long_case,
     resealed,
 )
 from tests.support.story import ROOT, TXN, hop_id
@@ -137,6 +139,52 @@ def test_a_record_changed_and_sealed_anew_is_betrayed_by_the_grants(evidence: Ev
     assert bad(evidence)[0] == "grants"
 
 
+def test_renewed_and_resumed_grants_verify_under_the_one_that_counted_then() -> None:
+    verdict = verified(long_case().evidence())
+    assert verdict.verified, verdict
+    assert [check.where for check in verdict.checks if check.check == "links"] == [
+        "6 delegations, none wider than its parent"
+    ]
+
+
+def test_a_renewed_grant_that_is_missing_is_found() -> None:
+    evidence = long_case().evidence()
+    del evidence["grants"][2]
+    assert bad(evidence) == ("grants", "the grant of record 2 is missing")
+
+
+@pytest.mark.parametrize("changes", [{"exp": 1_800_000_121}, {"budget": LARGE}, {"aud": "critic"}, {"max_depth": 7}])
+def test_a_renewed_grant_says_what_the_records_of_its_hop_say(changes: dict[str, Any]) -> None:
+    case = long_case()
+    claims = msgspec.structs.replace(case.claims(2, ROOT), par=parse(case.grants[ROOT]).digest)
+    evidence = case.evidence()
+    evidence["grants"][2] = mint(msgspec.structs.replace(claims, **changes), KEY)
+    assert bad(evidence)[0] == "grants"
+
+
+def test_a_grant_under_one_from_before_a_resumption_is_no_link() -> None:
+    case = long_case()
+    index = next(n for n, record in enumerate(case.story.records) if record["hop"] == SECOND)
+    old = case.tokens[f"{TXN}.{CHILD}.2"]
+    claims = msgspec.structs.replace(case.claims(index, CHILD), par=parse(old).digest)
+    case.tokens[f"{TXN}.{SECOND}.1"] = mint(claims, KEY)
+    assert bad(case.evidence()) == ("links", f"record {index}: par is not the digest of the parent (bundle.par)")
+
+
+def test_a_renewed_grant_is_not_wider_than_the_one_above_it() -> None:
+    case = Case()
+    case.open(CHILD, ROOT, "agent/researcher/brief", Budget(5000, 500, 6), exp=1_800_000_060)
+    case.open(GRANDCHILD, CHILD, "mcp/git/git_log", Budget(1000, 100, 2), exp=1_800_000_030)
+    first = case.grants[CHILD]
+    case.renew(CHILD, ROOT, 1_800_000_120)
+    case.renew(GRANDCHILD, CHILD, 1_800_000_100)
+    # Under the grant before the newest, which expires earlier: exp would have grown along the bundle.
+    index = len(case.story.records) - 1
+    claims = msgspec.structs.replace(case.claims(index, CHILD), par=parse(first).digest)
+    case.tokens[claims.jti] = mint(claims, KEY)
+    assert bad(case.evidence()) == ("links", f"record {index}: exp is later than the parent's (bundle.exp)")
+
+
 def test_how_far_signatures_reach_is_said(evidence: Evidence) -> None:
     """What the format cannot bind yet is not claimed."""
     evidence["records"][6]["by"] = "somebody"
@@ -232,7 +280,7 @@ def test_a_grant_wider_than_its_parent_is_found_at_its_record() -> None:
     case.open(CHILD, ROOT, "agent/researcher/brief", Budget(5000, 500, 6))
     case.open(GRANDCHILD, CHILD, "mcp/git/git_log")
     claims = case.claims(2, CHILD)
-    case.grants[GRANDCHILD] = mint(
+    case.tokens[claims.jti] = mint(
         msgspec.structs.replace(claims, labels=("*",), par=case.claims(0, None).rec[:43]), KEY
     )
     assert bad(case.evidence()) == ("links", "record 2: par is not the digest of the parent (bundle.par)")

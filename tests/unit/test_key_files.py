@@ -14,7 +14,7 @@ from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.core import nkey
 from remit_schemas.keys import KeySet
 
-EVERY_FILE = ["digest.key", "local.token", *(f"nats-{name}.nk" for name in keyfiles.NATS_SEEDS)]
+EVERY_FILE = ["digest.key", "results.key", "local.token", *(f"nats-{name}.nk" for name in keyfiles.NATS_SEEDS)]
 
 
 @pytest.fixture
@@ -44,7 +44,11 @@ def test_opening_again_reads_the_same_keys(data: Path) -> None:
 
 def test_every_key_is_another_one(data: Path, tmp_path: Path) -> None:
     one, other = KeyFiles.open(data), KeyFiles.open(tmp_path / "other", create=True)
-    drawn = [secret for keys in (one, other) for secret in (keys.digest_key, keys.local_token, keys.signing.kid)]
+    drawn = [
+        secret
+        for keys in (one, other)
+        for secret in (keys.digest_key, keys.results_key, keys.local_token, keys.signing.kid)
+    ]
     drawn += [keys.seed(name) for keys in (one, other) for name in keyfiles.NATS_SEEDS]
     assert len(set(drawn)) == len(drawn)
     assert len(one.digest_key) == 32

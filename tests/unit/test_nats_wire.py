@@ -162,3 +162,4 @@ def test_a_client_of_the_library_has_what_is_used_of_it() -> None:
     assert {"_jsi", "_cb", "_received", "_max_msgs", "_pending_queue", "_pending_size", "_future"} <= set(
         vars(Subscription(Client()))
     )
+    assert all(hasattr(Client, name) for name in ("_attempt_reconnect", "_close", "_process_op_err", "_send_ping"))

@@ -331,7 +331,7 @@ GOOD = PERMIT + "\n// a comment; with a semicolon\n"
             '@id("x") @reason("y") permit (principal, action == Action::"call", resource) when { resource.destructve };',
             ("'x'", "destructve", "Tool has destructive"),
         ),
-        ('@id("x") @reason("y") permit (principal, action == Action::"read", resource);', ("'x'", "call, delegate, release")),
+        ('@id("x") @reason("y") permit (principal, action == Action::"read", resource);', ("'x'", "call, delegate, detach, release")),
         ('@id("x") @reason("y") permit (principal == User::"ann", action, resource);', ("'x'", "an Agent as principal")),
         ('@id("x") @reason("y") permit (principal, action, resource) when { context.depth == "2" };', ("'x'", "docs/policy.md")),
         ('// one\n@id("all") @reason("y") permit (principal, action, resource);', (":4:", "'all' is taken", "bad.cedar:1")),

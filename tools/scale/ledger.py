@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from remit_broker.adapters.jetstream import EXPECT_STREAM, EXPECT_SUBJECT, JetStream
 from remit_broker.adapters.jetstream_ledger import STREAM, JetStreamLedger
 from remit_broker.adapters.ledger_memory import subject_of
-from remit_schemas.records import TxnOpened
+from remit_schemas.records import HopClosed, TxnOpened
 from tools.scale.machine import Server, connected, cpu, one_server, rss, size, three_servers
 from tools.scale.sample import Txns
 
@@ -87,13 +87,33 @@ async def subjects(folder: Path, most: int, appends: int, say: Any) -> list[dict
             row: dict[str, Any] = {"txns": mark, "server_mib": round(rss(server.pid)), "empty_mib": round(empty)}
             row |= await _round(ledger, txns, [server], appends, 1)
             row |= await _round(ledger, txns, [server], appends, 64)
-            row |= await _asked(nc, ledger, server)
+            row |= await _next_records(ledger, txns, server, appends)
+            row |= await _asked(nc, server)
             filled = mark + 2 * appends
             rows.append({**row, "store_mib": round(size(server.folder))})
             say(json.dumps(rows[-1]))
         await nc.close()
         rows += [await _restarted(server, kill, say) for kill in (False, True)]
     return rows
+
+
+async def _next_records(ledger: JetStreamLedger, txns: Txns, server: Server, appends: int) -> dict[str, Any]:
+    """Hops opened and closed in 64 txns that this replica knows, one append at a time: what nearly every append is. µs."""
+    opened = [await ledger.create(txns.first(), txns.grant) for _ in range(64)]
+    planned = [(fold, iter(txns.hops(fold, max(appends // 128, 1))[1])) for fold in opened]
+    used, nanos = cpu(server.pid), list[int]()
+    for _ in range(2 * max(appends // 128, 1)):
+        for fold, records in planned:
+            record = next(records)
+            async with ledger.turn(fold.tenant, fold.txn) as turn:
+                began = time.perf_counter_ns()
+                await turn.append(record, None if isinstance(record, HopClosed) else txns.grant)
+                nanos.append(time.perf_counter_ns() - began)
+    nanos.sort()
+    return {
+        "next_record_p50_us": round(nanos[len(nanos) // 2] / 1000),
+        "next_record_server_cpu_us": round((cpu(server.pid) - used) / len(nanos) * 1e6),
+    }
 
 
 async def _fill(nc: Client, txns: Txns, count: int) -> None:
@@ -109,25 +129,25 @@ async def _fill(nc: Client, txns: Txns, count: int) -> None:
         await asyncio.gather(*(publish(txns.first()) for _ in range(min(BATCH, count - begun))))
 
 
-async def _asked(nc: Client, ledger: JetStreamLedger, server: Server) -> dict[str, Any]:
-    """What it costs to ask for the stream's state, and to read a txn that this replica does not remember. µs."""
+async def _asked(nc: Client, server: Server) -> dict[str, Any]:
+    """What it costs to ask for the stream's state, and to read a txn that this replica does not remember: of any age, or new. µs."""
     js = JetStream(nc, timeout=60.0)
-    state = await js.state(STREAM)
-    step = max(state["last_seq"] // 64, 1)
-    names = [found.subject for seq in range(1, state["last_seq"], step) if (found := await js.at(STREAM, seq))]
+    last = (await js.state(STREAM))["last_seq"]
     used, began = cpu(server.pid), time.monotonic()
     for _ in range(50):
         await js.state(STREAM)
     info, info_cpu = (time.monotonic() - began) / 50, (cpu(server.pid) - used) / 50
-    used, began = cpu(server.pid), time.monotonic()
-    for name in names:
-        _, tenant, txn = name.split(".")
-        await ledger.newest(tenant, txn)
-    cold, cold_cpu = (time.monotonic() - began) / len(names), (cpu(server.pid) - used) / len(names)
-    return {
-        "stream_info_us": round(info * 1e6), "stream_info_server_cpu_us": round(info_cpu * 1e6),
-        "cold_txn_us": round(cold * 1e6), "cold_txn_server_cpu_us": round(cold_cpu * 1e6),
-    }  # fmt: skip
+    told = {"stream_info_us": round(info * 1e6), "stream_info_server_cpu_us": round(info_cpu * 1e6)}
+    for name, seqs in (("old", range(1, last, max(last // 64, 1))), ("new", range(max(last - 63, 1), last + 1))):
+        found = [message.subject for seq in seqs if (message := await js.at(STREAM, seq))]
+        fresh = await JetStreamLedger.start(nc)  # remembers nothing
+        used, began = cpu(server.pid), time.monotonic()
+        for subject in found:
+            _, tenant, txn = subject.split(".")
+            await fresh.newest(tenant, txn)
+        told[f"{name}_txn_us"] = round((time.monotonic() - began) / len(found) * 1e6)
+        told[f"{name}_txn_server_cpu_us"] = round((cpu(server.pid) - used) / len(found) * 1e6)
+    return told
 
 
 async def _restarted(server: Server, kill: bool, say: Any) -> dict[str, Any]:

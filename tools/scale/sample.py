@@ -13,7 +13,7 @@ from remit_schemas import base64url
 from remit_schemas.budget import Budget
 from remit_schemas.grant import Actor, Claims, mint
 from remit_schemas.keys import SigningKey
-from remit_schemas.records import HopClosed, Record, TxnOpened, encode_entry
+from remit_schemas.records import HopClosed, HopOpened, Record, TxnOpened, encode_entry
 from remit_schemas.scope import parse_scope
 from tests.support.story import closing, opened, opening
 
@@ -43,12 +43,12 @@ class Txns:
         """The message that the ledger stores."""
         return encode_entry(record, None if isinstance(record, HopClosed) else self.grant)
 
-    def hops(self, fold: Fold, count: int) -> tuple[Fold, list[Record]]:
+    def hops(self, fold: Fold, count: int) -> tuple[Fold, list[HopOpened | HopClosed]]:
         """``count`` hops below the root, each opened and closed."""
-        records: list[Record] = []
+        records: list[HopOpened | HopClosed] = []
         for _ in range(count):
             hop = secrets.token_hex(8)
-            record: Record = opening(fold, hop, budget=HOLD, scope=SCOPE[:1], resource="mcp/git/git_log")
+            record: HopOpened | HopClosed = opening(fold, hop, budget=HOLD, scope=SCOPE[:1], resource="mcp/git/git_log")
             fold = extend(fold, record)
             records.append(record)
             record = closing(fold, hop, Budget(100, 10, 0), result_digest="f" * 64, result_size=1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
@@ -27,6 +28,7 @@ class Endings:
         """``core`` is a connection in the CORE account; ``heard`` is told the txn and the hop, and must not wait."""
         self._core, self._heard = core, heard
         self._lately: OrderedDict[At, None] = OrderedDict()
+        self._waiting: dict[At, list[asyncio.Future[None]]] = {}
 
     async def start(self) -> None:
         """Listen."""
@@ -42,10 +44,27 @@ class Endings:
             with contextlib.suppress(NatsError, OSError):
                 await self._core.publish(f"{SUBJECT}.{tenant}.{txn}.{hop}", b"")
 
+    async def until(self, at: At, seconds: float) -> None:
+        """Wait until it is said that a hop has ended, at most ``seconds``."""
+        if at in self._lately:
+            return
+        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault(at, [])
+        waiting.append(told)
+        try:
+            await asyncio.wait({told}, timeout=seconds)
+        finally:
+            waiting.remove(told)
+            if not waiting and self._waiting.get(at) is waiting:
+                del self._waiting[at]
+
     @at_once
     async def _on_ended(self, message: Msg) -> None:
         *_, txn, hop = message.subject.split(".")
         self._lately[txn, hop] = None
         if len(self._lately) > KEPT:
             self._lately.popitem(last=False)
+        for told in self._waiting.pop((txn, hop), ()):
+            if not told.done():
+                told.set_result(None)
         self._heard((txn, hop))

@@ -35,6 +35,14 @@ class OpenHop(NamedTuple):
     deadline: int
 
 
+class IdleTxn(NamedTuple):
+    """A txn in which nothing has happened for long; ``seq`` is that of its last record."""
+
+    tenant: str
+    txn: str
+    seq: int
+
+
 _CHAIN: Final = """
 SELECT t.tenant, t.txn, user, agent, opened_at, last_at, closed_at, reason, continues, hops, open_hops,
     (SELECT coalesce(sum(count), 0) FROM refusal r WHERE r.tenant = t.tenant AND r.txn = t.txn),
@@ -136,10 +144,10 @@ class IndexQueries:
         return by_beginning(txn, [found for (found,) in rows])
 
     async def overdue(self, now_ms: int, grace_ms: int, limit: int = MAX_ROWS) -> list[OpenHop]:
-        """Hops of all tenants that are open more than ``grace_ms`` past their deadline, the oldest first."""
+        """Hops of all tenants that are open more than ``grace_ms`` past their deadline, the oldest first. None that is parked."""
         query = (
             "SELECT tenant, txn, hop, deadline FROM hop "
-            "WHERE closed_at IS NULL AND deadline < ? ORDER BY deadline LIMIT ?"
+            "WHERE closed_at IS NULL AND parked_at IS NULL AND deadline < ? ORDER BY deadline LIMIT ?"
         )
         return [OpenHop(*row) for row in await self._all(query, (now_ms - grace_ms, limit))]
 
@@ -148,21 +156,25 @@ class IndexQueries:
         query = (
             "SELECT h.tenant, h.txn, h.hop, (SELECT json_extract(r.body, '$.by') FROM record r "
             "WHERE (r.tenant, r.txn, r.hop) = (h.tenant, h.txn, h.hop) AND r.kind IN ('hop.opened', 'hop.resumed') "
-            "ORDER BY r.seq DESC LIMIT 1) FROM hop h WHERE h.closed_at IS NULL AND h.opened_at < ? LIMIT ?"
+            "ORDER BY r.seq DESC LIMIT 1) FROM hop h WHERE h.closed_at IS NULL AND h.parked_at IS NULL AND h.opened_at < ? LIMIT ?"
         )
         return [RunningHop(*row) for row in await self._all(query, (before, limit))]
 
-    async def idle_txns(self, before: str, limit: int = MAX_ROWS) -> list[tuple[str, str]]:
-        """(tenant, txn) that are open, have no open hop and no record since ``before`` (RFC 3339)."""
+    async def idle_txns(self, before: str, limit: int = MAX_ROWS) -> list[IdleTxn]:
+        """Txns that are open, have no hop that is open or parked and no record since ``before`` (RFC 3339)."""
         query = (
-            "SELECT tenant, txn FROM txn "
-            "WHERE closed_at IS NULL AND open_hops = 0 AND last_at < ? ORDER BY last_at LIMIT ?"
+            "SELECT tenant, txn, last_seq FROM txn WHERE closed_at IS NULL AND open_hops = 0 AND last_at < ? "
+            "AND (tenant, txn) NOT IN (SELECT tenant, txn FROM broken) ORDER BY last_at LIMIT ?"
         )
-        return [(tenant, txn) for tenant, txn in await self._all(query, (before, limit))]
+        return [IdleTxn(*row) for row in await self._all(query, (before, limit))]
 
     async def expired_txns(self, now: int, limit: int = MAX_ROWS) -> list[tuple[str, str]]:
         """(tenant, txn) that are open although their root grant expired before ``now`` (Unix seconds)."""
-        query = "SELECT tenant, txn FROM txn WHERE closed_at IS NULL AND exp < ? ORDER BY exp LIMIT ?"
+        # To a broken one nothing can be appended: it would be found again and again.
+        query = (
+            "SELECT tenant, txn FROM txn WHERE closed_at IS NULL AND exp < ? "
+            "AND (tenant, txn) NOT IN (SELECT tenant, txn FROM broken) ORDER BY exp LIMIT ?"
+        )
         return [(tenant, txn) for tenant, txn in await self._all(query, (now, limit))]
 
     async def counts(self) -> dict[str, int]:

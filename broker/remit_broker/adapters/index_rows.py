@@ -37,6 +37,8 @@ class Rows:
         self.records: list[Row] = []
         self.txns: list[Row] = []
         self.hops: dict[tuple[Key, str], Row] = {}
+        self.waits: dict[tuple[Key, str], Row] = {}
+        """Since when a hop is parked (None: it runs again), and its deadline where it has a new one."""
         self.closings: list[Row] = []
         self.charges: dict[tuple[Key, str], list[int]] = {}
         """What was charged to each parent: only a root's is kept."""
@@ -106,6 +108,10 @@ def _add(rows: Rows, key: Key, record: dict[str, Any], stream_seq: int) -> None:
         opened = (record["parent"], record["caller"], callee, resource, at, record["deadline"])
         rows.hops[key, hop] = (*key, hop, *opened, None, None, None)
         rows.counts.setdefault(key, [0, 0])[0] += 1
+    elif kind == "hop.parked":
+        rows.waits[key, hop] = (at, rows.waits.get((key, hop), (None, None))[1], *key, hop)
+    elif kind == "hop.resumed":
+        rows.waits[key, hop] = (None, record["deadline"], *key, hop)
     elif kind == "hop.closed":
         _close(rows, key, record)
         rows.counts.setdefault(key, [0, 0])[1] += 1

@@ -67,11 +67,13 @@ class _Fault(msgspec.Struct, frozen=True):
 
 
 class Ack(msgspec.Struct, frozen=True):
-    """The answer to a publish."""
+    """The answer to a publish; ``batch`` and ``count`` where it committed a batch, whose last message is at ``seq``."""
 
     stream: str = ""
     seq: int = 0
     error: _Fault | None = None
+    batch: str = ""
+    count: int = 0
 
 
 class _Stored(msgspec.Struct, frozen=True):
@@ -126,6 +128,15 @@ class JetStream:
             return _ack(reply)
         except msgspec.DecodeError as error:
             raise Unreachable(f"not an ack: {error}") from None
+
+    async def hand_over(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
+        """Publish without waiting for an answer, which comes with that of a later publish. Raises :class:`Unreachable`."""
+        if not self._nc.is_connected:
+            raise Unreachable("not connected to the NATS server")
+        try:
+            await self._nc.publish(subject, payload, headers=headers)
+        except (NatsError, OSError) as error:
+            raise Unreachable(str(error) or type(error).__name__) from None
 
     async def api(self, subject: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """One request to the API. Raises :class:`Unreachable` or :class:`ApiError`."""

@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from nats.aio.client import Client
 
+from remit_broker.adapters.commit_groups import CommitGroups, Publish
 from remit_broker.adapters.jetstream import (
     EXPECT_STREAM,
     EXPECT_SUBJECT,
@@ -45,23 +46,24 @@ from remit_broker.adapters.ledger_memory import (
     parsed,
     subject_of,
 )
+from remit_broker.adapters.ledger_stream import MAY_DIFFER, SUBJECTS, settings
 from remit_broker.core.fold import Corrupt, Fold, extend
 from remit_broker.ports import LostRace
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.records import (
     MAX_ENTRY,
-    GrantRevoked,
+    Following,
+    GrantRenewed,
     HopClosed,
     HopOpened,
+    HopResumed,
     Record,
-    TxnClosed,
     TxnOpened,
     encode_entry,
 )
 
 __all__ = ["STREAM", "SUBJECTS", "JetStreamLedger", "Turn"]
 
-SUBJECTS: Final = "ledger.>"
 _OVERHEAD: Final = 256
 """What a message takes in the stream beside its payload, at most: subject, headers, framing. In bytes."""
 _WEIGH: Final = 5.0
@@ -84,26 +86,43 @@ class JetStreamLedger:
         self._patience = patience
         self._attempt = attempt
         self._soft_mark = soft_mark
+        self._groups: CommitGroups | None = None
         self._locks: dict[Key, tuple[asyncio.Lock, int]] = {}
         self._bytes = 0
         self._found = 0
         self._weigh_at = 0.0
         self._halted: str | None = None
+        self.races = 0
+        """Appends before which another replica's came."""
+        self.ambiguous = 0
+        """Attempts to append that had no answer: the record may have been stored or not, and was asked for again."""
 
     @classmethod
     async def start(
-        cls, nc: Client, *, replicas: int = 1, max_bytes: int = -1, soft_mark: float = 0.9, **limits: Any
+        cls,
+        nc: Client,
+        *,
+        replicas: int = 1,
+        max_bytes: int = -1,
+        soft_mark: float = 0.9,
+        grouped: bool = False,
+        **limits: Any,
     ) -> JetStreamLedger:
         """Make or check the stream. ``nc`` is a connection in the CORE account.
+
+        With ``grouped`` appends of different txns that are ready together share one wait for the disk, where the stream
+        allows it: worth it where every commit waits for the disk, and a loss where none does.
 
         From ``soft_mark`` times ``max_bytes`` on nothing new is opened, so that what is open can still be closed.
         Raises :class:`ConfigError` where the server or the stream could lose a record.
         """
         js = JetStream(nc)
         js.require_version()
-        info = await js.ensure(_settings(replicas, max_bytes), unequal_ok=frozenset({"max_bytes"}))
+        info = await js.ensure(settings(replicas, max_bytes), unequal_ok=MAY_DIFFER)
         size = info["config"].get("max_bytes", -1)
         ledger = cls(js, soft_mark=int(size * soft_mark) if size > 0 else 0, **limits)
+        if grouped and info["config"].get("allow_atomic"):
+            ledger._groups = CommitGroups(js)
         ledger._bytes = info["state"]["bytes"]
         ledger._found = info["state"]["last_seq"]
         await nc.subscribe(ADVISORIES, cb=ledger._memory.advised)
@@ -143,6 +162,21 @@ class JetStreamLedger:
     async def newest(self, tenant: str, txn: str) -> Fold:
         """The fold after a leader read: for answers that nothing is appended after. Refuses as :meth:`fold`."""
         return (await self._within(self._memory.renew((tenant, txn)))).fold
+
+    async def closing(self, tenant: str, txn: str, hop: str) -> HopClosed:
+        """The record that closed a hop, read from the stream. Refuses LEDGER_UNAVAILABLE where there is none."""
+        found = await self._within(self._memory.closing((tenant, txn), hop))
+        if found is None:
+            raise _unavailable("ledger.no-closing", "the record of an ended hop is not there", f"{txn}.{hop}")
+        return found
+
+    async def grant(self, tenant: str, txn: str, rec: str) -> str:
+        """The grant that the record with the hash ``rec`` authorised. Refuses LEDGER_UNAVAILABLE where there is none."""
+        known = self._memory.grant(rec)
+        found = known if known is not None else await self._within(self._memory.read_grant((tenant, txn), rec))
+        if found is None:
+            raise _unavailable("ledger.no-grant", "the record of a grant is not there", f"{txn}: no record {rec}")
+        return found
 
     def turn(self, tenant: str, txn: str, patience: float | None = None) -> _Waiting:
         """Wait, first come first served, for this replica's turn to append to a txn.
@@ -187,10 +221,11 @@ class JetStreamLedger:
 
     async def append(self, key: Key, ready: Ready) -> Fold | LostRace:
         """Append a record that was made ready on a fold. For :class:`Turn`."""
-        if self._soft_mark and isinstance(ready.record, HopOpened):
+        if self._soft_mark and isinstance(ready.record, HopOpened | HopResumed | GrantRenewed):
             await self._within(self._require_room())
         known = await self._known(key)
         if ready.record.prev != known.fold.hash:
+            self.races += 1
             return LostRace(known.fold)
         return await self._append(key, known, ready)
 
@@ -212,15 +247,19 @@ class JetStreamLedger:
             self._memory.forget(key)
             raise self._translated(error) from None
 
-    async def _publish(self, shot: _Shot, seconds: float) -> _Stored | None:
-        """One attempt, or None where it had no answer."""
+    async def _publish(self, shot: _Shot, seconds: float, *, again: bool = False) -> _Stored | None:
+        """One attempt, the first perhaps together with others; None where it had no answer."""
         before, generation = self._memory.high.seq, self._memory.generation
         try:
-            ack = await self._js.publish(shot.subject, shot.ready.payload, shot.headers, seconds)
+            if self._groups is not None and not again:
+                ack = await self._groups.publish(Publish(shot.subject, shot.ready.payload, shot.headers), seconds)
+            else:
+                ack = await self._js.publish(shot.subject, shot.ready.payload, shot.headers, seconds)
         except Unreachable:
             # INVARIANT: an append without an answer is never taken for done or undone
             # (test_an_append_whose_ack_is_lost_is_stored_once).
             self._memory.doubt()
+            self.ambiguous += 1
             return None
         return _Stored(ack, before, generation)
 
@@ -237,7 +276,7 @@ class JetStreamLedger:
                 if (outcome := await self._lost(shot.key, shot.known, shot.ready.record)) is not None:
                     return outcome
             pause = await _wait(pause)
-            stored = await self._publish(shot, self._attempt)
+            stored = await self._publish(shot, self._attempt, again=True)
 
     def _is_same_stream(self, known: Known | None, stored: _Stored) -> bool:
         """Whether nothing happened since the record was decided after which the stream may be another one."""
@@ -254,6 +293,7 @@ class JetStreamLedger:
         self._bytes += len(shot.ready.payload) + _OVERHEAD
 
     def _remembered(self, shot: _Shot, seq: int, generation: int) -> Fold:
+        self._memory.keep_grant(shot.ready.record.hash, shot.ready.grant)
         return self._memory.remember(shot.key, Known(shot.ready.after, seq, generation)).fold
 
     async def _stored(self, shot: _Shot, stored: _Stored) -> Fold:
@@ -281,7 +321,10 @@ class JetStreamLedger:
             newest = self._memory.advance(known, tail)
             mine = parsed(key, tail[0]).record["hash"] == record.hash
         fold = self._memory.remember(key, newest).fold
-        return fold if mine else LostRace(fold)
+        if mine:
+            return fold
+        self.races += 1
+        return LostRace(fold)
 
     async def _require_room(self) -> None:
         if not self._soft_mark:
@@ -341,6 +384,7 @@ class Ready(NamedTuple):
     record: Record
     after: Fold
     payload: bytes
+    grant: str | None = None
 
 
 class _Shot(NamedTuple):
@@ -383,9 +427,7 @@ class Turn:
         """The newest fold known."""
         return self._fold
 
-    async def append(
-        self, record: HopOpened | HopClosed | GrantRevoked | TxnClosed, grant: str | None
-    ) -> Fold | LostRace:
+    async def append(self, record: Following, grant: str | None) -> Fold | LostRace:
         """Append a sealed record that follows :attr:`fold`. It is durable when a Fold is returned.
 
         Refuses LEDGER_UNAVAILABLE: then it may be stored or not, and nothing may be done on its authority.
@@ -408,7 +450,7 @@ def _ready(fold: Fold | None, record: Record, grant: str | None) -> Ready:
             Code.TOO_LARGE, f"a record and its grant have {len(payload)} bytes, at most {MAX_ENTRY} are stored",
             rule="ledger.entry", ask="ask for fewer scopes or shorter constraints",
         )  # fmt: skip
-    return Ready(record, after, payload)
+    return Ready(record, after, payload, grant)
 
 
 def _unavailable(rule: str, message: str, cause: str) -> Refusal:
@@ -425,30 +467,3 @@ def _unavailable(rule: str, message: str, cause: str) -> Refusal:
 async def _wait(pause: float) -> float:
     await asyncio.sleep(pause)
     return min(pause * 2, 0.25)
-
-
-def _settings(replicas: int, max_bytes: int) -> dict[str, Any]:
-    """The stream, with everything that could lose a record switched off."""
-    return {
-        "name": STREAM,
-        "subjects": [SUBJECTS],
-        "retention": "limits",
-        "storage": "file",
-        "discard": "new",
-        "num_replicas": replicas,
-        "max_bytes": max_bytes,
-        "max_age": 0,
-        "max_msgs": -1,
-        "max_msgs_per_subject": -1,
-        "max_consumers": -1,
-        "max_msg_size": -1,
-        "deny_delete": True,
-        "deny_purge": True,
-        "allow_direct": False,
-        "mirror_direct": False,
-        "allow_rollup_hdrs": False,
-        "allow_msg_ttl": False,
-        "no_ack": False,
-        "sealed": False,
-        "persist_mode": "",
-    }

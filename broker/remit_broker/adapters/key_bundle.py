@@ -24,7 +24,7 @@ from remit_schemas.base64url import encode
 VERSION: Final = 1
 OWN: Final = "local.token"
 """Proves an operator on one machine: drawn anew on the other one."""
-_NAME: Final = re.compile(r"[a-z]+-[A-Za-z0-9_-]+\.(jwk|nk)|digest\.key")
+_NAME: Final = re.compile(r"[a-z]+-[A-Za-z0-9_-]+\.(jwk|nk)|(digest|results)\.key")
 
 
 def export(data: Path, file: Path) -> int:

@@ -5,6 +5,7 @@
 * ``grant-<kid>.jwk`` — keys that sign grants, as private JWKs (RFC 8037) with ``created`` and ``retired`` (Unix seconds);
   ``checkpoint-<kid>.jwk`` is reserved for the keys that sign checkpoints;
 * ``digest.key`` — 32 bytes, base64url: the master key of keyed digests;
+* ``results.key`` — the same, for results that are kept;
 * ``local.token`` — the bearer token that proves the local user;
 * ``nats-*.nk`` — nkey seeds: the callout's issuer (an account key, never used for grants), its curve key, and the broker's users.
 """
@@ -49,12 +50,18 @@ class KeyFiles:
     """Keys of one data folder, read once. Make with :meth:`open`."""
 
     def __init__(
-        self, folder: Path, grants: tuple[GrantKey, ...], digest: bytes, token: str, seeds: dict[str, str]
+        self,
+        folder: Path,
+        grants: tuple[GrantKey, ...],
+        masters: tuple[bytes, bytes],
+        token: str,
+        seeds: dict[str, str],
     ) -> None:
+        """``masters`` are the master keys of keyed digests and of kept results."""
         self.folder = folder
         self.grant_keys = grants
         """Oldest first; the last one that is not retired signs."""
-        self.digest_key = digest
+        self.digest_key, self.results_key = masters
         self.local_token = token
         self._seeds = seeds
 
@@ -73,7 +80,8 @@ class KeyFiles:
             _draw_all(data)
         keys = private_folder(data / KEYS, create=False)
         seeds = {name: _seed(keys / f"nats-{name}.nk", prefix) for name, prefix in NATS_SEEDS.items()}
-        return cls(data, _grant_keys(keys), _raw32(keys / "digest.key"), _token(keys / "local.token"), seeds)
+        masters = _raw32(keys / "digest.key"), _raw32(keys / "results.key")
+        return cls(data, _grant_keys(keys), masters, _token(keys / "local.token"), seeds)
 
     @property
     def signing(self) -> SigningKey:
@@ -124,6 +132,7 @@ def _draw_all(data: Path) -> None:
         fresh.chmod(FOLDER_MODE)
         _write_jwk(fresh, _draw_jwk(GRANT, int(time.time())))
         write_private(fresh / "digest.key", encode(secrets.token_bytes(32)).encode())
+        write_private(fresh / "results.key", encode(secrets.token_bytes(32)).encode())
         write_private(fresh / "local.token", encode(secrets.token_bytes(32)).encode())
         for name, prefix in NATS_SEEDS.items():
             write_private(fresh / f"nats-{name}.nk", nkey.seed_text(prefix, secrets.token_bytes(32)).encode())

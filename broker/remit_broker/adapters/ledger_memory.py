@@ -17,7 +17,7 @@ from remit_broker.adapters.jetstream import JetStream, Message
 from remit_broker.core.fold import Corrupt, Fold, apply, fold_all
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.names import is_tenant, is_txn
-from remit_schemas.records import Entry, parse_entry
+from remit_schemas.records import Entry, HopClosed, parse_entry, parse_record
 
 STREAM: Final = "LEDGER"
 ADVISORIES: Final = f"$JS.EVENT.ADVISORY.STREAM.*.{STREAM}"
@@ -47,6 +47,7 @@ class LedgerMemory:
         self._js = js
         self._size = size
         self._folds: OrderedDict[Key, Known] = OrderedDict()
+        self._grants: OrderedDict[str, str] = OrderedDict()
         self._doubts = 0
         self._checked = 0
         self._checking = asyncio.Lock()
@@ -59,6 +60,31 @@ class LedgerMemory:
     def clear(self) -> None:
         """Forget everything."""
         self._folds.clear()
+        self._grants.clear()
+
+    def keep_grant(self, rec: str, grant: str | None) -> None:
+        """Remember the grant of a record that is stored."""
+        if grant is None:
+            return
+        self._grants[rec] = grant
+        if len(self._grants) > self._size:
+            self._grants.popitem(last=False)
+
+    def grant(self, rec: str) -> str | None:
+        """The grant of a record, where it is remembered."""
+        return self._grants.get(rec)
+
+    async def read_grant(self, key: Key, rec: str) -> str | None:
+        """The grant of a record of a txn, from the stream."""
+        newest = await self._js.last(STREAM, subject_of(key))
+        if newest is None:
+            raise unknown_txn()
+        for message in await self._js.read(STREAM, subject_of(key), 0, newest.seq):
+            entry = parsed(key, message)
+            if entry.record["hash"] == rec:
+                self.keep_grant(rec, entry.grant)
+                return entry.grant
+        return None
 
     def at_hand(self, key: Key) -> Known | None:
         """What :meth:`know` would answer, where nothing has to be asked for it."""
@@ -130,6 +156,18 @@ class LedgerMemory:
         self.raise_high(newest)
         return Known(fold, newest.seq, generation)
 
+    async def closing(self, key: Key, hop: str) -> HopClosed | None:
+        """The record that closed ``hop``."""
+        newest = await self._js.last(STREAM, subject_of(key))
+        if newest is None:
+            return None
+        for message in await self._js.read(STREAM, subject_of(key), 0, newest.seq):
+            raw = parsed(key, message).record
+            if raw["kind"] == "hop.closed" and raw["hop"] == hop:
+                record = parse_record(raw)
+                return record if isinstance(record, HopClosed) else None
+        return None
+
     def advance(self, known: Known, tail: list[Message]) -> Known:
         fold = known.fold
         key = (fold.tenant, fold.txn)
@@ -137,7 +175,9 @@ class LedgerMemory:
         if (found := parsed(key, tail[0]).record["prev"]) != fold.hash:
             raise Lost(f"{subject_of(key)} after {known.at} continues {found}, not {fold.hash}")
         for message in tail:
-            fold = apply(fold, parsed(key, message).record)
+            entry = parsed(key, message)
+            fold = apply(fold, entry.record)
+            self.keep_grant(fold.hash, entry.grant)
         self.raise_high(tail[-1])
         return Known(fold, tail[-1].seq, known.generation)
 

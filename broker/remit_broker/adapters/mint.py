@@ -54,11 +54,14 @@ class HmacDigester:
 
     def __init__(self, master: bytes) -> None:
         @lru_cache(maxsize=10_000)
-        def key(txn: str) -> bytes:
-            return hmac.digest(master, b"remit digest " + txn.encode(), hashlib.sha256)
+        def started(txn: str) -> hmac.HMAC:
+            key = hmac.digest(master, b"remit digest " + txn.encode(), hashlib.sha256)
+            return hmac.new(key, digestmod=hashlib.sha256)
 
-        self._key = key
+        self._started = started
 
     def digest(self, txn: str, data: bytes) -> str:
         """Lower-case hex."""
-        return hmac.digest(self._key(txn), data, hashlib.sha256).hex()
+        mac = self._started(txn).copy()
+        mac.update(data)
+        return mac.hexdigest()

@@ -17,7 +17,7 @@ from remit_broker.core.revocations import Entry, Revoked
 from remit_broker.ports import MAX_FRAMES, CallerCancelled, Parties, Recipient, Withdrawn, at_once
 from remit_schemas import subjects
 from remit_schemas.callee import control_subject
-from remit_schemas.control import CANCEL, Control, encode_control, parse_control
+from remit_schemas.control import CANCEL, NOTHING, Control, encode_control, parse_control
 from remit_schemas.envelope import (
     MAX_ENVELOPE,
     Dispatch,
@@ -168,6 +168,10 @@ class NatsBus:
         self._telling: set[asyncio.Task[None]] = set()
         self._called: dict[tuple[str, str, str], FrameQueue | Releasing] = {}
         self._running: dict[tuple[str, str], tuple[Parties, FrameQueue]] = {}
+        self.on_input: Callable[[subjects.Reply, Msg], None] = lambda _, __: None
+        """Told what the caller of a hop says beside that it does not want it any more."""
+        self.on_unwanted: Callable[[subjects.Reply], None] = lambda _: None
+        """Told that a caller does not want a hop any more which does not run here: perhaps it is parked."""
         self._suspect: OrderedDict[str, None] = OrderedDict()
         self.on_suspect: Callable[[str], None] = lambda txn: None
         """Told of a txn of which a hop runs here and a grant was revoked lately; it must not wait."""
@@ -211,10 +215,17 @@ class NatsBus:
         at = subjects.parse_reply(message.subject, "ctl")
         # INVARIANT: only the caller of a hop can end it; the NATS server vouches for that part of the subject
         # (test_only_the_caller_cancels).
-        listening = self._called.get((at.principal, at.txn, at.hop)) if at is not None else None
-        if at is None or listening is None:
+        if at is None:
             return
         said = parse_control(message.data)
+        if said == NOTHING and message.reply:
+            self.on_input(at, message)
+            return
+        listening = self._called.get((at.principal, at.txn, at.hop))
+        if listening is None:
+            if said.cancel:
+                self.on_unwanted(at)
+            return
         listening.hear(said)
         running = self._running.get((at.txn, at.hop))
         if said.read is not None and running is not None and running[1].has_read(said.read):
@@ -242,6 +253,10 @@ class NatsBus:
     async def ended(self, tenant: str, txn: str, hop: str) -> None:
         """Say to every replica that a hop has ended which another one may run."""
         await self._endings.say(tenant, txn, hop)
+
+    async def until_ended(self, at: tuple[str, str], seconds: float) -> None:
+        """Wait until it is said that a hop has ended, at most ``seconds``."""
+        await self._endings.until(at, seconds)
 
     def forget(self, parties: Parties, at: tuple[str, str]) -> None:
         """Nobody listens to that hop any more."""
@@ -290,6 +305,13 @@ class NatsBus:
 
     async def dispatch(self, resource: Resource, callee: str, dispatch: Dispatch) -> None:
         """Hand a governed call to its callee, once. Refuses TOO_LARGE or TARGET_UNAVAILABLE before anything is sent."""
+        await self._hand(subjects.service(resource.kind, resource.name, resource.op), callee, dispatch)
+
+    async def resume(self, callee: str, connection: str, dispatch: Dispatch) -> None:
+        """Hand a call that goes on to the connection that parked it. Refuses as :meth:`dispatch`."""
+        await self._hand(control_subject(callee, connection, dispatch.txn, dispatch.hop), callee, dispatch)
+
+    async def _hand(self, subject: str, callee: str, dispatch: Dispatch) -> None:
         data = encode(dispatch)
         if len(data) > MAX_ENVELOPE:
             raise refusal(
@@ -302,11 +324,8 @@ class NatsBus:
                 Code.TARGET_UNAVAILABLE, "the bus is not connected", rule="dispatch.bus", ask="call again shortly",
                 retry_after=1.0,
             )  # fmt: skip
-        await self._nc.publish(
-            subjects.service(resource.kind, resource.name, resource.op),
-            data,
-            reply=subjects.reply(callee, self.replica, dispatch.txn, dispatch.hop),
-        )
+        reply = subjects.reply(callee, self.replica, dispatch.txn, dispatch.hop)
+        await self._nc.publish(subject, data, reply=reply)
 
     async def answer(self, reply: str, frame: Frame) -> None:
         """Publish one frame to a caller's inbox; one that is too large becomes one that says so."""

@@ -32,6 +32,9 @@ _NO_SUBJECT = re.compile(r"\s").search
 _HIGH: Final = 512 * 1024
 """Bytes handed to the connection after which a publisher waits until the server has taken them."""
 
+_LAST_WORDS: Final = 2.0
+"""Seconds that a connection which is closed has to get rid of what was published."""
+
 
 class HardenedClient(Client):
     """The surface of nats-py's client, with its inner loop replaced."""
@@ -152,6 +155,23 @@ class HardenedClient(Client):
         self._pending.append(b"PONG\r\n")
         self._pending_data_size += len(self._pending[-1])
         self._write_out()
+
+    async def _attempt_reconnect(self) -> None:
+        # INVARIANT: a connection that stalled is given up (test_a_connection_that_stalled_with_data_in_it_is_given_up_and_made_anew).
+        # nats-py closes it and waits until it has got rid of its data, which it never does where the other side is silent.
+        self._abort()
+        await super()._attempt_reconnect()
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        last = asyncio.get_running_loop().call_later(_LAST_WORDS, self._abort)
+        try:
+            await super()._close(status, do_cbs)
+        finally:
+            last.cancel()
+
+    def _abort(self) -> None:
+        if isinstance(self._transport, TcpTransport) and self._transport._io_writer is not None:
+            self._transport._io_writer.transport.abort()
 
     async def _lost(self, why: Exception) -> None:
         if isinstance(why, UnexpectedEOF):

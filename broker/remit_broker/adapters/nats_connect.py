@@ -23,6 +23,8 @@ OnError = Callable[[str, Exception], None]
 
 CONNECT_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 0.1
+_PING_SECONDS: Final = 3
+"""A connection whose server owes two answers to pings at this interval is given up."""
 
 
 class Connections(NamedTuple):
@@ -66,7 +68,8 @@ async def connect(url: str, keys: KeyFiles, account: Account, on_error: OnError 
                 # -1 also makes the first connect try for ever, hence the time limit around it.
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=_RETRY_SECONDS,  # type: ignore[arg-type]  # a float is fine: it is only slept
-                ping_interval=10,
+                # A server that says nothing for so long is as good as gone: where there are others, they are tried.
+                ping_interval=_PING_SECONDS,
                 max_outstanding_pings=2,
                 # On INFO the client learns the other servers' addresses; the embedded one has none.
                 connect_timeout=2,

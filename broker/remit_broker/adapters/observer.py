@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -14,11 +14,14 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from remit_broker import __version__
 from remit_broker.core import spans
 from remit_broker.core.spans import SpanData
 from remit_broker.core.tree import Node
+from remit_schemas.errors import Refusal
 from remit_schemas.records import HopClosed, HopOpened, HopRefused, TxnOpened
 
 log = logging.getLogger("remit")
@@ -81,6 +84,16 @@ def readable(data: SpanData, resource: Resource) -> ReadableSpan:
     )
 
 
+class _Read(Collector):
+    """A counter that something else keeps, read whenever somebody asks."""
+
+    def __init__(self, name: str, text: str, read: Callable[[], int]) -> None:
+        self._name, self._text, self._read = name, text, read
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily(self._name, self._text, value=self._read())
+
+
 class RecordObserver:
     """Spans, metrics and logs, made from records after the fact. What fails here never touches a hop."""
 
@@ -121,7 +134,12 @@ class RecordObserver:
     def fault(self, where: str, error: BaseException) -> None:
         """Something failed that should not."""
         self._faults.labels(where).inc()
-        log.error("fault in %s: %r", where, error, exc_info=error)
+        why = f" ({error.cause})" if isinstance(error, Refusal) and error.cause else ""
+        log.error("fault in %s: %r%s", where, error, why, exc_info=error)
+
+    def watch(self, name: str, text: str, read: Callable[[], int]) -> None:
+        """Publish a count that something else keeps, as ``<name>_total``."""
+        self.registry.register(_Read(name, text, read))
 
     def metrics(self) -> bytes:
         """The text format of Prometheus."""

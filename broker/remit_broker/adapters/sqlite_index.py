@@ -13,7 +13,7 @@ import functools
 import os
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -41,6 +41,7 @@ _INSERTS: Final[Mapping[str, str]] = {
     "hops": "INSERT INTO hop (tenant, txn, hop, parent, caller, callee, resource, opened_at, deadline, closed_at, "
     "outcome, code) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
     "broken": "INSERT OR REPLACE INTO broken VALUES (?,?,?)",
+    "waits": "UPDATE hop SET parked_at = ?, deadline = coalesce(?, deadline) WHERE (tenant, txn, hop) = (?,?,?)",
     "closings": "UPDATE hop SET closed_at = ?, outcome = ?, code = ? WHERE (tenant, txn, hop) = (?,?,?)",
     "late_charges": "UPDATE txn SET spent_usd_micros = spent_usd_micros + ?, spent_tokens = spent_tokens + ?, "
     "spent_calls = spent_calls + ? WHERE (tenant, txn) = (?,?) "
@@ -61,6 +62,9 @@ _HEADS: Final = (
     "FROM json_each(?) w LEFT JOIN txn t ON (t.tenant, t.txn) = (w.value ->> 0, w.value ->> 1) "
     "LEFT JOIN broken b ON (b.tenant, b.txn) = (w.value ->> 0, w.value ->> 1)"
 )
+
+Write = tuple[str, Sequence[Sequence[Any]]]
+"""A statement and the rows it is carried out for."""
 
 
 class SqliteIndex(IndexQueries):
@@ -183,10 +187,9 @@ class SqliteIndex(IndexQueries):
         """Empty the tables, so that the next :meth:`run` makes them again. What was witnessed is kept."""
         if self._running:
             raise RuntimeError("stop the projection first")
-        async with self._transaction() as db:
-            for table in _DATA:
-                await db.execute(f"DELETE FROM {table}")  # noqa: S608 - constants
-            await db.execute("UPDATE stream SET last_seq = 0")
+        async with self._writing:
+            empty: list[Write] = [(f"DELETE FROM {table}", [()]) for table in _DATA]  # noqa: S608 - constants
+            await self._commit([*empty, ("UPDATE stream SET last_seq = 0", [()])])
         self._position = dict.fromkeys(self._position, 0)
 
     async def add(self, messages: Sequence[Message]) -> None:
@@ -194,10 +197,10 @@ class SqliteIndex(IndexQueries):
         fresh = [message for message in messages if message.seq > self.position]
         if not fresh:
             return
-        async with self._transaction() as db:
-            rows = index_rows.project(fresh, await self._heads(db, {index_rows.key_of(message) for message in fresh}))
-            await _write(db, rows)
-            await _move(db, jetstream_ledger.STREAM, fresh[-1].seq, _hash(fresh[-1]))
+        async with self._writing:
+            heads = await self._heads({index_rows.key_of(message) for message in fresh})
+            rows = index_rows.project(fresh, heads)
+            await self._commit([*_writes(rows), *_moves(jetstream_ledger.STREAM, fresh[-1])])
         self._moved_to(jetstream_ledger.STREAM, fresh[-1].seq)
 
     async def add_refusals(self, messages: Sequence[Message]) -> None:
@@ -205,9 +208,9 @@ class SqliteIndex(IndexQueries):
         fresh = [message for message in messages if message.seq > self._position[refusal_stream.STREAM]]
         if not fresh:
             return
-        async with self._transaction() as db:
-            await db.executemany(_REFUSAL, [row for row in map(refusal_row, fresh) if row])
-            await _move(db, refusal_stream.STREAM, fresh[-1].seq, _hash(fresh[-1]))
+        rows = [row for row in map(refusal_row, fresh) if row]
+        async with self._writing:
+            await self._commit([(_REFUSAL, rows), *_moves(refusal_stream.STREAM, fresh[-1])])
         self._moved_to(refusal_stream.STREAM, fresh[-1].seq)
 
     async def _follow_ledger(self, nc: Client) -> None:
@@ -244,22 +247,15 @@ class SqliteIndex(IndexQueries):
                 return int(seq), str(seen)
         return 0, ""
 
-    async def _heads(self, db: aiosqlite.Connection, keys: set[Key]) -> dict[Key, Head]:
+    async def _heads(self, keys: set[Key]) -> dict[Key, Head]:
         wanted = msgspec.json.encode(sorted(keys)).decode()
-        async with db.execute(_HEADS, (GENESIS, wanted)) as rows:
-            return {(tenant, txn): Head(seq, last, why) async for tenant, txn, seq, last, why in rows}
+        found = await self._writer.execute_fetchall(_HEADS, (GENESIS, wanted))
+        return {(tenant, txn): Head(seq, last, why) for tenant, txn, seq, last, why in found}
 
-    @contextlib.asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[aiosqlite.Connection]:
-        async with self._writing:
-            try:
-                await self._writer.execute("BEGIN IMMEDIATE")
-                yield self._writer
-                await self._writer.execute("COMMIT")
-            except BaseException:
-                if self._writer.in_transaction:
-                    await asyncio.shield(self._writer.execute("ROLLBACK"))
-                raise
+    async def _commit(self, writes: Sequence[Write]) -> None:
+        """One transaction, all of it in one visit to the writer's thread: each visit costs more than a statement."""
+        # Not left half done by whoever is cancelled meanwhile: the thread finishes it.
+        await self._writer._execute(_transaction, self._writer._conn, writes)  # type: ignore[no-untyped-call]
 
     def _moved_to(self, stream: str, seq: int) -> None:
         self._position[stream] = seq
@@ -276,16 +272,26 @@ async def _positions(db: aiosqlite.Connection) -> dict[str, int]:
         return {str(name): int(seq) async for name, seq in rows}
 
 
-async def _write(db: aiosqlite.Connection, rows: Rows) -> None:
+def _transaction(db: sqlite3.Connection, writes: Sequence[Write]) -> None:
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        for statement, rows in writes:
+            db.executemany(statement, rows)
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _writes(rows: Rows) -> Iterator[Write]:
     for name, statement in _INSERTS.items():
         if values := getattr(rows, name):
-            await db.executemany(statement, list(values.values()) if isinstance(values, dict) else values)
+            yield statement, list(values.values()) if isinstance(values, dict) else values
     if rows.charges:
-        await db.executemany(
-            _CHARGES, [(*spent, *key, parent) for (key, parent), spent in rows.charges.items() if any(spent)]
-        )
+        yield _CHARGES, [(*spent, *key, parent) for (key, parent), spent in rows.charges.items() if any(spent)]
     if rows.last:
-        await db.executemany(_LAST, [(*last, *_counted(rows, key), *key) for key, last in rows.last.items()])
+        yield _LAST, [(*last, *_counted(rows, key), *key) for key, last in rows.last.items()]
 
 
 def _counted(rows: Rows, key: Key) -> tuple[int, int]:
@@ -294,11 +300,12 @@ def _counted(rows: Rows, key: Key) -> tuple[int, int]:
     return opened, opened - closed
 
 
-async def _move(db: aiosqlite.Connection, stream: str, seq: int, sealed: str) -> None:
-    await db.execute("UPDATE stream SET last_seq = ? WHERE name = ?", (seq, stream))
-    await db.execute(
+def _moves(stream: str, last: Message) -> Iterator[Write]:
+    """The position after ``last``, and what was witnessed of it."""
+    yield "UPDATE stream SET last_seq = ? WHERE name = ?", [(last.seq, stream)]
+    yield (
         "UPDATE stream SET witness_seq = ?, witness_hash = ? WHERE name = ? AND witness_seq <= ?",
-        (seq, sealed, stream, seq),
+        [(last.seq, _hash(last), stream, last.seq)],
     )
 
 

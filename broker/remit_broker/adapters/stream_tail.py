@@ -23,7 +23,7 @@ from remit_broker.ports import at_once
 _BEAT: Final = 5.0
 _BATCH: Final = 512
 _EXPIRES: Final = 60.0
-_LINGER: Final = 0.02
+_LINGER: Final = 0.1
 """How long, in seconds, the first message of a group waits for more where nobody waits for it."""
 _GO_ON: Final = frozenset({"404", "408"})
 """Statuses that end a pull but not the consumer: nothing there, and expired."""

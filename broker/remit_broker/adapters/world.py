@@ -8,8 +8,7 @@ import signal
 import time
 
 FAILPOINT = "REMIT_FAILPOINT"
-"""Environment variable naming the point at which this process kills itself (``open``) or, once, freezes (``open:stop``); empty
-in every real deployment."""
+"""Environment variable naming the point at which this process kills or freezes itself; empty in every real deployment."""
 
 
 class SystemClock:
@@ -37,15 +36,22 @@ class RandomIds:
 
 
 class Failpoints:
-    """Ends the process with SIGKILL, or freezes it with SIGSTOP, at one named point: a crash test's stand-in for what happens there."""
+    """Stops the process at one named point, once: a crash test's stand-in for pulling the plug there.
+
+    A point is ``open`` (SIGKILL when a hop comes by there first), ``open@7`` (the seventh time), or ``freeze:open@7``: SIGSTOP,
+    after which whoever watches may let it go on.
+    """
 
     def __init__(self, point: str | None = None) -> None:
-        given = os.environ.get(FAILPOINT, "") if point is None else point
-        self._point, _, how = given.partition(":")
-        self._signal = signal.SIGSTOP if how == "stop" else signal.SIGKILL
+        how, _, rest = (os.environ.get(FAILPOINT, "") if point is None else point).rpartition(":")
+        self._signal = signal.SIGSTOP if how == "freeze" else signal.SIGKILL
+        self._point, _, count = rest.partition("@")
+        self._left = int(count or 1)
 
     def hit(self, name: str) -> None:
-        """Die or freeze here, if this is the point."""
-        if name == self._point:
-            self._point = ""
+        """Stop here, if this is the point and the time."""
+        if name != self._point or self._left < 1:
+            return
+        self._left -= 1
+        if not self._left:
             os.kill(os.getpid(), self._signal)

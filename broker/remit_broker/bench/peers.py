@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 import sys
 import time
@@ -108,7 +109,7 @@ async def connect_agent(told: dict[str, str]) -> tuple[Client, str]:
 
 async def _ready(nc: Client) -> None:
     await nc.flush()
-    print("ready", flush=True)
+    print(f"ready {os.getpid()}", flush=True)
     await asyncio.to_thread(sys.stdin.read)  # the driver ends this process by closing its standard input
     await nc.close()
 

@@ -1,86 +1,119 @@
-"""The run: servers and peers as processes of their own, the three ways interleaved round by round, one table at the end."""
+"""The run: servers and peers as processes of their own, the ways interleaved round by round, one table at the end."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import platform
-import secrets
-import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-import httpx
 import nats
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from remit_broker.adapters.nats_server import find_binary
 from remit_broker.bench import peers
+from remit_broker.bench.growth import long_txn, memory
 from remit_broker.bench.measure import Call, Samples, round_of
-from remit_broker.starter import write_policies
-from remit_schemas import subjects
+from remit_broker.bench.site import PAYLOAD, TXNS, Site, caller, peer, site
+from remit_broker.bench.usage import processor_seconds
 from remit_schemas.envelope import Request, encode
 
-WAYS: Final = ("direct", "relay", "governed", "governed_fsync")
-PAYLOAD: Final = {"text": "x" * 1000}
-TXNS: Final = 256
-CALLEE: Final = "bench-callee"
-CALLER: Final = "bench-caller"
-RESOURCE: Final = f"agent/{CALLEE}/{peers.SKILL}"
+ROUNDS: Final = ((1, 400), (32, 2400), (256, 3200))
+"""In flight, and calls of one round at scale 1."""
+SLOW: Final = frozenset({"governed_fsync"})
+"""Ways whose rounds have half the calls."""
 
 Say = Callable[[str], None]
 
 
-async def bench(rounds: int, seconds_hint: float, say: Say) -> dict[str, Any]:
-    """Measure everything. ``seconds_hint`` scales how many calls a round has."""
+class Way(NamedTuple):
+    """One way to make a call; ``middle`` are the processes between caller and callee."""
+
+    call: Call
+    middle: Sequence[int] = ()
+
+
+class Measured:
+    """The rounds of one way at one depth: latencies, and the processor time that its middle used."""
+
+    def __init__(self) -> None:
+        self.samples = Samples()
+        self.seconds = 0.0
+
+    async def round(self, way: Way, calls: int, depth: int) -> None:
+        """One more."""
+        before = processor_seconds(way.middle)
+        self.samples.add(await round_of(way.call, calls, depth))
+        after = processor_seconds(way.middle)
+        if before is not None and after is not None:
+            self.seconds += after - before
+
+    @property
+    def cpu_us(self) -> float | None:
+        """Microseconds of the middle's processor time per call; None where there is no middle, or the system does not say."""
+        return round(self.seconds / len(self.samples.nanos) * 1e6, 1) if self.seconds else None
+
+
+async def bench(rounds: int, scale: float, say: Say, profile: Path | None = None) -> dict[str, Any]:
+    """Measure everything. ``scale`` says how many calls a round has.
+
+    With ``profile`` only one governed way is measured, with the broker under a profiler that writes its findings there.
+    """
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="remit-bench-")))
-        say("starting a plain NATS server, an echo and a relay")
-        plain = await stack.enter_async_context(_plain_server(folder))
-        for kind in ("echo", "relay"):
-            await stack.enter_async_context(_peer(kind, plain))
-        calls: dict[str, Call] = {}
-        direct = await _connected(stack, plain)
-        calls["direct"] = _plain_call(direct, peers.ECHO)
-        calls["relay"] = _plain_call(direct, peers.RELAY)
         setup: dict[str, Any] = {}
-        for way, sync in (("governed", "default"), ("governed_fsync", "always")):
-            say(f"starting a broker whose NATS server syncs: {sync}")
-            calls[way], setup[way] = await _governed(stack, folder / way, sync)
-        found = await _interleaved(calls, rounds, seconds_hint, say)
+        if profile is not None:
+            say("starting a broker under the profiler")
+            ways = {"governed": (await _governed(stack, folder / "governed", "default", setup, profile=profile))[0]}
+            found = await _interleaved(ways, rounds, scale, say)
+        else:
+            ways = await _plain(stack, folder, say)
+            say("starting a broker on a NATS server with its default sync")
+            ways["governed"], first = await _governed(stack, folder / "governed", "default", setup)
+            say("starting a broker whose every record waits for the disk")
+            ways["governed_fsync"], _ = await _governed(stack, folder / "governed_fsync", "always", setup)
+            say("starting a broker of two processes")
+            ways["governed_two"], _ = await _governed(stack, folder / "governed_two", "default", setup, replicas=2)
+            found = await _interleaved(ways, rounds, scale, say)
+            say("growing one txn")
+            found["long_txn"] = await long_txn(first, stack, scale)
+            say("opening txns and connections")
+            found["memory"] = await memory(first, stack, scale)
         return {**found, "setup": {**setup, **_machine(), "rounds": rounds, "payload_bytes": len(encode(PAYLOAD))}}
 
 
-async def _interleaved(calls: dict[str, Call], rounds: int, scale: float, say: Say) -> dict[str, Any]:
+async def _interleaved(ways: dict[str, Way], rounds: int, scale: float, say: Say) -> dict[str, Any]:
     """Every way in every round, so that what else the machine does hits all of them alike."""
-    samples = {(way, depth): Samples() for way in calls for depth in (1, 32, 256)}
-    for way, call in calls.items():
-        say(f"warming up {way}")
-        await round_of(call, int(600 * scale), 16)
+    measured = {(name, depth): Measured() for name in ways for depth, _ in ROUNDS}
+    for name, way in ways.items():
+        say(f"warming up {name}")
+        await round_of(way.call, int(600 * scale), 16)
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")
-        for depth, count in ((1, 400), (32, 2400), (256, 3200)):
-            for way, call in calls.items():
-                size = count // 2 if way == "governed_fsync" else count
-                samples[way, depth].add(await round_of(call, max(depth, int(size * scale)), depth))
-    return {way: _figures(samples, way) for way in calls}
+        for depth, count in ROUNDS:
+            for name, way in ways.items():
+                size = count // 2 if name in SLOW else count
+                await measured[name, depth].round(way, max(depth, int(size * scale)), depth)
+    return {name: _figures(measured, name) for name in ways}
 
 
-def _figures(samples: dict[tuple[str, int], Samples], way: str) -> dict[str, float]:
-    one, some, many = (samples[way, depth] for depth in (1, 32, 256))
+def _figures(measured: dict[tuple[str, int], Measured], name: str) -> dict[str, float | None]:
+    one, some, many = (measured[name, depth] for depth, _ in ROUNDS)
     return {
-        "p50_us_1": one.quantile(0.5),
-        "p99_us_1": one.quantile(0.99),
-        "ops_32": some.rate,
-        "p50_us_32": some.quantile(0.5),
-        "p99_us_32": some.quantile(0.99),
-        "ops_256": many.rate,
+        "p50_us_1": one.samples.quantile(0.5),
+        "p99_us_1": one.samples.quantile(0.99),
+        "ops_32": some.samples.rate,
+        "p50_us_32": some.samples.quantile(0.5),
+        "p99_us_32": some.samples.quantile(0.99),
+        "ops_256": many.samples.rate,
+        "cpu_us_1": one.cpu_us,
+        "cpu_us_32": some.cpu_us,
+        "cpu_us_256": many.cpu_us,
     }
 
 
@@ -88,10 +121,14 @@ def _machine() -> dict[str, Any]:
     return {"cpus": os.cpu_count(), "python": platform.python_version(), "machine": platform.machine()}
 
 
-async def _connected(stack: AsyncExitStack, url: str) -> Client:
-    nc = await nats.connect(url)
+async def _plain(stack: AsyncExitStack, folder: Path, say: Say) -> dict[str, Way]:
+    say("starting a plain NATS server, an echo and a relay")
+    plain = await stack.enter_async_context(_plain_server(folder))
+    await stack.enter_async_context(peer("echo", plain))
+    relay = await stack.enter_async_context(peer("relay", plain))
+    nc = await nats.connect(plain)
     stack.push_async_callback(nc.close)
-    return nc
+    return {"direct": Way(_plain_call(nc, peers.ECHO)), "relay": Way(_plain_call(nc, peers.RELAY), (relay,))}
 
 
 def _plain_call(nc: Client, subject: str) -> Call:
@@ -101,26 +138,6 @@ def _plain_call(nc: Client, subject: str) -> Call:
         await nc.request(subject, data, timeout=30)
 
     return call
-
-
-@asynccontextmanager
-async def _process(
-    *words: str, env: dict[str, str] | None = None
-) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """A child process and the first line it says; ended when the block is left."""
-    process = await asyncio.create_subprocess_exec(
-        *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env={**os.environ, **(env or {})}
-    )
-    try:
-        if process.stdout is None:
-            raise RuntimeError("no pipe")
-        line = await asyncio.wait_for(process.stdout.readline(), 30)
-        yield process, line.decode().strip()
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-            await asyncio.wait_for(process.wait(), 20)
 
 
 @asynccontextmanager
@@ -142,83 +159,14 @@ async def _plain_server(folder: Path) -> AsyncIterator[str]:
         await process.wait()
 
 
-@asynccontextmanager
-async def _peer(kind: str, where: str) -> AsyncIterator[None]:
-    async with _process(sys.executable, "-m", "remit_broker.bench.peers", kind, where) as (_, line):
-        if line != "ready":
-            raise RuntimeError(f"the {kind} did not start: {line}")
-        yield
-
-
-async def _governed(stack: AsyncExitStack, folder: Path, sync: str) -> tuple[Call, dict[str, Any]]:
-    """A broker process with a callee, and a call under one of :data:`TXNS` open txns."""
-    write_policies(folder / "policies")
-    config = folder / "remit.toml"
-    config.write_text(
-        f'[bus]\nsync = "{sync}"\n[http]\nport = 0\n[limits]\ncalls_per_second = 1000000\nburst = 1000000\n',
-        encoding="utf-8",
-    )
-    remit = [sys.executable, "-m", "remit_broker.cli.main"]
-    _, line = await stack.enter_async_context(_process(*remit, "up", "--json", "--quiet", "-c", str(config)))
-    ready = json.loads(line)
-    paths = {}
-    for name in (CALLER, CALLEE):
-        async with _process(*remit, "agents", "add", name, "--json", "-c", str(config)) as (_, told):
-            paths[name] = json.loads(told)["credentials"]
-    await stack.enter_async_context(_peer("agent", paths[CALLEE]))
-    token = (folder / "data" / "keys" / "local.token").read_text(encoding="utf-8").strip()
-    client = httpx.AsyncClient(base_url=ready["http"], headers={"Authorization": f"Bearer {token}"}, trust_env=False)
-    stack.push_async_callback(client.aclose)
-    grants = [await _grant(client) for _ in range(TXNS)]
-    nc, connection = await peers.connect_agent(json.loads(Path(paths[CALLER]).read_text(encoding="utf-8")))
+async def _governed(
+    stack: AsyncExitStack, folder: Path, sync: str, setup: dict[str, Any], *, replicas: int = 1,
+    profile: Path | None = None,
+) -> tuple[Way, Site]:  # fmt: skip
+    """A broker with a callee, and calls under :data:`TXNS` open txns."""
+    place = await stack.enter_async_context(site(folder, sync, replicas=replicas, profile=profile))
+    nc, connection = await peers.connect_agent(place.told)
     stack.push_async_callback(nc.close)
-    status = (await client.get("/api/status")).raise_for_status().json()
-    return await _governed_call(nc, connection, grants), status
-
-
-async def _grant(client: httpx.AsyncClient) -> tuple[str, str]:
-    wish = {
-        "user": "bench",
-        "agent": CALLER,
-        "scopes": [{"type": "remit", "resource": RESOURCE}],
-        "budget": {"usd_micros": 10**9, "tokens": 10**9, "calls": 10**9},
-        "ttl": 3600,
-    }
-    told = (await client.post("/api/grants", json=wish)).raise_for_status().json()
-    return told["txn"], told["grant"]
-
-
-async def _governed_call(nc: Client, connection: str, grants: list[tuple[str, str]]) -> Call:
-    """One call as the SDK makes it: a request, and frames until the final one."""
-    prefix = subjects.inbox_prefix(CALLER, connection)
-    waiting: dict[str, asyncio.Future[bytes]] = {}
-
-    async def on_frame(message: Msg) -> None:
-        future = waiting.get(message.subject.rpartition(".")[2])
-        if future is not None and not future.done() and b'"frame":"accepted"' not in message.data[:32]:
-            future.set_result(message.data)
-
-    await nc.subscribe(f"{prefix}.r.*", cb=on_frame)
-    want = {"budget": {"usd_micros": 0, "tokens": 0, "calls": 1}}
-    ready = [
-        (
-            subjects.request(CALLER, txn, "agent", CALLEE, peers.SKILL),
-            encode({"v": 1, "grant": grant, "args": PAYLOAD, "want": want}),
-        )
-        for txn, grant in grants
-    ]
-    loop = asyncio.get_running_loop()
-
-    async def call(number: int) -> None:
-        subject, data = ready[number % len(ready)]
-        token = secrets.token_hex(8)
-        waiting[token] = future = loop.create_future()
-        try:
-            await nc.publish(subject, data, reply=f"{prefix}.r.{token}")
-            answer = await asyncio.wait_for(future, 30)
-        finally:
-            del waiting[token]
-        if b'"frame":"result"' not in answer[:32]:
-            raise RuntimeError(answer.decode())
-
-    return call
+    call = await caller(nc, connection, await place.grants(TXNS))
+    setup[folder.name] = await place.status()
+    return Way(call, place.brokers), place

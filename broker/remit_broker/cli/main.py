@@ -11,7 +11,20 @@ import sys
 import typer
 
 from remit_broker import __version__
-from remit_broker.cli import agents, bench, budgets, calls, chains, demo, evidence, keys, running, servers
+from remit_broker.cli import (
+    agents,
+    bench,
+    budgets,
+    callout,
+    calls,
+    chains,
+    demo,
+    doctor,
+    evidence,
+    keys,
+    running,
+    servers,
+)
 from remit_broker.cli.common import USAGE, own, show_error
 from remit_broker.cli.printing import out, say
 from remit_schemas.errors import Code
@@ -43,6 +56,8 @@ calls.register(app)
 chains.register(app)
 budgets.register(app)
 bench.register(app)
+doctor.register(app)
+callout.register(app)
 demo.register(app)
 servers.register(app)
 app.add_typer(agents.app, name="agents")

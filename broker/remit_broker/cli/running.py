@@ -95,12 +95,20 @@ def check(config: Config = None, as_json: Json = False) -> None:
 @command
 def up(
     config: Config = None,
-    replicas: Annotated[int, typer.Option(help="Broker processes; one in this version.", min=1, max=1)] = 1,
+    replicas: Annotated[int, typer.Option(help="Broker processes on this machine.", min=1, max=64)] = 1,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Log errors only.")] = False,
 ) -> None:
     """Run the broker: an embedded NATS server (unless bus.url is set), the broker and the HTTP edge, until Ctrl-C."""
     settings = load(config)
+    set_up_logging(quiet)
+    raise typer.Exit(
+        run_loop(_serve(settings, as_json) if replicas == 1 else _supervise(settings, replicas, as_json, quiet))
+    )
+
+
+def set_up_logging(quiet: bool) -> None:
+    """Faults and what happens on standard error, without the chatter of libraries."""
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.ERROR if quiet else logging.INFO,
@@ -108,30 +116,61 @@ def up(
     )
     for noisy in ("nats", "httpx", "httpcore", "uvicorn", "opentelemetry"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    code = run_loop(_serve(settings, as_json))
-    raise typer.Exit(code)
+
+
+def until_asked_to_stop() -> asyncio.Event:
+    """An event that Ctrl-C and SIGTERM set."""
+    asked = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+    return asked
+
+
+def settle_down() -> None:
+    """What is here now stays for good, and a full collection over every open task would stop all hops for a tenth of a second."""
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
+
+
+async def first_of(*events: asyncio.Event) -> None:
+    """Return when one of them is set."""
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
+
+
+async def _supervise(settings: Settings, count: int, as_json: bool, quiet: bool) -> int:
+    asked = until_asked_to_stop()
+    from remit_broker.replicas import Replicas
+
+    async with Replicas(settings, count, quiet) as group:
+        if as_json:
+            say(group.ready)
+        else:
+            pids = " ".join(str(one.pid) for one in group.replicas)
+            out.print(line(f"remit is up: {group.http}  bus {group.bus}  pid {os.getpid()}"))
+            out.print(line(f"  {count} replicas: {pids}; data in {settings.data}; stop with Ctrl-C"))
+        await first_of(asked, group.ended)
+        if group.ended.is_set():
+            err.print(line(("it cannot go on ", "bold red"), group.why))
+            return UNREACHABLE
+        err.print("stopping: running hops get a moment to end")
+    return 0
 
 
 async def _serve(settings: Settings, as_json: bool) -> int:
-    asked = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, asked.set)
+    asked = until_asked_to_stop()
     from remit_broker.app import Broker
 
     async with Broker(settings) as broker:
-        # What is here now stays for good, and a full collection over every open task would stop all hops for a tenth of a second.
-        gc.freeze()
-        gc.set_threshold(50_000, 50, 100)
+        settle_down()
         if as_json:
             say(broker.ready)
         else:
             out.print(line(f"remit is up: {broker.http}  bus {broker.bus}  pid {os.getpid()}"))
             out.print(line(f"  data in {settings.data}; stop with Ctrl-C"))
-        ends = [asyncio.create_task(asked.wait()), asyncio.create_task(broker.ended.wait())]
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        for task in ends:
-            task.cancel()
+        await first_of(asked, broker.ended)
         if broker.ended.is_set():
             err.print(line(("the NATS server ended", "bold red"), f"; its log is {settings.data / 'nats.log'}"))
             return UNREACHABLE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
 
     from remit_broker.core.evidence import Verdict
 
-_MARK = {"ok": ("✓", "green"), "failed": ("✗", "yellow"), "open": ("…", "cyan"), "refused": ("✗", "red")}
+_MARK = {
+    "ok": ("✓", "green"), "failed": ("✗", "yellow"), "open": ("…", "cyan"), "parked": ("⏸", "cyan"), "refused": ("✗", "red"),
+}  # fmt: skip
 
 
 def dollars(micros: int) -> str:
@@ -40,20 +43,25 @@ def tree(records: list[dict[str, Any]], refusals: list[dict[str, Any]]) -> Tree:
     from rich.tree import Tree
 
     root = records[0]
-    closed = {record["hop"]: record for record in records if record["kind"] == "hop.closed"}
+    later = {record["hop"]: _later(records, record) for record in records if record["kind"] == "hop.opened"}
     top = Tree(root_line(root, records[-1]))
     branches = {root["hop"]: top}
     waiting = sorted(refusals, key=lambda record: str(record["at"]))
     for record in records[1:]:
         if record["kind"] == "hop.opened":
             branch = branches.get(record["parent"], top)
-            branches[record["hop"]] = branch.add(hop_line(record, closed.get(record["hop"])))
+            branches[record["hop"]] = branch.add(hop_line(record, later[record["hop"]]))
         elif record["kind"] == "grant.revoked":
             why = f": {record['why']}" if record["why"] else ""
             branches.get(record["hop"], top).add(line((f"⊘ revoked by {record['who']}{why}", "red")))
     for record in waiting:
         branches.get(record["parent"] or "", top).add(refusal_line(record))
     return top
+
+
+def _later(records: list[dict[str, Any]], opened: dict[str, Any]) -> list[dict[str, Any]]:
+    """What became of a hop: its records after the opening."""
+    return [record for record in records if record["hop"] == opened["hop"] and record["seq"] > opened["seq"]]
 
 
 def root_line(root: dict[str, Any], last: dict[str, Any]) -> Text:
@@ -67,16 +75,24 @@ def root_line(root: dict[str, Any], last: dict[str, Any]) -> Text:
     return Text("\n").join([who, line((f"{root['at']}  {state}", "dim"))])
 
 
-def hop_line(opened: dict[str, Any], closed: dict[str, Any] | None) -> Text:
-    """One hop on one line, with what went wrong below it."""
-    outcome = closed["outcome"] if closed else "open"
+def hop_line(opened: dict[str, Any], later: list[dict[str, Any]]) -> Text:
+    """One hop on one line, with what went wrong below it. ``later`` are its records after the opening."""
+    states = [record for record in later if record["kind"] in ("hop.parked", "hop.resumed", "hop.closed")]
+    last = states[-1] if states else opened
+    closed = last if last["kind"] == "hop.closed" else None
+    outcome = closed["outcome"] if closed else "parked" if last["kind"] == "hop.parked" else "open"
     mark, colour = _MARK.get(outcome, ("✗", "red"))
     head = line((f"{mark} ", colour), (opened["resource"], "bold"), (f"  {opened['hop']}  ", "dim"))
+    if last["kind"] == "hop.parked":
+        return head + line((f"waits for an input since {last['at']}, spent {cost(last['spent'])} so far", "cyan"))
     if closed is None:
-        return head + line((f"running, holds {cost(opened['budget'])}", "cyan"))
+        again = f", resumed at {last['at']}" if last["kind"] == "hop.resumed" else ""
+        return head + line((f"running, holds {cost(last['budget'])}{again}", "cyan"))
     head += line((f"{closed['ms']} ms  {cost(closed['spent'])}", "dim"))
-    if opened["redacted"] or closed["redacted"]:
-        head += line((f"  redacted {len(opened['redacted']) + len(closed['redacted'])}", "yellow"))
+    if parks := sum(record["kind"] == "hop.parked" for record in later):
+        head += line((f"  asked for an input {'once' if parks == 1 else f'{parks} times'}", "dim"))
+    if redacted := sum(len(record.get("redacted", ())) for record in (opened, *later)):
+        head += line((f"  redacted {redacted}", "yellow"))
     if outcome == "ok":
         return head
     why = line((f"{closed['code'] or outcome}: {closed['reason'] or 'the tool reports a failure'}", colour))
@@ -110,6 +126,8 @@ def explained(record: dict[str, Any]) -> list[Text]:
         head = line(("opened ", "green"), f"{record['caller']} → ", (record["resource"], "bold"),
                     f" at {record['at']}, depth {record['depth']}")  # fmt: skip
         return [head, line(f"  held {cost(record['budget'])}"), *_decided(record)]
+    if record["kind"] in _TOLD:
+        return _TOLD[record["kind"]](record)
     if record["kind"] == "hop.closed":
         found = [line(f"closed {record['outcome']} after {record['ms']} ms, spent {cost(record['spent'])}")]
         why = line(f"  {record['code']}: {record['reason']} ({record['rule']})")
@@ -119,6 +137,24 @@ def explained(record: dict[str, Any]) -> list[Text]:
         head = line(f"{record['user']} handed a task to ", (record["agent"], "bold"), f" at {record['at']}")
         return [head, line(f"  may spend {cost(record['budget'])}, on {scopes}")]
     return [line(f"{record['kind']} at {record['at']} by {record.get('who', record['by'])}")]
+
+
+def _renewed(record: dict[str, Any]) -> list[Text]:
+    until = datetime.fromtimestamp(record["exp"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return [line(f"its grant was renewed at {record['at']}, until {until}")]
+
+
+def _parked(record: dict[str, Any]) -> list[Text]:
+    head = line(("parked ", "cyan"), f"at {record['at']}: {record['reason']}, spent {cost(record['spent'])} so far")
+    return [head, *_decided(record)]
+
+
+def _resumed(record: dict[str, Any]) -> list[Text]:
+    head = line(("resumed ", "green"), f"at {record['at']} with an input of {record['input_size']} bytes")
+    return [head, line(f"  held {cost(record['budget'])} more"), *_decided(record)]
+
+
+_TOLD = {"grant.renewed": _renewed, "hop.parked": _parked, "hop.resumed": _resumed}
 
 
 def _decided(record: dict[str, Any]) -> list[Text]:

@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from remit_broker.core.fold import Corrupt, Fold, fold_all
+from remit_broker.core.tree import GRANTS
 from remit_schemas.bundle import verify_link
 from remit_schemas.canonical import loads
 from remit_schemas.errors import Refusal
@@ -128,7 +129,7 @@ def _keys(claimed: dict[str, Any], trusted: KeySet) -> Check:
 
 def _grants(tokens: list[Any], records: list[dict[str, Any]], keys: KeySet) -> tuple[Check, dict[str, Grant]]:
     """Every record that mints a grant has it here, signed, and each names that record's hash."""
-    minting = {raw["jti"]: raw for raw in records if raw["kind"] in ("txn.opened", "hop.opened")}
+    minting = _minting(records)
     found: dict[str, Grant] = {}
     issuer = ""
     for index, token in enumerate(tokens):
@@ -145,10 +146,25 @@ def _grants(tokens: list[Any], records: list[dict[str, Any]], keys: KeySet) -> t
             return Check("grants", False, f"grant {index}: no record names {jti}, or it is there twice"), found
         if mismatch := _mismatch(grant, record):
             return Check("grants", False, f"grant {index}: its {mismatch} is not that of record {record['seq']}"), found
-        found[grant.jti.hop] = grant
+        found[jti] = grant
     if minting:
         return Check("grants", False, f"the grant of record {next(iter(minting.values()))['seq']} is missing"), found
     return Check("grants", True, f"{len(found)} grants, signatures and the records they name"), found
+
+
+MINTS: Final = ("txn.opened", "hop.opened", "grant.renewed", "hop.resumed")
+"""The kinds of record that authorise a grant."""
+
+
+def _minting(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By the id of each grant, the record that authorised it with all that the records before it say of its hop."""
+    minting: dict[str, dict[str, Any]] = {}
+    hops: dict[str, dict[str, Any]] = {}
+    for raw in records:
+        if raw["kind"] in MINTS:
+            # A renewal says nothing but the new times, a resumption nothing of whom and where: that stays as it was.
+            hops[raw["hop"]] = minting[raw["jti"]] = {**hops.get(raw["hop"], {}), **raw}
+    return minting
 
 
 def _mismatch(grant: Grant, record: dict[str, Any]) -> str:
@@ -169,26 +185,37 @@ def _mismatch(grant: Grant, record: dict[str, Any]) -> str:
 
 
 def _links(found: dict[str, Grant], records: list[dict[str, Any]], allowed: frozenset[tuple[str, str]]) -> Check:
-    """Each grant is no wider than the one it was delegated from."""
+    """Each grant is no wider than the one it was delegated from, which is one of those above it that counted then."""
+    above: dict[str, str] = {}
+    counting: dict[str, tuple[str, ...]] = {}
+    links = 0
     for raw in records:
-        if raw["kind"] != "hop.opened":
+        if raw["kind"] not in MINTS:
             continue
-        parent, child = found.get(raw["parent"]), found.get(raw["hop"])
-        if parent is None or child is None:
-            return Check("links", False, f"record {raw['seq']}: the grant, or the one above it, is missing")
-        try:
-            verify_link(parent, child, allowed)
-        except Refusal as bad:
-            return Check("links", False, f"record {raw['seq']}: {bad.body.message} ({bad.body.rule})")
-    return Check("links", True, f"{max(len(found) - 1, 0)} delegations, none wider than its parent")
+        hop, jti = raw["hop"], raw["jti"]
+        if raw["kind"] == "hop.opened":
+            above[hop] = raw["parent"]
+        if raw["kind"] != "txn.opened":
+            child = found.get(jti)
+            # INVARIANT: a grant is linked to one that was of use when it was minted
+            # (test_a_grant_under_one_from_before_a_resumption_is_no_link).
+            near = [grant for name in counting.get(above[hop], ()) if (grant := found.get(name)) is not None]
+            if child is None or not near:
+                return Check("links", False, f"record {raw['seq']}: the grant, or the one above it, is missing")
+            parent = next((grant for grant in near if grant.digest == child.claims.par), near[-1])
+            try:
+                verify_link(parent, child, allowed)
+            except Refusal as bad:
+                return Check("links", False, f"record {raw['seq']}: {bad.body.message} ({bad.body.rule})")
+            links += 1
+        before = counting.get(hop, ()) if raw["kind"] == "grant.renewed" else ()
+        counting[hop] = (*before, jti)[-GRANTS:]
+    return Check("links", True, f"{links} delegations, none wider than its parent")
 
 
 def _signed(found: Mapping[str, Grant], records: list[dict[str, Any]]) -> Check:
     """How far signatures reach: a grant names the hash of its record, and that record all before it."""
-    last = max(
-        (raw["seq"] for raw in records if raw["kind"] in ("txn.opened", "hop.opened") and raw["hop"] in found),
-        default=-1,
-    )
+    last = max((raw["seq"] for raw in records if raw["kind"] in MINTS and raw["jti"] in found), default=-1)
     if last < 0:
         return Check("signed", False, "record 0: no grant stands for it")
     rest = len(records) - 1 - last

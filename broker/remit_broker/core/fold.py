@@ -26,7 +26,7 @@ from remit_broker.core.tree import (
     settle,
 )
 from remit_schemas.budget import ONE_CALL, ZERO, Budget
-from remit_schemas.canonical import canonical, digest
+from remit_schemas.canonical import canonical_document, digest
 from remit_schemas.errors import Refusal
 from remit_schemas.names import is_hop, is_principal, is_tenant, is_txn, parse_jti, parse_resource
 from remit_schemas.records import (
@@ -98,9 +98,9 @@ def _corrupt(fold: Fold | None, unfit: Exception) -> Corrupt:
 
 def _follow(fold: Fold | None, record: Record) -> Fold:
     expected = 0 if fold is None else fold.seq + 1
-    _require(record.v == VERSION, f"version {record.v} is unknown")
-    _require(_AT.fullmatch(record.at) is not None, f"at is {record.at!r}, not RFC 3339 UTC with milliseconds")
-    _require(record.seq == expected, f"seq is {record.seq}, expected {expected}")
+    _require(record.v == VERSION, lambda: f"version {record.v} is unknown")
+    _require(_AT.fullmatch(record.at) is not None, lambda: f"at is {record.at!r}, not RFC 3339 UTC with milliseconds")
+    _require(record.seq == expected, lambda: f"seq is {record.seq}, expected {expected}")
     _require(record.prev == (GENESIS if fold is None else fold.hash), "prev is not the hash of the record before it")
     if fold is None:
         return _open_txn(record)
@@ -121,10 +121,12 @@ def _sealed(raw: dict[str, Any]) -> Record:
     """The record of ``raw``: of a known kind and version, no larger than allowed, and sealed by its own hash."""
     try:
         record = parse_record(raw)
-        content = canonical({key: value for key, value in raw.items() if key != "hash"})
+        content = canonical_document({key: value for key, value in raw.items() if key != "hash"})
     except (ValueError, TypeError, RecursionError) as error:
         raise _Unfit(f"not a record: {error}") from None
-    _require(len(content) <= MAX_RECORD, f"the record has {len(content)} bytes, at most {MAX_RECORD} are allowed")
+    _require(
+        len(content) <= MAX_RECORD, lambda: f"the record has {len(content)} bytes, at most {MAX_RECORD} are allowed"
+    )
     _require(digest(content) == record.hash, "hash is not that of the record")
     return record
 
@@ -132,13 +134,13 @@ def _sealed(raw: dict[str, Any]) -> Record:
 def _open_txn(record: Record) -> Fold:
     if not isinstance(record, TxnOpened):
         raise _Unfit("the first record must be txn.opened")
-    _require(is_tenant(record.tenant), f"{record.tenant!r} is not a tenant")
-    _require(is_txn(record.txn), f"{record.txn!r} is not a txn id")
-    _require(is_hop(record.hop), f"{record.hop!r} is not a hop id")
-    _require(is_principal(record.agent), f"{record.agent!r} is not an agent")
+    _require(is_tenant(record.tenant), lambda: f"{record.tenant!r} is not a tenant")
+    _require(is_txn(record.txn), lambda: f"{record.txn!r} is not a txn id")
+    _require(is_hop(record.hop), lambda: f"{record.hop!r} is not a hop id")
+    _require(is_principal(record.agent), lambda: f"{record.agent!r} is not an agent")
     _require(record.user != "", "a txn needs a user")
     _require(record.jti == f"{record.txn}.{record.hop}.1", "jti is not <txn>.<hop>.1")
-    _require(0 <= record.max_depth <= MAX_DEPTH, f"max_depth is not between 0 and {MAX_DEPTH}")
+    _require(0 <= record.max_depth <= MAX_DEPTH, lambda: f"max_depth is not between 0 and {MAX_DEPTH}")
     labels = frozenset(record.labels)
     root = Node(
         hop=record.hop, parent=None, caller=record.user, callee=record.agent, resource="", seq=0, at=record.at,
@@ -179,12 +181,14 @@ def _step(fold: Fold, record: Record) -> Fold:
 
 
 def _open_hop(fold: Fold, record: HopOpened) -> Fold:
-    _require(is_hop(record.hop), f"{record.hop!r} is not a hop id")
-    _require(record.hop not in fold.nodes, f"hop {record.hop} was opened before")
+    _require(is_hop(record.hop), lambda: f"{record.hop!r} is not a hop id")
+    _require(record.hop not in fold.nodes, lambda: f"hop {record.hop} was opened before")
     parent = _open_path(fold, record.parent)[-1]
-    _require(record.caller == parent.callee, f"the caller is {record.caller!r}, the grant is for {parent.callee!r}")
+    _require(
+        record.caller == parent.callee, lambda: f"the caller is {record.caller!r}, the grant is for {parent.callee!r}"
+    )
     _require(record.jti == f"{record.txn}.{record.hop}.1", "jti is not <txn>.<hop>.1")
-    _require(record.depth == parent.depth + 1, f"depth is {record.depth}, its parent's is {parent.depth}")
+    _require(record.depth == parent.depth + 1, lambda: f"depth is {record.depth}, its parent's is {parent.depth}")
     _require(record.depth <= record.max_depth <= parent.max_depth, "depth ≤ max_depth ≤ the parent's max_depth fails")
     _require(record.exp <= parent.exp, "exp is later than its parent's")
     # INVARIANT: no hop outlives the one it was opened under (test_a_record_is_not_accepted_where).
@@ -220,7 +224,7 @@ def _require_hold(budget: Budget, parent: Node) -> None:
 def _open_path(fold: Fold, hop: str) -> tuple[Node, ...]:
     """From the root to ``hop``: every one of them open and unrevoked."""
     path = fold.path(hop)
-    _require(bool(path), f"its parent {hop!r} does not exist")
+    _require(bool(path), lambda: f"its parent {hop!r} does not exist")
     # INVARIANT: nothing is opened under a closed, parked or revoked hop (test_nothing_is_accepted_under_a_closed_hop,
     # test_nothing_is_accepted_under_a_parked_hop, test_nothing_is_accepted_under_a_revoked_hop).
     _require(all(node.state == "open" for node in path), "it, its parent or an ancestor is closed or parked")
@@ -250,7 +254,7 @@ def _renew(fold: Fold, record: GrantRenewed) -> Fold:
     _require(record.exp > node.exp, "exp is not later than before")
     _require_within_life(record.exp, node.deadline, parent)
     renewed = replace(node, n=node.n + 1, recs=(*node.recs, record.hash)[-GRANTS:], exp=record.exp)
-    return replace(fold, nodes=fold.nodes.set(node.hop, renewed))
+    return replace(fold, nodes=fold.nodes.set(node.hop, renewed), renewals=fold.renewals + 1)
 
 
 def _require_within_life(exp: int, deadline: int, parent: Node) -> None:
@@ -262,8 +266,8 @@ def _require_within_life(exp: int, deadline: int, parent: Node) -> None:
 
 def _park(fold: Fold, record: HopParked) -> Fold:
     node, parent = _hop(fold, record.hop)
-    _require(node.state == "open", f"hop {record.hop} is {node.state}")
-    _require(not fold.running_below(record.hop), f"hop {record.hop} has descendants that run")
+    _require(node.state == "open", lambda: f"hop {record.hop} is {node.state}")
+    _require(not fold.running_below(record.hop), lambda: f"hop {record.hop} has descendants that run")
     charge = settle(fold, record.hop, record.cost, "ok")
     _require_charge(record, charge)
     returned = frozenset(record.labels)
@@ -295,9 +299,9 @@ def _overrun(parent: Node, node: Node, charge: Settlement) -> Budget:
 
 def _resume(fold: Fold, record: HopResumed) -> Fold:
     node, parent = _hop(fold, record.hop)
-    _require(node.state == "parked", f"hop {record.hop} is {node.state}, not parked")
+    _require(node.state == "parked", lambda: f"hop {record.hop} is {node.state}, not parked")
     _open_path(fold, parent.hop)
-    _require(node.hop not in fold.revoked, f"the grant of hop {node.hop} is revoked")
+    _require(node.hop not in fold.revoked, lambda: f"the grant of hop {node.hop} is revoked")
     _require(record.jti == f"{record.txn}.{record.hop}.{node.n + 1}", "jti is not that of its next grant")
     _require_within_life(record.exp, record.deadline, parent)
     _require(record.deadline <= parent.deadline, "deadline is later than its parent's")
@@ -332,8 +336,8 @@ def _within(scope: tuple[Detail, ...], other: tuple[Detail, ...]) -> bool:
 
 def _close_hop(fold: Fold, record: HopClosed) -> Fold:
     node, parent = _hop(fold, record.hop)
-    _require(node.state != "closed", f"hop {record.hop} is closed")
-    _require(not node.open_children, f"hop {record.hop} has open descendants")
+    _require(node.state != "closed", lambda: f"hop {record.hop} is closed")
+    _require(not node.open_children, lambda: f"hop {record.hop} has open descendants")
     _require(node.state == "open" or record.cost == ZERO, "a parked hop has no cost beside what it was charged")
     charge = settle(fold, record.hop, record.cost, record.outcome)
     _require_charge(record, charge)
@@ -357,8 +361,8 @@ def _revoke(fold: Fold, record: GrantRevoked) -> Fold:
     node = fold.nodes.get(record.hop)
     if jti is None or node is None or (jti.txn, jti.hop) != (fold.txn, node.hop) or jti.n > node.n:
         raise _Unfit(f"{record.jti!r} is not a grant of hop {record.hop!r}")
-    _require(node.state != "closed", f"hop {node.hop} is closed, its grant is of no use")
-    _require(node.hop not in fold.revoked, f"the grant of hop {node.hop} was revoked before")
+    _require(node.state != "closed", lambda: f"hop {node.hop} is closed, its grant is of no use")
+    _require(node.hop not in fold.revoked, lambda: f"the grant of hop {node.hop} was revoked before")
     return replace(fold, revoked=fold.revoked.set(node.hop, record.jti))
 
 

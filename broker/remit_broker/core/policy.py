@@ -20,8 +20,8 @@ from remit_schemas.errors import Code
 from remit_schemas.names import Resource
 from remit_schemas.records import Decision
 
-Action = Literal["call", "delegate", "release"]
-ACTIONS: Final[tuple[Action, ...]] = ("call", "delegate", "release")
+Action = Literal["call", "delegate", "detach", "release"]
+ACTIONS: Final[tuple[Action, ...]] = ("call", "delegate", "detach", "release")
 
 ATTRIBUTES: Final[dict[str, tuple[str, ...]]] = {
     "User": ("name", "roles", "tenant"),

@@ -96,14 +96,18 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     @property
     def left(self) -> Budget:
         """What may still be held from this node."""
-        return self.limit.minus(self.held + self.spent + self.overrun)
+        limit, held, spent, overrun = self.limit, self.held, self.spent, self.overrun
+        usd_micros = limit.usd_micros - held.usd_micros - spent.usd_micros - overrun.usd_micros
+        tokens = limit.tokens - held.tokens - spent.tokens - overrun.tokens
+        calls = limit.calls - held.calls - spent.calls - overrun.calls
+        return Budget(usd_micros if usd_micros > 0 else 0, tokens if tokens > 0 else 0, calls if calls > 0 else 0)
 
 
 class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A txn after its record ``seq``, whose hash is ``hash``.
 
     ``idem`` and ``approvals`` map what may be used once (as the records name it) to the hop that used it; ``revoked``
-    holds the hops whose grants were revoked, each of which covers everything beneath it.
+    holds the hops whose grants were revoked, each of which covers everything beneath it. ``renewals`` counts those of all grants.
     """
 
     tenant: str
@@ -118,6 +122,7 @@ class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     idem: Map[str, str] = Map()
     approvals: Map[str, str] = Map()
     revoked: Map[str, str] = Map()
+    renewals: int = 0
 
     def node(self, hop: str) -> Node | None:
         """The node of ``hop``, or None."""

@@ -16,18 +16,24 @@ from remit_broker.core.registry import Attachment, Definition, Principal, defini
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.admit import admit
 from remit_broker.hop.hop import Ask, Hop
+from remit_broker.hop.keep import Found, find
+from remit_broker.hop.park import unwanted
 from remit_broker.hop.pipeline import govern
 from remit_broker.hop.refuse import refuse
+from remit_broker.hop.renew import renew
+from remit_broker.hop.resume import called
 from remit_broker.hop.revoked import withheld
 from remit_broker.hop.txn import close_txn
 from remit_broker.hop.verify import holder
-from remit_broker.ports import Ports, at_once
+from remit_broker.ports import Ports, Recipient, at_once
 from remit_schemas import subjects
-from remit_schemas.envelope import Result
+from remit_schemas.envelope import Accepted, Result
 from remit_schemas.errors import Code, refusal
 from remit_schemas.names import Resource
 
 Service = Callable[[Hop], Awaitable[Any]]
+UNKNOWN: Final = Resource("agent", "remit", "unknown")
+"""Stands for what a request is for where its subject does not say."""
 OVERLOADED: Final = "the broker has as many calls in hand as it may have"
 ANSWERED: Final = 64
 """Refusals for one caller on their way at once; what comes meanwhile is counted with them, and not answered."""
@@ -55,6 +61,8 @@ class BusEdge:
         self._attaching: set[str] = set()
         self._subscription: Subscription | None = None
         self._services: dict[tuple[str, str], Service] = {("attach", "put"): self._put, ("txn", "close"): self._close}
+        self._services["result", "get"] = lambda hop: find(_granted(hop), ports)
+        self._services["grant", "renew"] = lambda hop: renew(hop, ports)
 
     async def start(self) -> None:
         """Take requests, shared with the other replicas."""
@@ -102,6 +110,33 @@ class BusEdge:
             self._take(at.caller, self._serve(ask, at.name, at.op))
         else:
             self._take(at.caller, govern(ask, self._ports))
+
+    def on_input(self, at: subjects.Reply, message: Msg) -> None:
+        """What the caller of a hop says on ``ctl.…`` beside a cancellation: the input of a parked hop, as a request."""
+        ask = Ask(
+            tenant=self._tenant, caller=at.principal, txn=at.txn, resource=UNKNOWN, reply=message.reply, data=message.data,
+            at=self._ports.clock.now(), mono=self._ports.clock.monotonic(), hop=at.hop,
+        )  # fmt: skip
+        if (full := self._full(ask.caller)) is not None:
+            self._turn_away(msgspec.structs.replace(ask, data=b""), full)
+        else:
+            self._take(ask.caller, self._go_on(ask))
+
+    def on_unwanted(self, at: subjects.Reply) -> None:
+        """A caller cancels a hop that does not run at this replica. Too often, and nobody listens: what is parked can wait."""
+        if not self._full(at.principal) and not self._ports.rates.admit(at.principal):
+            self._take(at.principal, unwanted(at.principal, self._tenant, at.txn, at.hop, self._ports))
+
+    async def _go_on(self, ask: Ask) -> None:
+        try:
+            # Before the ledger is asked for a txn that anybody can name.
+            if wait := self._ports.rates.admit(ask.caller):
+                raise _overloaded(f"{ask.caller} asks too often", wait)
+            resource = await called(ask.hop, ask.tenant, ask.txn, self._ports)
+        except Exception as error:
+            await refuse(Hop(ask=ask, id=self._ports.ids.hop()), "admit", error, self._ports, "ctl")
+            return
+        await govern(msgspec.structs.replace(ask, resource=resource), self._ports)
 
     def _full(self, caller: str) -> Exception | None:
         """Why nothing more is taken in hand for ``caller``, or None.
@@ -158,7 +193,7 @@ class BusEdge:
     def _malformed(self, message: Msg, now: float, mono: float) -> None:
         caller = message.subject.split(".")[1]
         ask = Ask(
-            tenant=self._tenant, caller=caller, txn=subjects.NEW, resource=Resource("agent", "remit", "unknown"),
+            tenant=self._tenant, caller=caller, txn=subjects.NEW, resource=UNKNOWN,
             reply=message.reply, data=b"", at=now, mono=mono,
         )  # fmt: skip
         error = refusal(
@@ -185,10 +220,24 @@ class BusEdge:
             if found := self._ports.revocations.check((ask.caller,), ""):
                 raise withheld(found)
             value = await handler(hop)
+            if isinstance(value, Found):
+                await self._hand_over(hop, value)
+                return
         except (Exception, asyncio.CancelledError) as error:
             await refuse(hop, stage, error, self._ports, f"remit/{service}/{op}")
             return
+        finally:
+            self._ports.room.give_back(hop.id)
         await self._ports.bus.answer(ask.reply, Result(value=value))
+
+    async def _hand_over(self, hop: Hop, found: Found) -> None:
+        """The end of another hop, as that hop's caller would have heard it: with its id, and in parts where that is asked for."""
+        ask, bus = hop.ask, self._ports.bus
+        await bus.answer(ask.reply, Accepted(txn=ask.txn, hop=found.hop, replica=bus.replica))
+        if hop.request.parts and isinstance(found.frame, Result):
+            await bus.release(Recipient(ask.reply, ask.caller, ask.txn, found.hop), found.frame)
+        else:
+            await bus.answer(ask.reply, found.frame)
 
     async def _put(self, hop: Hop) -> dict[str, Any]:
         """``attach.put``: what the caller serves from now on."""
@@ -246,5 +295,14 @@ class BusEdge:
         return {"txn": fold.txn, "spent": fold.nodes[fold.root].spent}
 
 
-def _overloaded(why: str) -> Exception:
-    return refusal(Code.RATE_LIMITED, why, rule="admit.load", ask="call again shortly", retry_after=0.1)
+def _granted(hop: Hop) -> Hop:
+    if hop.grant is None:
+        raise refusal(
+            Code.GRANT_INVALID, "this is answered to the holder of a grant", rule="grant.missing",
+            ask="publish on req.<caller>.<txn of the grant>.…, with the grant",
+        )  # fmt: skip
+    return hop
+
+
+def _overloaded(why: str, wait: float = 0.1) -> Exception:
+    return refusal(Code.RATE_LIMITED, why, rule="admit.load", ask="call again shortly", retry_after=round(wait, 3))

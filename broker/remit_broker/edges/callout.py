@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # the callout may run as a process of its own, without the pi
     from remit_broker.ports import Clock
 
 USER_SECONDS: Final = 24 * 3600
-"""Life of a connection's permissions; the server then closes it, and the client connects and proves itself again."""
+"""Life of a connection's permissions where nothing else is said; the server then closes it, and the client connects anew."""
 
 BACKLOG: Final = 512
 """Connections that may wait to be judged. More are dropped, and the server refuses them when its own time is up."""
@@ -46,24 +46,40 @@ class RevokedAgents(Protocol):
     def tenant(self, name: str) -> object | None:
         """Something where the tenant ``name`` is revoked. From memory: it must not wait."""
 
+    @property
+    def fresh(self) -> bool:
+        """Whether everything that was revoked until two seconds ago is known."""
+
     def agent(self, name: str) -> object | None:
         """Something where ``name`` is revoked. From memory: it must not wait."""
 
 
-class Admitted:
-    """Principals, without those that an operator revoked."""
+class Room(Protocol):
+    """How many connections each principal has."""
 
-    def __init__(self, principals: Principals, revoked: RevokedAgents) -> None:
-        self._principals, self._revoked = principals, revoked
+    def take(self, name: str) -> str:
+        """Let one more connection of ``name`` in: empty, or why not. From memory: it must not wait."""
+
+
+class Admitted:
+    """Principals, without those that an operator revoked or that have all the connections they may have."""
+
+    def __init__(self, principals: Principals, revoked: RevokedAgents, room: Room) -> None:
+        self._principals, self._revoked, self._room = principals, revoked, room
 
     def by_nkey(self, public: str) -> Principal | None:
-        """The principal, by proof. Raises :class:`Refused` where it or its tenant is revoked."""
+        """The principal, by proof. Raises :class:`Refused` where it or its tenant is revoked, or there is no room."""
+        # INVARIANT: who cannot hear of revocations lets nobody in (test_a_callout_that_cannot_hear_lets_nobody_in).
+        if not self._revoked.fresh:
+            raise Refused("this callout has not heard for two seconds whether anybody was revoked")
         principal = self._principals.by_nkey(public)
         # INVARIANT: a revoked agent does not come back (test_a_revoked_agents_connection_is_cut_and_it_cannot_come_back).
         if principal is not None and self._revoked.agent(principal.name) is not None:
             raise Refused(f"{principal.name} is revoked")
         if principal is not None and self._revoked.tenant(principal.tenant) is not None:
             raise Refused(f"the tenant {principal.tenant} of {principal.name} is revoked")
+        if principal is not None and (why := self._room.take(principal.name)):
+            raise Refused(why)
         return principal
 
 
@@ -117,14 +133,20 @@ class Callout:
     """Answers on the AUTH account's connection. :meth:`start`, :meth:`stop`."""
 
     def __init__(
-        self, nc: Client, keys: CalloutKeys, principals: Principals, clock: Clock, told: Told = _tell_nobody
+        self,
+        nc: Client,
+        keys: CalloutKeys,
+        principals: Principals,
+        clock: Clock,
+        told: Told = _tell_nobody,
+        seconds: float = USER_SECONDS,
     ) -> None:
         self._nc = nc
         self._keys = keys
         self._issuer = nkey.public_of("A", keys.issuer)
         self._probe = nkey.public_of("U", callout_probe.seed_of(keys.issuer))
         self._principals = principals
-        self._clock = clock
+        self._clock, self._seconds = clock, seconds
         self.told = told
         self._subscription: Subscription | None = None
 
@@ -183,20 +205,20 @@ class Callout:
     def _user(self, principal: Principal, request: ConnectRequest) -> str:
         """The NATS user of this connection, in the account of its tenant."""
         may = permissions(principal, request.name)
-        return self._signed(request, account_of(principal.tenant), principal.name, may, USER_SECONDS)
+        return self._signed(request, account_of(principal.tenant), principal.name, may, self._seconds)
 
     def _nobody(self, request: ConnectRequest) -> str:
         """The NATS user of somebody who only looks whether this callout works."""
         prove(request)
         return self._signed(request, BUS_ACCOUNT, callout_probe.NAME, callout_probe.PERMISSIONS, callout_probe.SECONDS)
 
-    def _signed(self, request: ConnectRequest, account: str, name: str, may: dict[str, Any], seconds: int) -> str:
+    def _signed(self, request: ConnectRequest, account: str, name: str, may: dict[str, Any], seconds: float) -> str:
         now = self._clock.now()
         claims: dict[str, Any] = {
             "sub": request.user,
             "aud": account,
             "name": name,
-            "exp": int(now) + seconds,
+            "exp": int(now + seconds),
             "nats": {**may, "type": "user", "version": 2},
         }
         return nats_jwt.encode(claims, "A", self._keys.issuer, now)

@@ -51,6 +51,7 @@ async def admit(hop: Hop, ports: Ports) -> Hop:
             ask=f"wait {wait:.3f} s before the next call", retry_after=round(wait, 3),
         )  # fmt: skip
     request = parse_request(ask.data)
+    _coherent(request, ask.hop)
     now_ms = int(ask.at * 1000)
     deadline = now_ms + _life_ms(request, ports, now_ms)
     if deadline <= now_ms:
@@ -59,6 +60,28 @@ async def admit(hop: Hop, ports: Ports) -> Hop:
             ask="send it again with a later deadline; if clocks differ, synchronise them",
         )  # fmt: skip
     return hop.with_(request=request, deadline=deadline, mono_deadline=ask.mono + (deadline - now_ms) / 1000)
+
+
+def _coherent(request: Request, hop: str) -> None:
+    """An input belongs to a resumption, what is resumed cannot be detached, and on ``ctl.…`` a hop is resumed, nothing else."""
+    if hop and request.resume != hop:
+        why, ask = "the subject names another hop than resume", f"send resume: {hop}, or call on req.…"
+    elif request.input is not None and request.resume is None:
+        why, ask = "an input without a hop that it is for", "name the parked hop in resume"
+    elif request.resume is not None and request.detach:
+        why, ask = "a call is either resumed or detached", "leave out detach"
+    else:
+        _keepable(request)
+        return
+    raise refusal(Code.MALFORMED, f"{why}", rule="admit.resume", ask=ask)
+
+
+def _keepable(request: Request) -> None:
+    if request.keep and ((request.key is None and request.resume is None) or request.detach):
+        raise refusal(
+            Code.MALFORMED, "a result is kept for a call that has an idempotency key, and a grant never", rule="admit.keep",
+            ask="send a key with it, or do without keep",
+        )  # fmt: skip
 
 
 def _life_ms(request: Request, ports: Ports, now_ms: int) -> int:

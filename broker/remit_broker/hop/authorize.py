@@ -14,11 +14,18 @@ async def authorize(hop: Hop, ports: Ports) -> Hop:
     # INVARIANT: the record names the registry that the target was read from, so that a target which has changed since is not
     # dispatched (test_a_definition_that_changes_while_a_call_waits_its_turn_is_not_called).
     epochs = Epochs(policy=ports.policy.revision, registry=hop.registry, revocations=hop.revocations)
-    verdict = ports.policy.decide(question(hop, ports, "call" if hop.aim.kind == "mcp" else "delegate", hop.findings))
+    verdict = ports.policy.decide(question(hop, ports, _action(hop), hop.findings))
     hop = hop.with_(verdict=verdict, epochs=epochs)
     if not verdict.allowed:
         raise denied(hop, verdict.code or Code.POLICY_DENIED)
     return hop
+
+
+def _action(hop: Hop) -> Action:
+    # INVARIANT: work leaves its task only where policy says so (test_nothing_is_detached_unless_policy_permits_it).
+    if hop.request.detach:
+        return "detach"
+    return "call" if hop.aim.kind == "mcp" else "delegate"
 
 
 def question(hop: Hop, ports: Ports, action: Action, findings: tuple[Finding, ...]) -> PolicyRequest:
@@ -26,7 +33,10 @@ def question(hop: Hop, ports: Ports, action: Action, findings: tuple[Finding, ..
     target, claims = hop.aim, hop.held.claims
     caller = ports.registry.principal(hop.ask.caller)
     actors = hop.held.chain
-    known = (ports.registry.principal(name) for name in actors)
+    tiers = set()
+    for name in actors:
+        known = ports.registry.principal(name)
+        tiers.add(known.tier if known else "unknown")
     return PolicyRequest(
         action=action,
         tenant=hop.ask.tenant,
@@ -39,8 +49,8 @@ def question(hop: Hop, ports: Ports, action: Action, findings: tuple[Finding, ..
         target_tier=target.tier,
         depth=hop.given.depth,
         actors=actors,
-        tiers=tuple(sorted({principal.tier if principal else "unknown" for principal in known})),
-        findings=tuple(sorted({finding.kind for finding in findings})),
+        tiers=tuple(sorted(tiers)),
+        findings=tuple(sorted({finding.kind for finding in findings})) if findings else (),
         labels=hop.labels,
         left=hop.above.left,
         now=int(hop.ask.at),
@@ -51,7 +61,9 @@ def denied(hop: Hop, code: Code) -> Exception:
     """The refusal of a verdict: its public reason, the policy that decided and what to ask for."""
     verdict = hop.judged
     rule = ", ".join(verdict.decision.rules) or "policy.default-deny"
-    what = f"{hop.resource}: {verdict.reason}" if verdict.reason else f"no policy permits {hop.resource}"
-    return refusal(
-        code, what, rule=rule, ask=verdict.ask or "ask an operator to permit it in a policy", cause=verdict.cause
-    )
+    doing = "to detach " if hop.request.detach else ""
+    what = f"{hop.resource}: {verdict.reason}" if verdict.reason else f"no policy permits {doing}{hop.resource}"
+    ask = "ask an operator to permit it in a policy"
+    if hop.request.detach:
+        ask = 'call it within this task, or ask an operator to permit Action::"detach" for it in a policy'
+    return refusal(code, what, rule=rule, ask=verdict.ask or ask, cause=verdict.cause)

@@ -21,23 +21,24 @@ async def close(hop: Hop, ports: Ports, body: ErrorBody | None) -> HopClosed | N
     INVARIANT: a hop is counted in the accounts once, at its own cost without its descendants'
     (test_a_tree_is_counted_once_whatever_its_depth).
     """
-    spent = _reserved(hop)
+    spent = reserved(hop)
     try:
         record = await _close(hop, ports, body)
         if record is not None:
-            spent = _own(hop, record)
+            spent = own_cost(hop, record.outcome, record.cost)
         return record
     finally:
         ports.accounts.settle(hop.reserved, spent)
 
 
-def _reserved(hop: Hop) -> Budget:
+def reserved(hop: Hop) -> Budget:
     """What is counted where nobody knows the cost: at least all that was reserved, and what the callee reported."""
-    return own_hold(hop).join(ONE_CALL + _cost(hop))
+    return own_hold(hop) if hop.request.detach else own_hold(hop).join(ONE_CALL + reported(hop))
 
 
-def _own(hop: Hop, record: HopClosed) -> Budget:
-    return _reserved(hop) if record.outcome in WHOLE_HOLD else ONE_CALL + record.cost
+def own_cost(hop: Hop, outcome: Outcome, cost: Budget) -> Budget:
+    """What is counted for the hop itself. Of a detached one its call: what its task does is counted as it is done."""
+    return reserved(hop) if hop.request.detach or outcome in WHOLE_HOLD else ONE_CALL + cost
 
 
 async def _close(hop: Hop, ports: Ports, body: ErrorBody | None) -> HopClosed | None:
@@ -51,7 +52,7 @@ async def _close(hop: Hop, ports: Ports, body: ErrorBody | None) -> HopClosed | 
         while turn.fold.is_open(hop.id):
             below = turn.fold.descendants_open(hop.id)
             if below:
-                await _abandon(below[0], ports, turn, ("an ancestor ended", "cancelled"))
+                await abandon(below[0], ports, turn, ("an ancestor ended", "cancelled"))
                 continue
             closing = outcome(hop, ports, turn.fold, body)
             if not isinstance(await turn.append(closing, None), LostRace):
@@ -62,7 +63,7 @@ async def _close(hop: Hop, ports: Ports, body: ErrorBody | None) -> HopClosed | 
 def outcome(hop: Hop, ports: Ports, fold: Fold, body: ErrorBody | None) -> HopClosed:
     """How the hop ended and what it is charged."""
     kind, effect = _ending(hop, body)
-    cost = ZERO if body is not None and body.effect == "none" else _cost(hop)
+    cost = ZERO if body is not None and body.effect == "none" else reported(hop)
     settled = settle(fold, hop.id, cost, kind)
     seen = hop.result
     # Only what was inspected: a callee's own words go into no record with what was found in them (test_no_secret_leaves_in_an_error).
@@ -81,7 +82,7 @@ def outcome(hop: Hop, ports: Ports, fold: Fold, body: ErrorBody | None) -> HopCl
             spent=settled.spent,
             overrun=settled.overrun,
             effect=effect,
-            ms=max(0, round((ports.clock.monotonic() - hop.ask.mono) * 1000)),
+            ms=_took(hop, ports),
             code=inner.code if inner else None,
             rule=inner.rule[:256] if inner else "",
             reason=inner.message[:1024] if inner else "",
@@ -90,12 +91,19 @@ def outcome(hop: Hop, ports: Ports, fold: Fold, body: ErrorBody | None) -> HopCl
             decision=seen.decision if seen else None,
             findings=seen.findings if seen else (),
             redacted=seen.redacted if seen else (),
-            labels=_labels(hop, fold, effect),
+            labels=labels_back(hop, fold, effect),
         )
     )
 
 
-def _labels(hop: Hop, fold: Fold, effect: Effect) -> tuple[str, ...]:
+def _took(hop: Hop, ports: Ports) -> int:
+    """Milliseconds from the request to now; of a hop that was parked from its opening, waiting included."""
+    if hop.parked is None:
+        return max(0, round((ports.clock.monotonic() - hop.ask.mono) * 1000))
+    return max(0, round((ports.clock.now() - seconds_of(hop.parked.at)) * 1000))
+
+
+def labels_back(hop: Hop, fold: Fold, effect: Effect) -> tuple[str, ...]:
     """What the caller may have heard: data of the target itself and, through it, of everything that the callee called.
 
     INVARIANT: labels follow data up the chain, also through an agent that only passes it on, in errors and in what was sent
@@ -118,11 +126,16 @@ def _ending(hop: Hop, body: ErrorBody | None) -> tuple[Outcome, Effect]:
     return ("failed" if isinstance(hop.final, Result) and hop.final.failed else "ok"), "happened"
 
 
-def _cost(hop: Hop) -> Budget:
-    """What the callee reports; where it reports nothing, its price, which is never less than its own call."""
-    reported = hop.final.cost if isinstance(hop.final, Result | Error) else None
-    if reported is not None:
-        return reported
+def reported(hop: Hop) -> Budget:
+    """What the callee reports; where it reports nothing, its price, which is never less than its own call.
+
+    INVARIANT: what was moved to a detached task is gone from the one it came from (test_what_is_detached_is_charged_in_full).
+    """
+    if hop.request.detach:
+        return hop.intent.budget.minus(ONE_CALL)
+    said = hop.final.cost if hop.final is not None else None
+    if said is not None:
+        return said
     price = hop.aim.price
     return Budget(price.usd_micros, price.tokens, max(price.calls - 1, 0))
 
@@ -157,17 +170,21 @@ def abandoned(fold: Fold, hop: str, ports: Ports, reason: str, outcome: Outcome 
 
 
 async def sweep(hop: str, ports: Ports, turn: Turn, reason: str, outcome: Outcome = "unknown") -> None:
-    """Close ``hop`` and everything open below it on behalf of whoever cannot any more."""
-    while turn.fold.is_open(hop):
+    """Close ``hop`` and everything below it that has not ended, on behalf of whoever cannot any more."""
+    while turn.fold.stands(hop):
         below = turn.fold.descendants_open(hop)
-        await _abandon(below[0] if below else hop, ports, turn, (reason, outcome))
+        await abandon(below[0] if below else hop, ports, turn, (reason, outcome))
 
 
-async def _abandon(hop: str, ports: Ports, turn: Turn, why: tuple[str, Outcome]) -> None:
+async def abandon(hop: str, ports: Ports, turn: Turn, why: tuple[str, Outcome]) -> None:
     """One closing; where another append came first, the caller looks again."""
-    fold = turn.fold
+    fold, node = turn.fold, turn.fold.nodes[hop]
     record = abandoned(fold, hop, ports, *why)
-    if not isinstance(await turn.append(record, None), LostRace):
-        ports.observer.swept(fold.nodes[hop], record, fold.user)
-        # INVARIANT: whoever runs it hears of it, wherever it runs (test_what_an_ancestor_ends_is_told_to_a_callee_at_another_replica).
-        await ports.bus.ended(fold.tenant, fold.txn, hop)
+    if isinstance(await turn.append(record, None), LostRace):
+        return
+    ports.observer.swept(node, record, fold.user)
+    if node.state == "parked" and node.connection:
+        # Whoever waits for the input there need not wait any longer.
+        await ports.bus.cancel(node.callee, node.connection, fold.txn, hop)
+    # INVARIANT: whoever runs it hears of it, wherever it runs (test_what_an_ancestor_ends_is_told_to_a_callee_at_another_replica).
+    await ports.bus.ended(fold.tenant, fold.txn, hop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from remit_broker.core.times import seconds_of
 from remit_broker.hop.authorize import authorize
+from remit_broker.hop.detach import detach
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.inspect_result import release
 from remit_broker.hop.parts import Gathering
@@ -19,6 +20,7 @@ from remit_schemas.envelope import (
     Part,
     Progress,
     Result,
+    Resumed,
     Started,
     parse_frame,
 )
@@ -43,25 +45,37 @@ async def dispatch(hop: Hop, ports: Ports) -> Hop:
     parties = Parties(
         hop.ask.caller, aim.callee, (*hop.held.chain, aim.callee), hop.held.claims.sub, hop.resource, record.tenant
     )
+    if hop.request.detach:
+        return await detach(hop, ports)
     async with ports.bus.channel(parties, record.txn, hop.id) as channel:
         await ports.bus.answer(hop.ask.reply, Accepted(txn=record.txn, hop=hop.id, replica=ports.bus.replica))
         call = Dispatch(
             txn=record.txn,
             hop=hop.id,
             replica=ports.bus.replica,
-            resource=record.resource,
+            resource=str(hop.resource),
             grant=hop.token,
             args=hop.args,
             deadline=hop.deadline,
+            resumed=None if hop.parked is None else Resumed(n=hop.parked.n + 1, input=hop.input),
             parts=ports.room.largest if hop.request.parts else 0,
             window=hop.request.window,
         )
+        waiting = hop.parked.connection if hop.parked is not None else ""
         await _still_open(hop, ports)
-        # INVARIANT: what was revoked after the opening is not sent (test_what_is_revoked_between_opening_and_dispatch_is_not_sent).
-        nothing_stops(hop, ports)
-        await ports.bus.dispatch(hop.resource, aim.callee, call)
+        await _send(hop, ports, call, waiting)
         ports.failpoints.hit("sent")
-        return await _relay(hop, ports, channel)
+        return await _relay(hop, ports, channel, otherwise=call if waiting else None)
+
+
+async def _send(hop: Hop, ports: Ports, call: Dispatch, waiting: str = "") -> None:
+    """To the connection that waits for it, or to any of the callee's."""
+    # INVARIANT: what was revoked after the opening is not sent (test_what_is_revoked_between_opening_and_dispatch_is_not_sent).
+    nothing_stops(hop, ports)
+    if waiting:
+        await ports.bus.resume(hop.aim.callee, waiting, call)
+    else:
+        await ports.bus.dispatch(hop.resource, hop.aim.callee, call)
 
 
 async def _same_world(hop: Hop, ports: Ports) -> None:
@@ -102,29 +116,36 @@ async def _still_open(hop: Hop, ports: Ports) -> None:
             )  # fmt: skip
 
 
-async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:
+async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch | None = None) -> Hop:
+    """``otherwise`` is what any connection of the callee gets, where the one that was asked first is gone."""
     started, room = "", MAX_BEFORE_END
     gathering = Gathering(ports.room if hop.request.parts else None, hop.id, hop.aim.callee)
     for _ in range(MAX_FRAMES):
         try:
             data = await channel.next(hop.mono_deadline - ports.clock.monotonic())
         except TimeoutError:
-            await _stop(hop, ports, started)
+            await stop(hop, ports, started)
             raise _late("unknown") from None
         except CallerCancelled:
-            await _stop(hop, ports, started)
+            await stop(hop, ports, started)
             raise refusal(
                 Code.CANCELLED, "the caller does not wait for this call any more", rule="dispatch.cancelled",
                 ask="look at the chain before calling again", effect="unknown",
             ) from None  # fmt: skip
         except Withdrawn as word:
-            await _stop(hop, ports, started)
+            await stop(hop, ports, started)
             raise refusal(
                 Code.CANCELLED, f"{word} while this call ran", rule=word.rule,
                 ask="look at the chain before doing anything again; an operator can lift it: remit reinstate", effect="unknown",
             ) from None  # fmt: skip
         if data is None:
             if started:
+                continue
+            if otherwise is not None:
+                # INVARIANT: nobody has heard it yet, so it is still dispatched once
+                # (test_an_input_goes_to_another_connection_where_the_one_that_parked_is_gone).
+                await _send(hop, ports, otherwise)
+                otherwise = None
                 continue
             raise refusal(
                 Code.TARGET_UNAVAILABLE, f"{hop.aim.callee} is not connected", rule="dispatch.no-responders",
@@ -137,13 +158,15 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:
                 Code.RESULT_INVALID, f"{hop.aim.callee} answered with something that is no frame", rule="dispatch.frame",
                 ask="tell whoever runs it", effect="unknown", cause=str(bad),
             ) from None  # fmt: skip
+        if isinstance(frame, InputRequired):
+            return hop.with_(final=frame, connection=started)
         if isinstance(frame, Result | Error):
             return hop.with_(final=await gathering.end(frame, ports))
         if isinstance(frame, Part):
             try:
                 said = gathering.take(frame)
             except Refusal:
-                await _stop(hop, ports, started)
+                await stop(hop, ports, started)
                 raise
             if said is not None:
                 await ports.bus.tell(hop.aim.callee, started, (hop.intent.txn, hop.id), said)
@@ -152,11 +175,6 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:
         room -= len(data)
         if room < 0:
             break
-        if isinstance(frame, InputRequired):
-            raise refusal(
-                Code.RESULT_INVALID, f"{hop.aim.callee} asks for an input, which cannot be carried yet",
-                rule="dispatch.input", ask="send all it needs with the call", effect="unknown",
-            )  # fmt: skip
         if isinstance(frame, Progress | Event):
             await ports.bus.answer(hop.ask.reply, release(hop, ports, frame))
         if isinstance(frame, Started) and not started and is_connection(frame.connection):
@@ -164,7 +182,7 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:
             if hop.request.window is not None:
                 channel.worker = started
             ports.failpoints.hit("started")
-    await _stop(hop, ports, started)
+    await stop(hop, ports, started)
     raise refusal(
         Code.RESULT_INVALID,
         f"{hop.aim.callee} sent more than {MAX_FRAMES} frames or {MAX_BEFORE_END} bytes before its end",
@@ -172,7 +190,7 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel) -> Hop:
     )  # fmt: skip
 
 
-async def _stop(hop: Hop, ports: Ports, connection: str) -> None:
+async def stop(hop: Hop, ports: Ports, connection: str) -> None:
     """Nobody waits for the answer any more: tell whoever works on it, or will say that it does."""
     await ports.bus.cancel(hop.aim.callee, connection, hop.intent.txn, hop.id)
 

@@ -11,11 +11,11 @@ from remit_broker.core.fold import Fold, Node
 from remit_broker.core.policy import Verdict
 from remit_broker.core.registry import Target
 from remit_schemas.budget import Budget
-from remit_schemas.envelope import Error, Request, Result
+from remit_schemas.envelope import Error, InputRequired, Request, Result
 from remit_schemas.errors import ErrorBody
 from remit_schemas.grant import Grant
 from remit_schemas.names import Resource
-from remit_schemas.records import Decision, Epochs, Finding, HopClosed, HopOpened, HopRefused
+from remit_schemas.records import Decision, Epochs, Finding, HopClosed, HopOpened, HopParked, HopRefused, HopResumed
 from remit_schemas.scope import Scope
 
 T = TypeVar("T")
@@ -29,7 +29,10 @@ def _set(value: T | None) -> T:
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A request as it came off the bus. ``caller`` was established by the NATS server; nothing in ``data`` is believed yet."""
+    """A request as it came off the bus. ``caller`` was established by the NATS server; nothing in ``data`` is believed yet.
+
+    ``hop`` is the parked hop that the subject names, where it came on ``ctl.…``.
+    """
 
     tenant: str
     caller: str
@@ -39,6 +42,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     data: bytes
     at: float
     mono: float
+    hop: str = ""
 
 
 class Child(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -66,6 +70,8 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     fold: Fold | None = None
     parent: Node | None = None
     revocations: int = 0
+    parked: Node | None = None
+    """Where a parked hop is to go on: that hop."""
     # resolve
     target: Target | None = None
     registry: int = 0
@@ -82,13 +88,18 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     args_digest: str = ""
     args_size: int = 0
     redacted: tuple[str, ...] = ()
+    input: Any = None
+    input_digest: str = ""
+    input_size: int = 0
     # open
-    opened: HopOpened | None = None
+    opened: HopOpened | HopResumed | None = None
     token: str = ""
     reserved: Reservation = Reservation()
     began: float = 0.0
     # dispatch
-    final: Result | Error | None = None
+    final: Result | Error | InputRequired | None = None
+    connection: str = ""
+    """That of the callee which works on it, once it has said so."""
     # inspect result
     result: Inspected | None = None
 
@@ -133,15 +144,18 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return _set(self.verdict)
 
     @property
-    def intent(self) -> HopOpened:
-        """The record that opened this hop."""
-        return _set(self.opened)
+    def intent(self) -> HopOpened | HopResumed:
+        """The record on which this hop is dispatched."""
+        record: HopOpened | HopResumed | None = self.opened
+        if record is None:
+            raise RuntimeError("a stage ran before the one that feeds it")
+        return record
 
 
 class Inspected(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A final frame after inspection: what may be released, and what the close record says of it."""
 
-    frame: Result | Error
+    frame: Result | Error | InputRequired
     digest: str = ""
     size: int = 0
     decision: Decision | None = None
@@ -151,11 +165,11 @@ class Inspected(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Closed(msgspec.Struct, frozen=True, kw_only=True):
-    """A hop that ended; ``record`` is None where somebody else (the scan, an ancestor) had closed it before."""
+    """A hop that ended or was parked; ``record`` is None where somebody else (the scan, an ancestor) had closed it before."""
 
     hop: Hop
-    record: HopClosed | None
-    frame: Result | Error
+    record: HopClosed | HopParked | None
+    frame: Result | Error | InputRequired
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,8 +10,8 @@ from remit_broker.core.policy import Verdict
 from remit_broker.hop.authorize import question
 from remit_broker.hop.hop import Hop, Inspected
 from remit_broker.ports import Ports
-from remit_schemas.canonical import canonical
-from remit_schemas.envelope import Error, Event, Progress, Result
+from remit_schemas.canonical import canonical, canonical_document
+from remit_schemas.envelope import Error, Event, InputRequired, Progress, Result
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.records import Finding
 
@@ -19,6 +19,8 @@ from remit_schemas.records import Finding
 async def inspect_result(hop: Hop, ports: Ports) -> Hop:
     """The final frame as it may be released. Refuses RESULT_INVALID or RESULT_DENIED; the effect has then happened."""
     final = hop.final
+    if hop.request.detach and isinstance(final, Result):
+        return hop.with_(result=detached(hop, ports, final))
     if isinstance(final, Result):
         _fits(hop, ports, final)
     value = _content(final)
@@ -43,6 +45,12 @@ async def inspect_result(hop: Hop, ports: Ports) -> Hop:
             labels=tuple(sorted(set(hop.aim.labels))),
         )
     )
+
+
+def detached(hop: Hop, ports: Ports, final: Result) -> Inspected:
+    """The broker's own answer. No content to judge: it is a grant, and the record's digest is of what may be told of it."""
+    data = canonical({"txn": final.value["txn"], "exp": final.value["exp"]})
+    return Inspected(frame=final, digest=ports.digester.digest(hop.ask.txn, data), size=len(data))
 
 
 def release(hop: Hop, ports: Ports, frame: Progress | Event) -> Progress | Event:
@@ -96,7 +104,7 @@ def _fits(hop: Hop, ports: Ports, result: Result) -> None:
 def canonical_result(value: Any, callee: str) -> bytes:
     """The bytes a result's digest is taken over. Refuses RESULT_INVALID."""
     try:
-        return canonical(value)
+        return canonical_document(value)
     except ValueError as error:
         raise refusal(
             Code.RESULT_INVALID, f"the answer of {callee} has no canonical form", rule="result.canonical",
@@ -104,17 +112,24 @@ def canonical_result(value: Any, callee: str) -> bytes:
         ) from None  # fmt: skip
 
 
-def _content(final: Result | Error | None) -> Any:
+Final = Result | Error | InputRequired
+
+
+def _content(final: Final | None) -> Any:
     if isinstance(final, Result):
         return final.value
+    if isinstance(final, InputRequired):
+        return final.request
     if isinstance(final, Error):
         return {"message": final.error.message, "rule": final.error.rule, "ask": final.error.ask}
     raise RuntimeError("no final frame")
 
 
-def _with_content(final: Result | Error | None, value: Any) -> Result | Error:
+def _with_content(final: Final | None, value: Any) -> Final:
     if isinstance(final, Result):
         return msgspec.structs.replace(final, value=value)
+    if isinstance(final, InputRequired):
+        return msgspec.structs.replace(final, request=value)
     if isinstance(final, Error):
         # Ids and links in an error are the broker's to give: what a callee wrote there is dropped.
         body = msgspec.structs.replace(final.error, **value, txn=None, hop=None, approval_url=None)

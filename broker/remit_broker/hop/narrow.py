@@ -27,6 +27,8 @@ async def narrow(hop: Hop, ports: Ports) -> Hop:
         )  # fmt: skip
     wish = hop.request.want.max_depth
     depth, max_depth = node.depth + 1, claims.max_depth if wish is None else min(claims.max_depth, wish)
+    if hop.parked is not None:
+        max_depth = min(max_depth, hop.parked.max_depth)
     if depth > max_depth:
         raise refusal(
             Code.DEPTH_EXCEEDED, f"this call would be at depth {depth}, at most {max_depth} is granted",
@@ -36,7 +38,7 @@ async def narrow(hop: Hop, ports: Ports) -> Hop:
     hop = _within_caller(hop, node)
     return hop.with_(
         child=Child(
-            scope=_scope(hop, held),
+            scope=_not_wider(_scope(hop, held), hop.parked),
             budget=_budget(hop, node),
             # Rounded down, so that no grant outlives its hop by a fraction, but never to nothing.
             exp=min(claims.exp, int(hop.ask.at) + GRANT_TTL, max(hop.deadline // 1000, int(hop.ask.at) + 1)),
@@ -85,6 +87,11 @@ def _scope(hop: Hop, held: Scope) -> Scope:
         )  # fmt: skip
     ceiling = hop.aim.ceiling
     return scope if ceiling is None else _meet(scope, ceiling)
+
+
+def _not_wider(scope: Scope, parked: Node | None) -> Scope:
+    """A hop that is resumed is given no more than it had."""
+    return scope if parked is None else _meet(Scope.of(parked.scope), scope)
 
 
 def _meet(held: Scope, other: Scope) -> Scope:

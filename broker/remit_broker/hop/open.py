@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from remit_broker.core.caps import Whose
 from remit_broker.core.fold import Fold
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.hop import Hop
+from remit_broker.hop.resume import resumption, same_call
 from remit_broker.ports import LostRace, Ports, Turn
 from remit_schemas.budget import ONE_CALL, ZERO, Budget
 from remit_schemas.canonical import canonical
 from remit_schemas.errors import Code, refusal
 from remit_schemas.grant import Actor, Claims
 from remit_schemas.names import Jti
-from remit_schemas.records import MAX_RECORD, HopOpened, seal
+from remit_schemas.records import MAX_RECORD, HopOpened, HopResumed, seal
+
+MAX_RECORDS: Final = 2000
+"""Records of one txn beside renewals, of which time allows few; at this many nothing new is opened in it, and what is open goes on
+and can be closed."""
 
 
 async def open_(hop: Hop, ports: Ports, turn: Turn) -> Hop | LostRace:
-    """The hop with its ``hop.opened`` durable and its child grant signed, or what the fold became meanwhile.
+    """The hop with its ``hop.opened`` (or ``hop.resumed``) durable and its child grant signed, or what the fold became meanwhile.
 
     The grant names the record's hash and is signed before the append, but nobody gets it before the ack.
     """
@@ -28,7 +35,11 @@ async def open_(hop: Hop, ports: Ports, turn: Turn) -> Hop | LostRace:
             Code.DEADLINE_EXCEEDED, "the deadline passed before the call could be opened", rule="open.deadline",
             ask="allow more time; many calls of this task are waiting for their turn",
         )  # fmt: skip
-    _not_repeated(hop, ports, fold)
+    if hop.parked is None:
+        _not_repeated(hop, ports, fold)
+    else:
+        same_call(hop)
+    _has_room(fold)
     # INVARIANT: held + spent never exceeds the limit at any node
     # (test_replicas_that_race_never_spend_more_than_the_root).
     left = fold.nodes[hop.held.jti.hop].left
@@ -38,7 +49,8 @@ async def open_(hop: Hop, ports: Ports, turn: Turn) -> Hop | LostRace:
             ask="ask for less, wait until a running call returns its rest, or ask the user for a larger budget",
         )  # fmt: skip
     _not_too_often(hop, ports)
-    record = intent(hop, ports, fold)
+    record = intent(hop, ports, fold) if hop.parked is None else resumption(hop, hop.parked, ports, fold)
+    _fits(record)
     token = ports.mint.mint(child_claims(hop, ports, record))
     # INVARIANT: what a call may cost by itself is reserved in every account before it is opened
     # (test_a_used_up_cap_refuses_the_next_call_and_nothing_opens).
@@ -51,7 +63,7 @@ async def open_(hop: Hop, ports: Ports, turn: Turn) -> Hop | LostRace:
     if isinstance(appended, LostRace):
         ports.accounts.settle(reserved, ZERO)
         return appended
-    return hop.with_(opened=record, token=token, fold=appended, reserved=reserved, began=began)
+    return hop.with_(id=record.hop, opened=record, token=token, fold=appended, reserved=reserved, began=began)
 
 
 def whose(hop: Hop) -> Whose:
@@ -63,14 +75,26 @@ def whose(hop: Hop) -> Whose:
 
 def own_hold(hop: Hop) -> Budget:
     """What is reserved for the hop itself: all that a tool is given, but of an agent's hold, which is its descendants' too,
-    only the price of its own work. Descendants reserve for themselves.
+    only the price of its own work. Descendants reserve for themselves, and so does what is done in a detached task.
     """
+    if hop.request.detach:
+        return ONE_CALL
     return hop.given.budget if hop.aim.kind == "mcp" else hop.aim.price.join(ONE_CALL)
 
 
+def _has_room(fold: Fold) -> None:
+    # INVARIANT: a txn does not grow without end (test_a_task_with_too_many_records_opens_nothing_new_and_closes_what_is_open).
+    count = fold.seq + 1 - fold.renewals
+    if count >= MAX_RECORDS:
+        raise refusal(
+            Code.TOO_LARGE, f"this task has {count} records, at most {MAX_RECORDS} are kept of one", rule="open.records",
+            ask="carry on in a new task, opened for the same user",
+        )  # fmt: skip
+
+
 def _not_too_often(hop: Hop, ports: Ports) -> None:
-    """Asked last, so that only calls that would be opened use up a target's rate."""
-    if wait := ports.target_rates.admit(hop.aim.callee):
+    """Asked last, so that only calls that would be opened use up a target's rate. A detached one is not called yet."""
+    if not hop.request.detach and (wait := ports.target_rates.admit(hop.aim.callee)):
         raise refusal(
             Code.RATE_LIMITED, f"{hop.aim.callee} is called too often", rule="open.target-rate",
             ask=f"wait {wait:.3f} s before the next call", retry_after=round(wait, 3),
@@ -80,9 +104,12 @@ def _not_too_often(hop: Hop, ports: Ports) -> None:
 def idempotency(hop: Hop, ports: Ports) -> str | None:
     """The keyed digest of (parent hop, caller, resource, key): the arguments are compared apart, so that a reuse is seen."""
     key = hop.request.key
-    if key is None:
-        return None
-    named = canonical(["idem", hop.held.jti.hop, hop.ask.caller, str(hop.resource), key])
+    return None if key is None else idempotency_of(hop, ports, str(hop.resource), key)
+
+
+def idempotency_of(hop: Hop, ports: Ports, resource: str, key: str) -> str:
+    """As :func:`idempotency`, for any call under the grant that ``hop`` was asked for with."""
+    named = canonical(["idem", hop.held.jti.hop, hop.ask.caller, resource, key])
     return ports.digester.digest(hop.ask.txn, named)
 
 
@@ -110,7 +137,7 @@ def intent(hop: Hop, ports: Ports, fold: Fold) -> HopOpened:
     trace, child, verdict = hop.request.trace, hop.given, hop.judged
     if hop.epochs is None:
         raise RuntimeError("a stage ran before the one that feeds it")
-    record = seal(
+    return seal(
         HopOpened(
             tenant=hop.ask.tenant,
             txn=hop.ask.txn,
@@ -141,15 +168,17 @@ def intent(hop: Hop, ports: Ports, fold: Fold) -> HopOpened:
             link=trace.traceparent if trace else None,
         )
     )
+
+
+def _fits(record: HopOpened | HopResumed) -> None:
     if len(msgspec.json.encode(record)) > MAX_RECORD:
         raise refusal(
             Code.TOO_LARGE, "the record of this call would be too large", rule="open.record",
             ask="ask for fewer scopes or shorter constraints",
         )  # fmt: skip
-    return record
 
 
-def child_claims(hop: Hop, ports: Ports, record: HopOpened) -> Claims:
+def child_claims(hop: Hop, ports: Ports, record: HopOpened | HopResumed) -> Claims:
     """The claims of the grant for exactly this callee and this hop."""
     held, child = hop.held.claims, hop.given
     return Claims(

@@ -7,8 +7,8 @@ Read the tuples, then :func:`govern`. Each stage is ``async def stage(hop, ports
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -16,20 +16,22 @@ from remit_broker.hop.admit import admit
 from remit_broker.hop.approve import approve
 from remit_broker.hop.authorize import authorize
 from remit_broker.hop.close import close
-from remit_broker.hop.dispatch import dispatch
+from remit_broker.hop.dispatch import dispatch, stop
 from remit_broker.hop.hop import Ask, Closed, Hop, Refused
 from remit_broker.hop.inspect import inspect
 from remit_broker.hop.inspect_result import inspect_result
+from remit_broker.hop.keep import keep
 from remit_broker.hop.narrow import narrow
 from remit_broker.hop.open import open_
+from remit_broker.hop.park import park
 from remit_broker.hop.refuse import answer_of, refuse
 from remit_broker.hop.resolve import resolve
 from remit_broker.hop.transform import transform
 from remit_broker.hop.verify import verify
 from remit_broker.ports import LostRace, Ports, Recipient
-from remit_schemas.envelope import Error, Result
+from remit_schemas.envelope import Error, InputRequired, Result
 from remit_schemas.errors import Code, ErrorBody, refusal
-from remit_schemas.records import HopClosed
+from remit_schemas.records import HopClosed, HopOpened, HopParked
 
 T = TypeVar("T")
 Stage = Callable[[Hop, Ports], Awaitable[Hop]]
@@ -41,7 +43,7 @@ AGAIN: Final[tuple[Stage, ...]] = (verify, narrow, inspect, authorize, transform
 """After the txn grew under a decision: the same questions on the new fold."""
 
 EFFECT: Final[tuple[Stage, ...]] = (dispatch, inspect_result)
-"""The hop exists and will be closed."""
+"""The hop exists and will be closed, or parked until its caller resumes it: then the stages run again, up to its end."""
 
 
 STAGES: Final = (*DECIDE, open_, *EFFECT, close)
@@ -56,7 +58,7 @@ async def govern(ask: Ask, ports: Ports) -> Closed | Refused:
         await _open(trail, ports)
     except (Exception, asyncio.CancelledError) as error:
         return await refuse(trail.hop, trail.stage, error, ports)
-    # INVARIANT: from here a hop.opened record is durable, so exactly one hop.closed follows
+    # INVARIANT: from here a hop.opened record (or hop.resumed) is durable, so exactly one hop.closed follows in the end
     # (test_a_broker_killed_at_any_point_loses_and_repeats_nothing).
     body: ErrorBody | None = None
     try:
@@ -96,13 +98,17 @@ async def _open(trail: Trail, ports: Ports) -> None:
             if not isinstance(opened, LostRace):
                 trail.hop = opened
                 break
-    ports.failpoints.hit("open")
+    ports.failpoints.hit("open" if trail.hop.parked is None else "resume")
 
 
 async def _close(hop: Hop, ports: Ports, body: ErrorBody | None) -> Closed:
-    """Close, then release: the caller hears the end of its hop only after that end is durable."""
+    """Close (or park), then release: the caller hears the end of its hop only after that end is durable."""
+    record: HopClosed | HopParked | None
+    # An input that nobody heard is not lost with the work: the hop waits for another attempt.
+    unheard = body if hop.parked is not None and body is not None and body.effect == "none" else None
+    asks = body is None and isinstance(hop.final, InputRequired)
     try:
-        record = await _shielded(close(hop, ports, body))
+        record = await _shielded(park(hop, ports, unheard) if asks or unheard else _end(hop, ports, body))
     except (Exception, asyncio.CancelledError) as error:
         # The record is missing, so the result is not released; the scan closes the hop later and charges what it held.
         ports.observer.fault("close", error)
@@ -110,24 +116,47 @@ async def _close(hop: Hop, ports: Ports, body: ErrorBody | None) -> Closed:
     else:
         if record is None:
             body = _closed_by_another()
-    ports.failpoints.hit("close")
+    ports.failpoints.hit("park" if isinstance(record, HopParked) else "close")
     frame = _final(hop, body, record)
-    if record is not None:
-        ports.observer.closed(hop.intent, record, hop.past.user)
+    if isinstance(record, HopClosed):
+        _observe(hop, record, ports)
+    if isinstance(hop.final, InputRequired) and not isinstance(record, HopParked):
+        # It waits for an input that will not come (test_a_request_that_is_not_released_ends_the_hop_and_tells_the_callee).
+        await stop(hop, ports, hop.connection)
     await _release(hop, ports, frame)
     return Closed(hop=hop, record=record, frame=frame)
 
 
-async def _release(hop: Hop, ports: Ports, frame: Result | Error) -> None:
+async def _end(hop: Hop, ports: Ports, body: ErrorBody | None) -> HopClosed | None:
+    if not hop.request.keep:
+        return await close(hop, ports, body)
+    if body is None:
+        await keep(hop, ports)
+    ports.failpoints.hit("keep")
+    record = await close(hop, ports, body)
+    # Somebody may wait for it at any replica.
+    await ports.bus.ended(hop.ask.tenant, hop.ask.txn, hop.id)
+    return record
+
+
+def _observe(hop: Hop, record: HopClosed, ports: Ports) -> None:
+    """One span per hop: of one that was parked, the opening is known from the fold."""
+    if isinstance(hop.intent, HopOpened):
+        ports.observer.closed(hop.intent, record, hop.past.user)
+    else:
+        ports.observer.swept(hop.past.nodes[hop.id], record, hop.past.user)
+
+
+async def _release(hop: Hop, ports: Ports, frame: Result | Error | InputRequired) -> None:
     if hop.request.parts and isinstance(frame, Result):
         await ports.bus.release(Recipient(hop.ask.reply, hop.ask.caller, hop.ask.txn, hop.id), frame)
     else:
         await ports.bus.answer(hop.ask.reply, frame)
 
 
-async def _shielded(work: Awaitable[T]) -> T:
+async def _shielded(work: Coroutine[Any, Any, T]) -> T:
     """Finish ``work`` even when the task that waits for it is cancelled meanwhile."""
-    task = asyncio.ensure_future(work)
+    task = asyncio.get_running_loop().create_task(work)
     while not task.done():
         try:
             await asyncio.shield(task)
@@ -137,7 +166,7 @@ async def _shielded(work: Awaitable[T]) -> T:
     return task.result()
 
 
-def _final(hop: Hop, body: ErrorBody | None, record: HopClosed | None) -> Result | Error:
+def _final(hop: Hop, body: ErrorBody | None, record: HopClosed | HopParked | None) -> Result | Error | InputRequired:
     spent = record.spent if record else None
     if body is not None:
         return Error(error=msgspec.structs.replace(body, txn=hop.ask.txn, hop=hop.id), cost=spent)

@@ -1,11 +1,11 @@
-"""What time does to a ledger: hops past their deadline are closed as unknown, txns past their root grant as expired."""
+"""What time does to a ledger: hops past their deadline are closed as unknown, txns past their root grant or idle are closed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from remit_broker.hop.close import sweep
-from remit_broker.hop.txn import close_txn
+from remit_broker.hop.txn import close_txn, end
 from remit_broker.ports import Ports
 
 
@@ -19,7 +19,9 @@ async def close_orphans(overdue: Iterable[tuple[str, str, str]], ports: Ports) -
         try:
             await ports.ledger.newest(tenant, txn)  # another replica may have opened it
             async with ports.ledger.turn(tenant, txn) as turn:
-                if turn.fold.is_open(hop):
+                # INVARIANT: what was parked meanwhile is not late, nor is what was resumed with a new deadline
+                # (test_the_scan_leaves_alone_what_is_parked_or_was_resumed).
+                if turn.fold.is_open(hop) and turn.fold.nodes[hop].deadline <= ports.clock.now() * 1000:
                     await sweep(hop, ports, turn, "nobody closed it before its deadline")
                     closed += 1
         except Exception as error:
@@ -55,5 +57,21 @@ async def close_expired(expired: Iterable[tuple[str, str]], ports: Ports) -> Non
     for tenant, txn in expired:
         try:
             await close_txn(tenant, txn, "broker", "expired", ports)
+        except Exception as error:
+            ports.observer.fault("scan", error)
+
+
+async def close_idle(idle: Iterable[tuple[str, str, int]], ports: Ports) -> None:
+    """Close each ``(tenant, txn)`` whose last record still is the one of that ``seq``, after which nothing is open.
+
+    INVARIANT: what has gone on since is not closed (test_a_task_that_goes_on_meanwhile_is_not_closed_as_idle). The append is a
+    compare-and-set, so another replica that was faster makes this one do nothing.
+    """
+    for tenant, txn, seq in idle:
+        try:
+            await ports.ledger.newest(tenant, txn)
+            async with ports.ledger.turn(tenant, txn) as turn:
+                if turn.fold.state == "open" and turn.fold.seq == seq:
+                    await end(turn, "broker", "idle", ports)
         except Exception as error:
             ports.observer.fault("scan", error)

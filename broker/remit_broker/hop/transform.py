@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from remit_broker.hop.hop import Hop
+from remit_broker.hop.inspect import content
 from remit_broker.ports import Ports
-from remit_schemas.canonical import canonical
+from remit_schemas.canonical import canonical_document
 from remit_schemas.errors import Code, refusal
 
 
 async def transform(hop: Hop, ports: Ports) -> Hop:
-    """The arguments as they will be sent, with their keyed digest."""
-    args = hop.request.args
+    """The arguments (and the input) as they will be sent, with their keyed digests."""
+    args, given = hop.request.args, hop.request.input
     redacted: tuple[str, ...] = ()
     if hop.judged.redact and hop.findings:
-        args, redacted = ports.detectors.redact(args, hop.judged.redact)
+        cleaned, redacted = ports.detectors.redact(content(hop), hop.judged.redact)
+        args, given = (cleaned, None) if hop.request.resume is None else (cleaned["args"], cleaned["input"])
         ports.schemas.arguments(hop.aim.definition, hop.aim.input_schema, args)
         if not hop.held.scope.covers(str(hop.resource), args):
             raise refusal(
                 Code.ARGUMENTS_INVALID, "with what policy removes, the arguments are outside the grant",
                 rule="transform.scope", ask="send the call without what was found in it",
             )  # fmt: skip
+    data = _canonical(args)
+    hop = hop.with_(
+        args=args, redacted=redacted, args_digest=ports.digester.digest(hop.ask.txn, data), args_size=len(data)
+    )
+    if hop.request.resume is None:
+        return hop
+    data = _canonical(given)
+    return hop.with_(input=given, input_digest=ports.digester.digest(hop.ask.txn, data), input_size=len(data))
+
+
+def _canonical(value: Any) -> bytes:
     try:
-        data = canonical(args)
+        return canonical_document(value)
     except ValueError as error:
         raise refusal(
             Code.ARGUMENTS_INVALID, "the arguments have no canonical form", rule="transform.canonical",
             ask="use finite numbers and valid Unicode", cause=str(error),
         ) from None  # fmt: skip
-    return hop.with_(
-        args=args, redacted=redacted, args_digest=ports.digester.digest(hop.ask.txn, data), args_size=len(data)
-    )

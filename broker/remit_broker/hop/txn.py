@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from remit_broker.core.fold import Fold
@@ -9,7 +11,7 @@ from remit_broker.core.near import by_beginning, meant
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.close import sweep
 from remit_broker.hop.revoked import may_decide, withheld
-from remit_broker.ports import LostRace, Ports
+from remit_broker.ports import LostRace, Ports, Turn
 from remit_schemas.budget import Budget
 from remit_schemas.errors import Code, refusal
 from remit_schemas.grant import Claims
@@ -17,12 +19,18 @@ from remit_schemas.names import Jti, is_principal, parse_jti
 from remit_schemas.records import GENESIS, GrantRevoked, TxnClosed, TxnOpened, seal
 from remit_schemas.scope import Scope
 
+Reason = Literal["closed", "expired", "idle"]
+
 MAX_TTL = 8 * 3600
 """Longest life of a txn in seconds."""
 
 
 class Delegation(msgspec.Struct, frozen=True, kw_only=True):
-    """What a user hands to a first agent. ``ttl`` is in seconds, ``auth`` says how the user was known."""
+    """What a user hands to a first agent. ``ttl`` is in seconds, ``auth`` says how the user was known.
+
+    ``labels`` are those that may reach the agent, ``carried`` those of the data it has. ``continues`` is the hop, as
+    ``<txn>.<hop>``, of the task that this one carries on.
+    """
 
     tenant: str
     user: str
@@ -33,6 +41,8 @@ class Delegation(msgspec.Struct, frozen=True, kw_only=True):
     auth: str
     max_depth: int = 8
     labels: tuple[str, ...] = ("*",)
+    carried: tuple[str, ...] = ()
+    continues: str | None = None
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -74,7 +84,8 @@ async def open_txn(wish: Delegation, ports: Ports) -> Opened:
             budget=wish.budget,
             exp=exp,
             max_depth=wish.max_depth,
-            labels=(),
+            labels=wish.carried,
+            continues=wish.continues,
         )
     )
     grant = ports.mint.mint(
@@ -140,7 +151,7 @@ async def revoke(tenant: str, jti: str, who: str, why: str, ports: Ports) -> Fol
             _still_open(fold)
             if fold.is_revoked(parsed.hop):
                 return fold
-            if not fold.is_open(parsed.hop):
+            if not fold.stands(parsed.hop):
                 raise refusal(
                     Code.GRANT_CLOSED, f"hop {parsed.hop} has ended, its grant is dead already", rule="revoke.closed",
                     ask="nothing is left to do; to stop the whole task: remit revoke --txn",
@@ -168,29 +179,35 @@ async def close_txn(tenant: str, txn: str, who: str, reason: str, ports: Ports) 
     """Close a txn: what is still open below it first, charged at what it held. Closing a closed one changes nothing."""
     async with ports.ledger.turn(tenant, txn) as turn:
         while turn.fold.state == "open":
+            for hop in turn.fold.descendants_open(turn.fold.root):
+                await sweep(hop, ports, turn, "its task was closed", "cancelled")
             fold = turn.fold
-            root = fold.nodes[fold.root]
-            if below := fold.descendants_open(fold.root):
-                # One at a time: another replica may be closing the same txn, and be first.
-                await sweep(below[0], ports, turn, "its task was closed", "cancelled")
-                continue
-            record = seal(
-                TxnClosed(
-                    tenant=tenant,
-                    txn=txn,
-                    seq=fold.seq + 1,
-                    at=rfc3339(ports.clock.now()),
-                    hop=fold.root,
-                    prev=fold.hash,
-                    by=ports.bus.replica,
-                    reason="expired" if reason == "expired" else "closed",
-                    who=who,
-                    spent=root.spent,
-                    overrun=root.overrun,
-                )
-            )
-            await turn.append(record, None)
+            # Another replica may have opened something meanwhile, or have closed the txn itself.
+            if fold.state == "open" and not fold.descendants_open(fold.root):
+                await end(turn, who, "expired" if reason == "expired" else "closed", ports)
         return turn.fold
+
+
+async def end(turn: Turn, who: str, reason: Reason, ports: Ports) -> Fold | LostRace:
+    """Append the closing of a txn in which nothing is open any more."""
+    fold = turn.fold
+    root = fold.totals
+    record = seal(
+        TxnClosed(
+            tenant=fold.tenant,
+            txn=fold.txn,
+            seq=fold.seq + 1,
+            at=rfc3339(ports.clock.now()),
+            hop=fold.root,
+            prev=fold.hash,
+            by=ports.bus.replica,
+            reason=reason,
+            who=who,
+            spent=root.spent,
+            overrun=root.overrun,
+        )
+    )
+    return await turn.append(record, None)
 
 
 def _still_open(fold: Fold) -> None:

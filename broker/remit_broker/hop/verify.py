@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from remit_broker.hop.hop import Hop
+from remit_broker.hop.resume import parked_call
 from remit_broker.hop.revoked import holders_stand, nothing_stops
 from remit_broker.ports import Ports
 from remit_schemas.errors import Code, refusal
@@ -14,7 +15,7 @@ async def verify(hop: Hop, ports: Ports) -> Hop:
     revision = ports.revocations.revision
     hop = await holder(hop, ports)
     nothing_stops(hop, ports)
-    return hop.with_(revocations=revision)
+    return hop.with_(revocations=revision, parked=parked_call(hop))
 
 
 async def holder(hop: Hop, ports: Ports) -> Hop:
@@ -58,6 +59,12 @@ async def holder(hop: Hop, ports: Ports) -> Hop:
         )  # fmt: skip
     # INVARIANT: a grant lives only while the hop it was minted for is open
     # (test_a_grant_is_worth_nothing_when_its_hop_has_ended).
+    # INVARIANT: nor while it waits for an input (test_a_grant_is_of_no_use_while_its_hop_is_parked).
+    if not fold.is_open(jti.hop) and fold.stands(jti.hop):
+        raise refusal(
+            Code.GRANT_CLOSED, "the hop this grant was minted for waits for an input", rule="grant.parked",
+            ask="wait for the input: the dispatch that brings it has a new grant",
+        )  # fmt: skip
     if not fold.is_open(jti.hop):
         raise refusal(
             Code.GRANT_CLOSED, "the hop this grant was minted for has ended", rule="grant.closed",

@@ -24,7 +24,11 @@ Probe = Callable[[], Mapping[str, str]]
 
 
 def application(
-    routes: list[Route], jwks: Callable[[], dict[str, Any]], ready: Probe, metrics: Callable[[], bytes]
+    routes: list[Route],
+    jwks: Callable[[], dict[str, Any]],
+    ready: Probe,
+    metrics: Callable[[], Awaitable[bytes]],
+    replicas: Callable[[], Mapping[str, int]],
 ) -> Starlette:
     """All of the HTTP edge. ``/healthz`` says that the process lives, ``/readyz`` that it would take a hop."""
 
@@ -33,13 +37,14 @@ def application(
 
     async def readyz(_: Request) -> Response:
         wrong = dict(ready())
-        return JSONResponse({"ready": not wrong, "problems": wrong}, 503 if wrong else 200)
+        told = {"ready": not wrong, "problems": wrong, "replicas": dict(replicas())}
+        return JSONResponse(told, 503 if wrong else 200)
 
     async def keys(_: Request) -> Response:
         return JSONResponse(jwks(), headers={"Cache-Control": "public, max-age=300"})
 
     async def prometheus(_: Request) -> Response:
-        return Response(metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(await metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return Starlette(
         routes=[
@@ -83,6 +88,13 @@ class _Quiet(uvicorn.Server):
 class HttpServer:
     """One listening socket, bound before anything else starts so that a taken port is known at once."""
 
+    @classmethod
+    def adopt(cls, descriptor: int) -> HttpServer:
+        """On a socket that listens already, which a parent process holds."""
+        server = cls.__new__(cls)
+        server._take(socket.socket(fileno=descriptor))
+        return server
+
     def __init__(self, host: str, port: int) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         # asyncio turns off Nagle's algorithm only where the protocol is named; left on, every answer takes 40 ms.
@@ -93,10 +105,19 @@ class HttpServer:
         except OSError:
             self._socket.close()
             raise
-        shown = f"[{host}]" if family == socket.AF_INET6 else host
-        self.url = f"http://{shown}:{self._socket.getsockname()[1]}"
+        self._take(self._socket)
+
+    def _take(self, bound: socket.socket) -> None:
+        self._socket = bound
+        host, port = bound.getsockname()[:2]
+        self.url = f"http://[{host}]:{port}" if bound.family == socket.AF_INET6 else f"http://{host}:{port}"
         self._server: _Quiet | None = None
         self._task: asyncio.Task[None] | None = None
+
+    def listen(self) -> int:
+        """Listen, without anybody who answers yet; the descriptor, for the process that will."""
+        self._socket.listen(128)
+        return self._socket.fileno()
 
     async def start(self, app: Starlette) -> None:
         """Serve."""

@@ -1,0 +1,88 @@
+"""What the running broker says: readiness, the other replicas, the index, the servers, and what waits to be closed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from remit_broker.cli.client import BrokerClient
+from remit_broker.cli.doctor.finding import Finding, note, ok, wrong
+
+SILENT: Final = 2.0
+BEHIND: Final = 5000
+SAME: Final = {
+    "keys": "bring the first broker's keys to the others: remit keys export, remit keys import",
+    "policy": "give all the same policies; they are read at the start",
+    "config": "give all the same issuer, limits, prices, labels and caps",
+    "version": "run the same version everywhere once an upgrade is done",
+}
+"""What replicas must agree on, and what to do where they do not."""
+
+
+def look(client: BrokerClient) -> Iterator[Finding]:
+    """Everything that ``/api`` tells."""
+    status = client.get("/api/status")
+    if troubles := status["troubles"]:
+        for part, cause in troubles.items():
+            yield wrong("broker", f"{part}: {cause}", "see docs/operations.md, When something is wrong")
+    else:
+        yield ok("broker", f"{client.http}, version {status['version']}, replica {status['replica']}")
+    if status["paused"]:
+        yield note("broker", f"paused by {status['paused']['who']}: {status['paused']['why']}", "remit reinstate --all")
+    yield from replicas(status)
+    yield _lag(status.get("index"))
+    yield from _servers(client.get("/api/servers")["servers"])
+    yield _orphans(status["orphans"])
+
+
+def replicas(status: dict[str, Any]) -> Iterator[Finding]:
+    """Whether all are there and of one mind."""
+    listed = [one for one in status["replicas"] if one.get("role") != "callout"]
+    for one in listed:
+        if one["silent"] > SILENT:
+            yield wrong(
+                "replicas", f"{one['replica']} on {one.get('host')} has been silent for {one['silent']:.0f} s",
+                "see that it runs; its hops are closed once their grants have expired",
+            )  # fmt: skip
+    group = status["group"]
+    if group["alive"] < group["expected"]:
+        said = f"{group['alive']} of {group['expected']} processes of this broker live"
+        yield wrong("replicas", said, "its log says why the others ended; they are started again")
+    for what, ask in SAME.items():
+        values = {str(one.get(what)): one["replica"] for one in listed}
+        if len(values) > 1:
+            yield wrong(
+                "replicas",
+                f"they differ in {what}: " + ", ".join(f"{who} {value}" for value, who in values.items()),
+                ask,
+            )
+    if all(one["silent"] <= SILENT for one in listed):
+        yield ok("replicas", f"{len(listed)} alive on {len({one.get('host') for one in listed})} machine(s)")
+
+
+def _lag(index: dict[str, Any] | None) -> Finding:
+    behind = max(0, index["ledger"] - index["position"]) if index else 0
+    if behind > BEHIND:
+        return note("index lag", f"{behind} records behind the ledger", "listings are late; it catches up by itself")
+    return ok("index lag", f"{behind} records")
+
+
+def _servers(states: list[dict[str, Any]]) -> Iterator[Finding]:
+    for state in states:
+        if state.get("state") == "failed":
+            yield wrong(
+                "servers", f"{state['name']}: {state.get('reason')}", "mend it in servers.toml; it is tried again"
+            )
+        if state.get("quarantined"):
+            yield note("servers", f"{state['name']}: a definition changed", f"remit servers accept {state['name']}")
+    if states and not any(state.get("state") == "failed" for state in states):
+        yield ok("servers", ", ".join(str(state["name"]) for state in states))
+
+
+def _orphans(waiting: list[dict[str, Any]]) -> Finding:
+    if not waiting:
+        return ok("orphans", "no hop waits to be closed")
+    return note(
+        "orphans", f"{len(waiting)} open hops whose replica is silent or whose deadline is over, such as {waiting[0]['hop']}",
+        "they are closed by the scan once their grants have expired",
+    )  # fmt: skip

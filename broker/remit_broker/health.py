@@ -1,0 +1,183 @@
+"""What a broker says of itself and of the others: ``/readyz``, ``/metrics``, ``/api/status``, and its heartbeats."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+from nats.aio.msg import Msg
+
+from remit_broker import __version__
+from remit_broker.adapters.agreement import Shared
+from remit_broker.adapters.jetstream_ledger import JetStreamLedger
+from remit_broker.adapters.nats_connect import Connections
+from remit_broker.adapters.observer import RecordObserver
+from remit_broker.adapters.refusal_stream import RefusalStream
+from remit_broker.adapters.revocations import KvRevocations
+from remit_broker.adapters.sqlite_index import SqliteIndex
+from remit_broker.config import Settings
+from remit_broker.core.exposition import merged
+from remit_broker.core.times import rfc3339
+from remit_broker.hop.pipeline import STAGES
+from remit_broker.premises import Place
+
+METRICS: Final = "remit.metrics"
+"""Subject in the broker's own account on which the replicas of a group are asked for their metrics."""
+GATHER: Final = 1.0
+"""Seconds the others have for that."""
+
+
+class Health:
+    """Of one replica. Fields that only the one with the HTTP edge has are None elsewhere."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        place: Place,
+        replica: str,
+        shared: Shared,
+        nats: Connections,
+        observer: RecordObserver,
+    ) -> None:
+        self._settings, self._place, self._replica, self._shared = settings, place, replica, shared
+        self._nats, self._observer = nats, observer
+        self._started = time.time()
+        self.ledger: JetStreamLedger | None = None
+        self.refusals: RefusalStream | None = None
+        self.revocations: KvRevocations | None = None
+        self.index: SqliteIndex | None = None
+        self.policy: Callable[[], str] = str
+
+    async def start(self) -> None:
+        """Answer the others of this group."""
+        if self._place.size > 1:
+            await self._nats.core.subscribe(f"{METRICS}.{self._place.group}", cb=self._on_metrics)
+
+    def about(self) -> dict[str, Any]:
+        """What the heartbeats say: what should be the same everywhere, and where this replica is."""
+        config = msgspec.to_builtins(self._settings.config)
+        ruling = {key: config[key] for key in ("issuer", "limits", "prices", "labels", "caps")}
+        return {
+            "group": self._place.group,
+            "edge": self._place.edge,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": round(self._started, 3),
+            "version": __version__,
+            "keys": hashlib.sha256(msgspec.json.encode(self._shared)).hexdigest()[:12],
+            "policy": self.policy()[:12],
+            "config": hashlib.sha256(json.dumps(ruling, sort_keys=True).encode()).hexdigest()[:12],
+        }
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """Every replica that was heard lately, this one too: ``replica``, ``silent`` (seconds), ``me`` and what it says of itself."""
+        if self.revocations is None:
+            return []
+        peers = self.revocations.presence.peers(time.monotonic(), self._settings.config.limits.replica_silence)
+        return [
+            {
+                "replica": peer.replica,
+                "silent": round(peer.silent, 3),
+                "me": peer.replica == self._replica,
+                **peer.about,
+            }
+            for peer in peers
+        ]
+
+    async def orphans(self, limit: int = 100) -> list[dict[str, str]]:
+        """Open hops whose replica is silent or whose deadline is over: they wait for the scan."""
+        if self.index is None or self.revocations is None:
+            return []
+        limits, now, mono = self._settings.config.limits, time.time(), time.monotonic()
+        presence = self.revocations.presence
+        silent = [
+            (hop.txn, hop.hop)
+            for hop in await self.index.running_hops(rfc3339(now - limits.replica_silence))
+            if presence.silence(hop.by, mono) > limits.replica_silence
+        ]
+        late = [(hop.txn, hop.hop) for hop in await self.index.overdue(int(now * 1000), 1000)]
+        return [{"txn": txn, "hop": hop} for txn, hop in sorted({*silent, *late})[:limit]]
+
+    def group(self) -> dict[str, int]:
+        """How many processes this ``remit up`` has, and how many of them were heard within two seconds."""
+        mine = [one for one in self.replicas() if one.get("group") == self._place.group and one["silent"] < 2]
+        return {"expected": self._place.size, "alive": len(mine)}
+
+    def troubles(self) -> dict[str, tuple[str, str | None]]:
+        """By part: what may be told to anybody, and the cause for operators (None where all is well)."""
+        lost = self.refusals.lost if self.refusals else 0
+        fresh = self.revocations is not None and self.revocations.fresh
+        found: dict[str, tuple[str, str | None]] = {
+            "ledger": (
+                "halted: an acknowledged record is missing or another one", self.ledger.halted if self.ledger else None
+            ),
+            "revocations": ("no heartbeat was heard for two seconds", None if fresh else "the watch is silent"),
+            "refusals": ("some could not be recorded", f"{lost} calls" if lost else None),
+        }  # fmt: skip
+        if self.index is not None:
+            found["index"] = ("it does not follow the ledger", self.index.halted or self.index.trouble)
+        return found
+
+    def problems(self) -> dict[str, str]:
+        """What is wrong, by part, without its private causes: anybody on this machine may ask. ``/api/status`` says why."""
+        wrong = {part: told for part, (told, cause) in self.troubles().items() if cause}
+        for name, connection in self._nats._asdict().items():
+            if not connection.is_connected:
+                wrong[f"bus.{name}"] = "not connected"
+        return wrong
+
+    async def status(self) -> dict[str, Any]:
+        """What runs, read from what runs: the NATS server says how it syncs, the stream how often it is replicated."""
+        answer = await self._nats.sys.request("$SYS.REQ.SERVER.PING.JSZ", b'{"config":true}', timeout=2)
+        config = json.loads(answer.data)["data"].get("config", {})
+        always = bool(config.get("sync_always"))
+        stream = await self._nats.core.jetstream().stream_info("LEDGER")
+        revocations = self.revocations
+        return {
+            "version": __version__,
+            "replica": self._replica,
+            "sync": "always" if always else f"every {config.get('sync_interval', 0) / 1e9:g} s",
+            "ledger_replicas": stream.config.num_replicas,
+            "ledger_storage": stream.config.storage,
+            "stages": [stage.__name__.rstrip("_") for stage in STAGES],
+            "policy": self.policy(),
+            "troubles": {part: cause for part, (_, cause) in self.troubles().items() if cause},
+            "paused": msgspec.to_builtins(revocations.paused) if revocations else None,
+            "revoked": [str(one) for one in revocations.entries() if one.state == "revoked"] if revocations else [],
+            "replicas": self.replicas(),
+            "orphans": await self.orphans(),
+            "group": self.group(),
+            "index": {"position": self.index.position, "ledger": self.ledger.high}
+            if self.index and self.ledger
+            else None,
+        }
+
+    async def metrics(self) -> bytes:
+        """This replica's metrics; of a group, those of all that answer, told apart by the label ``replica``."""
+        own = self._observer.metrics()
+        if self._place.size == 1:
+            return own
+        texts = {self._replica: own.decode()}
+        ear = await self._nats.core.subscribe(inbox := self._nats.core.new_inbox())
+        try:
+            await self._nats.core.publish(f"{METRICS}.{self._place.group}", b"", reply=inbox)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GATHER):
+                    while len(texts) < self._place.size:
+                        told = await ear.next_msg(GATHER)
+                        texts[(told.headers or {}).get("Replica", "")] = told.data.decode()
+        finally:
+            await ear.unsubscribe()
+        texts.pop("", None)
+        return merged(texts).encode()
+
+    async def _on_metrics(self, message: Msg) -> None:
+        await self._nats.core.publish(message.reply, self._observer.metrics(), headers={"Replica": self._replica})

@@ -1,0 +1,162 @@
+"""After the trouble: everything is read back and judged, and said with the counts that show whether it proves anything."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from operator import itemgetter
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from tests.chaos.brokers import CAPS
+from tests.chaos.journal import read
+from tests.chaos.stream import Stored, everything
+from tests.chaos.town import Town
+from tests.support.ledger_checker import Checker, Violation
+
+SETTLE = 60.0
+"""Seconds for the scans to close what was left open: a deadline of at most 4 s, the grace, and some for a loaded machine."""
+_HALTED = re.compile(r"lost records|has halted|the projection failed", re.I)
+
+
+class Report(NamedTuple):
+    """What a run found."""
+
+    counts: dict[str, int]
+    violations: list[Violation]
+    proof: str
+    """Why the run proves nothing, or empty."""
+    laps: Mapping[str, float] = MappingProxyType({})
+    """Seconds that its parts took."""
+
+    @property
+    def ok(self) -> bool:
+        return not self.violations and not self.proof
+
+    def lines(self) -> list[str]:
+        """For people."""
+        shown = [f"  {name:<32}{count:>9,}" for name, count in self.counts.items()]
+        if self.proof:
+            shown.append(f"  proves nothing: {self.proof}")
+        shown += [f"  VIOLATION {one}" for one in self.violations[:50]]
+        shown.append("  " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.laps.items()))
+        return [*shown, f"  {len(self.violations)} violations"]
+
+
+async def judge(town: Town) -> Report:
+    """Wait until everything has ended, read it all, and judge. The faults must be over."""
+    seed = town.keys.seed("core")
+    found: list[Violation] = []
+    entries = await _settled(town, seed)
+    refusals = await everything(town.urls, seed, "REFUSALS")
+    await asyncio.sleep(3)  # what was leased and not used goes back after two
+    accounts = (await town.brokers[0].api("GET", "/api/budgets"))["budgets"]
+    jwks = await town.brokers[0].api("GET", "/.well-known/jwks.json")
+    keys = {key["kid"]: base64.urlsafe_b64decode(key["x"] + "=") for key in jwks["keys"]}
+    events = sorted(read(town.folder / "journals"), key=itemgetter("at"))
+    checker = Checker(CAPS, keys, skew=0.002)
+    for entry in entries:
+        checker.entry({"at": entry.seq, "stored": entry.stored, **entry.body})
+    for event in events:
+        if event["what"] in ("dispatched", "heard", "acked", "seen"):
+            checker.event(event)
+    found += checker.finish(refusals=[one.body["record"] for one in refusals], accounts=accounts)
+    found += _halts(town.folder)
+    flight = in_flight(entries, events)
+    counts = _counts(town, checker, events, flight)
+    proof = "" if sum(flight.values()) else "nothing was in flight when something died or froze"
+    if not checker.counts["hop.opened"]:
+        proof = "no hop was opened"
+    return Report(counts, found, proof)
+
+
+async def _settled(town: Town, seed: str) -> list[Stored]:
+    """The ledger, once no hop is open in it or the time for that is over."""
+    until = asyncio.get_running_loop().time() + SETTLE
+    while True:
+        entries = await everything(town.urls, seed, "LEDGER")
+        kinds = Counter(entry.body["record"]["kind"] for entry in entries)
+        if kinds["hop.opened"] == kinds["hop.closed"] or asyncio.get_running_loop().time() > until:
+            return entries
+        await asyncio.sleep(1)
+
+
+def _halts(folder: Path) -> list[Violation]:
+    """Nothing that happens here loses a record, so no broker may say that one was lost."""
+    found = []
+    for path in folder.glob("b*.stderr"):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if _HALTED.search(line):
+                found.append(Violation("ledger.halted", path.stem, line[:300]))
+    return found
+
+
+def in_flight(entries: list[Stored], events: list[dict[str, Any]]) -> Counter[str]:
+    """How many hops were open when something died or froze, by what that was: a broker's own, a callee's, all of a NATS server's."""
+    spans: dict[str, list[Any]] = {}
+    for entry in entries:
+        record = entry.body["record"]
+        key = f"{record['txn']}.{record['hop']}"
+        if record["kind"] == "hop.opened":
+            spans[key] = [entry.stored, float("inf"), record]
+        elif record["kind"] == "hop.closed" and key in spans:
+            spans[key][1] = entry.stored
+    found: Counter[str] = Counter()
+    for event in events:
+        if event["what"] not in ("death", "freeze"):
+            continue
+        for began, ended, record in spans.values():
+            if began <= event["at"] < ended and _concerns(event, record):
+                found[f"{event['what']}.{event['kind']}"] += 1
+    return found
+
+
+def _concerns(event: dict[str, Any], record: dict[str, Any]) -> bool:
+    if event["kind"] == "server":
+        return True
+    if event["kind"] == "broker":
+        return bool(event["replica"]) and record["by"] == event["replica"]
+    name = event["name"].rstrip("2")
+    return name in (record["caller"], record["resource"].split("/")[1])
+
+
+def _counts(town: Town, checker: Checker, events: list[dict[str, Any]], flight: Counter[str]) -> dict[str, int]:
+    seen = checker.counts
+    heard = Counter(
+        event["frame"]["error"]["code"] for event in events if event["what"] == "heard" and "error" in event["frame"]
+    )
+    shown = {
+        "txns": seen["txn.opened"],
+        "hops": seen["hop.opened"],
+        "hops closed as unknown": seen["orphans"],
+        "calls refused": seen["hop.refused"],
+        "refused, and stored all the same": seen["refused.unknown"],
+        "dispatches received": seen["dispatched"],
+        "dispatches past their deadline": seen["dispatched.late"],
+        "results released": seen["heard.result"],
+        "lost races": sum(broker.total("remit_ledger_races_total") for broker in town.brokers),
+        "ambiguous acks": sum(broker.total("remit_ledger_ambiguous_total") for broker in town.brokers),
+    }
+    shown |= {f"in flight at a {name.replace('.', ' of a ')}": count for name, count in sorted(flight.items())}
+    shown |= {
+        name.replace(".", " of a "): count
+        for name, count in sorted(town.counts.items())
+        if not name.startswith("fault.")
+    }
+    shown |= {
+        name.replace("fault.", "fault: "): count
+        for name, count in sorted(town.counts.items())
+        if name.startswith("fault.")
+    }
+    return shown | {f"answered {code}": count for code, count in sorted(heard.items())}
+
+
+def save(report: Report, path: Path) -> None:
+    """Keep it beside the journals."""
+    said = {"counts": report.counts, "proof": report.proof, "violations": [one._asdict() for one in report.violations]}
+    path.write_text(json.dumps(said, indent=1), encoding="utf-8")
