@@ -184,7 +184,9 @@ class Checks:
 
     def _closed_rightly(self, hop: str, record: dict[str, Any]) -> None:
         if self.timely and record["outcome"] == "unknown" and record["rule"] == "close.abandoned":
-            early = self.stored[self._opened[hop]][1]["deadline"] / 1000 + self.grace - EPOCH - self.loop.now
+            until = self.stored[self._opened[hop]][1]
+            due = until["exp"] if "silent" in record["reason"] else until["deadline"] / 1000
+            early = due + self.grace - EPOCH - self.loop.now
             if early > 0.05:
                 self.broken(
                     "scan.early", hop, f"it was closed {early:.2f} s before its deadline and the grace were over"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +122,9 @@ class Connection:
         return self._writes and self._db.in_transaction
 
     def execute(self, sql: str, parameters: Any = ()) -> Asked:
-        return Asked(self._execute(sql, parameters))
+        return Asked(self._ask(sql, parameters))
 
-    async def _execute(self, sql: str, parameters: Any) -> Cursor:
+    async def _ask(self, sql: str, parameters: Any) -> Cursor:
         if not self._writes:
             while self._db.in_transaction:
                 await self._disk.idle.wait()
@@ -138,6 +138,18 @@ class Connection:
         elif commits or sql.startswith("ROLLBACK"):
             self._disk.idle.set()
         return Cursor(rows)
+
+    @property
+    def _conn(self) -> sqlite3.Connection:
+        return self._db
+
+    async def _execute(self, work: Callable[..., Any], *args: Any) -> Any:
+        """A whole transaction, as aiosqlite does it in its thread: nothing comes between."""
+        await self._disk.pause(self._writes)
+        return work(*args)
+
+    async def execute_fetchall(self, sql: str, parameters: Any = ()) -> list[Any]:
+        return await (await self._ask(sql, parameters)).fetchall()
 
     async def executemany(self, sql: str, parameters: Any) -> None:
         self._db.executemany(sql, parameters)

@@ -142,6 +142,7 @@ class Peer:
             self.server.loop.call_later(0.01, self.end, context=SERVER)
             return
         self.who, self.account = who, self.server.account(who[0])
+        self.server.announce(self, "CONNECT")
         for told in self.server.on_connected:
             told(self)
 
@@ -193,7 +194,8 @@ class Peer:
             for one in self._subscriptions.values():
                 self.account.remove(one)
         self._subscriptions.clear()
-        self.server.peers.pop(self.cid, None)
+        if self.server.peers.pop(self.cid, None) is not None:
+            self.server.announce(self, "DISCONNECT")
 
     def end(self) -> None:
         """Cut the client off."""
@@ -238,6 +240,12 @@ class NatsServer:
         }  # fmt: skip
         wire.send(f"INFO {json.dumps(info)}\r\n".encode())
         return peer
+
+    def announce(self, peer: Peer, what: str) -> None:
+        """An event of the system account."""
+        if peer.who is not None and self.up:
+            event = {"server": {"id": self.id}, "client": {"id": peer.cid, "user": peer.who[1]}}
+            self.route(self.account("SYS"), f"$SYS.ACCOUNT.{peer.who[0]}.{what}", "", b"", json.dumps(event).encode())
 
     def _system(self, _: Peer | None, subject: str, reply: str, __: bytes, data: bytes) -> bool:
         """Who is connected, and ending a connection."""

@@ -35,7 +35,7 @@ URL = "nats://nats:4222"
 _FILES = KeyFiles(
     Path("keys"),
     (GrantKey(KEY, 0, None),),
-    b"k" * 32,
+    (b"k" * 32, b"q" * 32),
     "token",
     {name: nkey.seed_text(prefix, bytes([number]) * 32) for number, (name, prefix) in enumerate(NATS_SEEDS.items())},
 )
@@ -112,6 +112,10 @@ class _Nothing:
         pass
 
 
+async def _no_callout(*_: Any) -> _Nothing:
+    return _Nothing()
+
+
 async def _left_out(*_: Any, **__: Any) -> None:
     pass
 
@@ -146,12 +150,11 @@ def wired() -> Iterator[None]:
     changes: list[tuple[Any, str, Any]] = [
         (app, "private_folder", lambda *_, **__: None),
         (app, "KeyFiles", type("Keys", (), {"open": staticmethod(lambda *_, **__: _FILES)})),
-        (app, "HttpServer", _Nothing),
-        (app, "Callout", _Nothing),
+        (app, "bind_http", _Nothing),
+        (app, "answer_callout", _no_callout),
         (app, "CedarEngine", type("Cedar", (), {"load": staticmethod(lambda *_: policy)})),
         (app, "SecretDetectors", lambda *_, **__: blind),
         (app, "require_servers", _left_out),
-        (app, "require_callout", _left_out),
         (app, "JsonSchemas", lambda: schemas),
         (app, "SqliteIndex", type("Index", (), {"open": staticmethod(index)})),
     ]

@@ -120,7 +120,7 @@ class Scene:
         broker = self.rng.choice(serving).broker
         assert broker is not None
         try:
-            found = Admitted(broker.registry, broker.revocations).by_nkey(nkey)
+            found = Admitted(broker.registry, broker.revocations, broker.connected).by_nkey(nkey)
         except Refused:
             return None
         return None if found is None else ("BUS", found.name)

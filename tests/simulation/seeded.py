@@ -9,6 +9,7 @@ import logging
 import os
 import random
 import secrets
+import socket
 import sys
 import time
 import uuid
@@ -57,6 +58,8 @@ def seeded(loop: SimulatedLoop, seed: int) -> Iterator[Drawn]:
     put(secrets, "_sysrand", drawn)
     put(secrets, "choice", drawn.choice)
     put(os, "urandom", drawn.randbytes)
+    put(os, "getpid", lambda: 1)
+    put(socket, "gethostname", lambda: "simulated")
     put(uuid, "uuid4", lambda: uuid.UUID(int=drawn.getrandbits(128), version=4))
     put(sys, "unraisablehook", lambda _: None)
     logging.disable(logging.CRITICAL)
