@@ -8,7 +8,6 @@ import dataclasses
 import getpass
 import json
 import logging
-import math
 import os
 import secrets
 from contextlib import AsyncExitStack
@@ -18,7 +17,8 @@ from remit_broker import __version__
 from remit_broker.adapters.admin_stream import AdminStream
 from remit_broker.adapters.agreement import agree, shared
 from remit_broker.adapters.cedar import CedarEngine
-from remit_broker.adapters.detectors import SecretDetectors
+from remit_broker.adapters.content.presidio import presidio
+from remit_broker.adapters.detectors import ContentDetectors
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.jetstream import JetStream
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
@@ -27,7 +27,7 @@ from remit_broker.adapters.kept_results import KvResults
 from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.adapters.kick import Cutter
 from remit_broker.adapters.kv_accounts import KvAccounts
-from remit_broker.adapters.limits import Gcra, Unlimited
+from remit_broker.adapters.limits import callers, targets
 from remit_broker.adapters.mint import HmacDigester, KeyMint
 from remit_broker.adapters.nats_bus import NatsBus
 from remit_broker.adapters.nats_checks import require_servers
@@ -43,7 +43,8 @@ from remit_broker.adapters.sqlite_index import SqliteIndex
 from remit_broker.adapters.stream_tail import Regressed
 from remit_broker.adapters.tasks import ended
 from remit_broker.adapters.world import Failpoints, RandomIds, SystemClock
-from remit_broker.config import Settings
+from remit_broker.config import Settings, default_rates
+from remit_broker.core.effective import ineffective
 from remit_broker.core.evidence import export
 from remit_broker.core.revocations import Entry
 from remit_broker.edges.attach.servers_file import ServersFileError
@@ -56,7 +57,7 @@ from remit_broker.edges.http.guard import LocalToken
 from remit_broker.gate import answer_callout
 from remit_broker.health import Health
 from remit_broker.hop.parts import PartsRoom
-from remit_broker.ports import Limits, Ports, RateLimit
+from remit_broker.ports import Limits, Ports
 from remit_broker.premises import Place, bind_http, embed
 from remit_broker.upkeep import Upkeep
 from remit_schemas.errors import Code, Refusal, refusal
@@ -95,6 +96,8 @@ class Broker:
         settings, config, on_exit = self.settings, self.settings.config, self._stack
         private_folder(settings.data, create=True)
         self.keys = KeyFiles.open(settings.data, create=True)
+        for found in ineffective(settings.caps, config.prices):
+            log.warning("%s", found)
         server = self._bind_http() if self.place.edge else None
         self.observer = self._observe()
         self.bus = self.place.bus or config.bus.url or await self._embed()
@@ -187,6 +190,7 @@ class Broker:
         self._stack.push_async_callback(self.refusals.stop)
         self.accounts = KvAccounts(JetStream(self.nats.core), self.settings.caps, clock, self.replica)
         await self.accounts.start(config.bus.replicas, self.observer.fault)
+        self.health.accounts = self.accounts
         self._stack.push_async_callback(self.accounts.stop)
         self.results = KvResults(self.keys.results_key, self.observer.fault)
         await self.results.start(
@@ -205,12 +209,14 @@ class Broker:
             registry=self.registry,
             revocations=self.revocations,
             policy=CedarEngine.load(self.settings.policies),
-            detectors=SecretDetectors(config.limits.result_bytes),
+            detectors=ContentDetectors(
+                presidio(config.content.presidio, config.content.presidio_language), config.limits.result_bytes
+            ),
             schemas=JsonSchemas(),
             mint=KeyMint(config.issuer, self.keys.signing, published, clock),
             digester=HmacDigester(self.keys.digest_key),
-            rates=Gcra(clock, config.limits.calls_per_second, config.limits.burst),
-            target_rates=_target_rates(clock, config.limits.target_calls_per_second),
+            rates=callers(clock, default_rates(config.limits)[0], self.settings.rates.caller),
+            target_rates=targets(clock, default_rates(config.limits)[1], self.settings.rates.target),
             accounts=self.accounts,
             results=self.results,
             room=PartsRoom(config.limits.result_bytes),
@@ -366,7 +372,3 @@ async def _close(connections: Connections) -> None:
     for connection in connections:
         with contextlib.suppress(Exception):
             await connection.close()
-
-
-def _target_rates(clock: SystemClock, per_second: float) -> RateLimit:
-    return Gcra(clock, per_second, math.ceil(per_second)) if per_second else Unlimited()

@@ -16,6 +16,7 @@ import msgspec.inspect
 
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.core.caps import BadCap, Caps, parse_caps
+from remit_broker.core.rates import BadRate, Rate, Rates, parse_rates
 from remit_schemas.budget import Budget, parse_budget
 from remit_schemas.errors import Refusal
 from remit_schemas.names import is_principal
@@ -87,6 +88,13 @@ class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     endpoint: str = ""
 
 
+class ContentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Entities that Presidio looks for beside the detectors, and the language it is told; empty: it is not used."""
+
+    presidio: tuple[str, ...] = ()
+    presidio_language: str = "en"
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything ``remit.toml`` may say. Paths are relative to the file's folder."""
 
@@ -98,9 +106,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     limits: LimitsConfig = LimitsConfig()
     results: ResultsConfig = ResultsConfig()
     traces: TracesConfig = TracesConfig()
+    content: ContentConfig = ContentConfig()
     prices: dict[str, str] = {}
     labels: dict[str, tuple[str, ...]] = {}
     caps: dict[str, dict[str, dict[str, str]]] = {}
+    rates: dict[str, dict[str, str]] = {}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +123,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     prices: dict[str, Budget]
     cycles: frozenset[tuple[str, str]]
     caps: Caps = Caps({})
+    rates: Rates = Rates()
 
     @property
     def servers_file(self) -> Path:
@@ -182,6 +193,7 @@ def settings(file: Path, raw: object) -> Settings:
         prices={pattern: _price(file, pattern, text) for pattern, text in config.prices.items()},
         cycles=frozenset(_pair(file, text) for text in config.limits.allow_cycles),
         caps=_caps(file, config.caps),
+        rates=_rates(file, config),
     )
 
 
@@ -284,6 +296,19 @@ def _caps(file: Path, raw: Mapping[str, Mapping[str, Mapping[str, str]]]) -> Cap
         return parse_caps(raw)
     except BadCap as bad:
         raise ConfigError(f"{file}: {bad.key}: {bad.why}", bad.ask) from None
+
+
+def _rates(file: Path, config: Config) -> Rates:
+    try:
+        return parse_rates(config.rates, *default_rates(config.limits))
+    except BadRate as bad:
+        raise ConfigError(f"{file}: {bad.key}: {bad.why}", bad.ask) from None
+
+
+def default_rates(limits: LimitsConfig) -> tuple[Rate, Rate | None]:
+    """The rate of a caller and of a callee that no override names; None: unlimited."""
+    target = limits.target_calls_per_second
+    return Rate(limits.calls_per_second, limits.burst), Rate(target, math.ceil(target)) if target else None
 
 
 def _pair(file: Path, text: str) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from nats.aio.msg import Msg
 from remit_broker import __version__
 from remit_broker.adapters.agreement import Shared
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
+from remit_broker.adapters.kv_accounts import KvAccounts
 from remit_broker.adapters.nats_connect import Connections
 from remit_broker.adapters.observer import RecordObserver
 from remit_broker.adapters.refusal_stream import RefusalStream
@@ -54,6 +55,7 @@ class Health:
         self.refusals: RefusalStream | None = None
         self.revocations: KvRevocations | None = None
         self.index: SqliteIndex | None = None
+        self.accounts: KvAccounts | None = None
         self.policy: Callable[[], str] = str
 
     async def start(self) -> None:
@@ -64,7 +66,7 @@ class Health:
     def about(self) -> dict[str, Any]:
         """What the heartbeats say: what should be the same everywhere, and where this replica is."""
         config = msgspec.to_builtins(self._settings.config)
-        ruling = {key: config[key] for key in ("issuer", "limits", "prices", "labels", "caps")}
+        ruling = {key: config[key] for key in ("issuer", "limits", "prices", "labels", "caps", "rates")}
         return {
             "group": self._place.group,
             "edge": self._place.edge,
@@ -122,6 +124,8 @@ class Health:
             "revocations": ("no heartbeat was heard for two seconds", None if fresh else "the watch is silent"),
             "refusals": ("some could not be recorded", f"{lost} calls" if lost else None),
         }  # fmt: skip
+        if self.accounts is not None:
+            found["caps"] = ("clocks, or the caps of several brokers, do not agree", self.accounts.trouble)
         if self.index is not None:
             found["index"] = ("it does not follow the ledger", self.index.halted or self.index.trouble)
         return found

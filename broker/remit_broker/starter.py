@@ -52,6 +52,10 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 [traces]
 # endpoint = ""              # OTLP/HTTP, such as "http://127.0.0.1:4318"; OTEL_EXPORTER_OTLP_ENDPOINT wins
 
+[content]
+# presidio = []              # ["PERSON"]: entities that Presidio looks for too; it must be installed
+# presidio_language = "en"   # the language it is told
+
 [prices]                     # what a call holds and, where nothing is reported, costs; the longest pattern wins
 # "mcp/*" = "usd=0.0005,calls=1"
 
@@ -64,6 +68,10 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 # "agent".default.hour = "tokens=2000000"
 # "tool"."mcp/mail/*".hour = "calls=20"
 # "tenant".default.month = "usd=500"
+
+[rates]                      # other rates than those of [limits], per replica
+# "caller"."batch-*" = "1000/s, burst=2000"   # each caller's own
+# "target"."mcp/mail/*" = "20/minute, burst=5"   # one for all that it matches
 """
 
 

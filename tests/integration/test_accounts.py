@@ -245,7 +245,7 @@ async def test_the_next_window_begins_with_nothing_used(tmp_path: Path) -> None:
             def monotonic(self) -> float:
                 return real.monotonic()
 
-        accounts._clock = Clock()
+        accounts._clock, accounts.skew = Clock(), float("inf")
         old = [await accounts.reserve(whose, ONE_CALL) for _ in range(2)]
         with pytest.raises(Refusal) as full:
             await accounts.reserve(whose, ONE_CALL)

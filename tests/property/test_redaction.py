@@ -9,14 +9,27 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remit_broker.adapters.detectors import SecretDetectors
+from remit_broker.adapters.detectors import ContentDetectors
 from remit_broker.core.findings import MAX_PLACES, UNREDACTABLE
 from tests.support.secret_samples import SAMPLES
+from tests.unit.test_disguise import WAYS as DISGUISES
+from tests.unit.test_injection import HIDDEN
+from tests.unit.test_injection import SAMPLES as SIGNS
+from tests.unit.test_pii import SAMPLES as PERSONAL
 
-DETECTORS = SecretDetectors()
+DETECTORS = ContentDetectors()
+CLASSES = ("secret", "pii", "injection", "hidden")
 PLACEHOLDER = re.compile(r"\[redacted:(secret\.[a-z_]+)#([1-9][0-9]*)\]")
 
-secrets = st.sampled_from([secret for _, secret in SAMPLES.values()])
+secrets = st.sampled_from(
+    [
+        *(secret for _, secret in SAMPLES.values()),
+        *(disguise(SAMPLES["npm_token"][1]) for disguise in DISGUISES.values()),
+        *(text for texts in PERSONAL.values() for text in texts),
+        *(text for texts in SIGNS.values() for text in texts),
+        *HIDDEN.values(),
+    ]
+)
 samples = st.sampled_from([text for text, _ in SAMPLES.values()])
 glue = st.one_of(
     st.text(max_size=12),
@@ -51,7 +64,7 @@ def strings(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(values)
 def test_redacted_json_has_the_same_shape(value: Any):
     before = json.dumps(value)
@@ -63,16 +76,16 @@ def test_redacted_json_has_the_same_shape(value: Any):
     assert len(places) <= MAX_PLACES
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(values)
 def test_redacted_json_contains_nothing_that_is_found_again(value: Any):
-    changed, _ = DETECTORS.redact(value, ("secret",))
-    names = {finding.where for finding in DETECTORS.scan(changed) if finding.kind == UNREDACTABLE}
+    changed, _ = DETECTORS.redact(value, CLASSES)
+    names = {finding.where for finding in DETECTORS.scan(changed) if finding.kind.startswith(UNREDACTABLE)}
     assert all(finding.where in names for finding in DETECTORS.scan(changed))
-    assert DETECTORS.redact(changed, ("secret",)) == (changed, ())
+    assert DETECTORS.redact(changed, CLASSES) == (changed, ())
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(st.sampled_from(sorted(SAMPLES)), values)
 def test_a_secret_in_a_value_is_gone_after_redaction(kind: str, around: Any):
     text, secret = SAMPLES[kind]
@@ -80,7 +93,7 @@ def test_a_secret_in_a_value_is_gone_after_redaction(kind: str, around: Any):
     assert secret not in changed["b"][0]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(st.lists(st.sampled_from(sorted(SAMPLES)), max_size=8))
 def test_equal_secrets_have_equal_placeholders_and_others_do_not(order: list[str]):
     changed, _ = DETECTORS.redact([SAMPLES[kind][0] for kind in order], ("secret",))
@@ -100,7 +113,7 @@ named_by_secrets = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(named_by_secrets)
 def test_a_finding_never_contains_a_secret(value: Any):
     shown = repr(DETECTORS.scan(value)) + repr(DETECTORS.redact(value, ("secret",))[1])

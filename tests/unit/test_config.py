@@ -60,7 +60,18 @@ def test_the_starter_shows_every_key_with_its_default(file: Path) -> None:
     parts += [type(value) for value in msgspec.structs.astuple(Config()) if isinstance(value, msgspec.Struct)]
     for part in parts:
         names = {field.name for field in msgspec.structs.fields(part)}
-        assert names - keys <= {"bus", "http", "limits", "results", "traces", "prices", "labels", "caps"}
+        assert names - keys <= {
+            "bus",
+            "http",
+            "limits",
+            "results",
+            "traces",
+            "content",
+            "prices",
+            "labels",
+            "caps",
+            "rates",
+        }
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,15 @@ def test_every_command_that_a_document_names_exists(path: Path) -> None:
 
 
 def test_every_configuration_key_is_documented() -> None:
-    from remit_broker.config import BusConfig, Config, HttpConfig, LimitsConfig, ResultsConfig, TracesConfig
+    from remit_broker.config import (
+        BusConfig,
+        Config,
+        ContentConfig,
+        HttpConfig,
+        LimitsConfig,
+        ResultsConfig,
+        TracesConfig,
+    )  # fmt: skip
 
     text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
     sections = {
@@ -165,6 +173,7 @@ def test_every_configuration_key_is_documented() -> None:
         "limits": LimitsConfig,
         "results": ResultsConfig,
         "traces": TracesConfig,
+        "content": ContentConfig,
     }
     keys = [key for key in Config.__struct_fields__ if key not in sections]
     keys += [f"{section}.{key}" for section, kind in sections.items() for key in kind.__struct_fields__]

@@ -319,7 +319,7 @@ GOOD = PERMIT + "\n// a comment; with a semicolon\n"
         ('@id("x") @reason("y") @code("POLICY_DENIED") permit (principal, action, resource);', ("@code", "permit")),
         ('@id("x") @reason("y") @approve("z") forbid (principal, action, resource);', ("@approve", "forbid")),
         ('@id("x") @reason("y") @redact("secret") forbid (principal, action, resource);', ("@redact", "forbid")),
-        ('@id("x") @reason("y") @redact("pii") permit (principal, action, resource);', ("'pii'", "allowed: secret")),
+        ('@id("x") @reason("y") @redact("piii") permit (principal, action, resource);', ("'piii'", "allowed: hidden")),
         ('@id("x") @reason("y") @approve("z") permit (principal, action, resource);', ("approval of an answer",)),
         ('@id("x") @reason("y") @approve("z") permit (principal, action == Action::"release", resource);', ("approval of an answer",)),
         ('@id("x") @reason("y") permit (principal == ?principal, action, resource);', ("templates",)),
@@ -415,7 +415,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "policy.md"
 
 def test_the_examples_of_the_documentation_do_what_it_says(tmp_path: Path):
     blocks = re.findall(r"```\n(@id.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
-    harmless, examples = blocks
+    harmless, examples, *content = blocks
     # The one example replaces a starter policy of the same id.
     starter = re.sub(
         r'@id\("destructive-needs-approval"\).*?;', "", packaged("default.cedar"), count=1, flags=re.DOTALL
@@ -431,3 +431,21 @@ def test_the_examples_of_the_documentation_do_what_it_says(tmp_path: Path):
         "office-hours-for-writing",
     )
     assert policies.decide(asked(annotations=WRITES, depth=5)).decision.rules == ("deep-chains-do-not-write",)
+    assert len(content) == 2
+
+
+def test_the_examples_about_content_redact_and_refuse_as_they_say(tmp_path: Path):
+    blocks = re.findall(r"```\n(@id.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    personal, orders = blocks[2:]
+    policies = CedarEngine.load(written(tmp_path, default=packaged("default.cedar"), personal=personal, orders=orders))
+    person, sign = ("pii.iban",), ("injection.override",)
+    assert policies.decide(asked(findings=person)).redact == ("pii",)
+    assert "pii" in policies.decide(asked(action="release", findings=person)).redact
+    named = policies.decide(asked(findings=(*person, "scan.unredactable_pii")))
+    assert (named.allowed, named.decision.rules) == (False, ("no-personal-data-as-a-name",))
+    released = policies.decide(asked(action="release", findings=sign))
+    assert {"hidden", "injection", "secret"} <= set(released.redact)
+    web = asked(action="release", resource=Resource("mcp", "web", "fetch"), findings=sign)
+    assert policies.decide(web).decision.rules == ("no-orders-from-the-web",)
+    # Without a finding nothing is redacted but what the starter redacts.
+    assert policies.decide(asked()).redact == ()

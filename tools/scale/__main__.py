@@ -1,6 +1,6 @@
 """``python -m tools.scale [PART …]``: measure what ``docs/scale.md`` says, on this machine, and print how it was set.
 
-Parts: ``hops streams subjects connections folds index``; none named: all. Every part starts its own servers in a folder that
+Parts: ``hops streams subjects connections folds leases index``; none named: all. Every part starts its own servers in a folder that
 is removed. Processor time and memory are read from ``/proc``, so only Linux will do; times by the clock mean something on a
 machine that does nothing else.
 """
@@ -22,9 +22,10 @@ import uvloop
 
 from tools.scale import broker
 from tools.scale.index import index
+from tools.scale.leases import leases
 from tools.scale.ledger import streams, subjects
 
-PARTS = ("hops", "streams", "subjects", "connections", "folds", "index")
+PARTS = ("hops", "streams", "subjects", "connections", "folds", "leases", "index")
 
 
 def say(text: str) -> None:
@@ -47,6 +48,8 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
                 found[part] = await subjects(folder, args.txns, args.appends, say)
             elif part == "connections":
                 found[part] = [await broker.connections(folder, args.connections)]
+            elif part == "leases":
+                found[part] = leases(200_000)
             elif part == "folds":
                 found[part] = broker.folds(args.folds)
             else:

@@ -138,7 +138,7 @@ async def _asked(nc: Client, server: Server) -> dict[str, Any]:
         await js.state(STREAM)
     info, info_cpu = (time.monotonic() - began) / 50, (cpu(server.pid) - used) / 50
     told = {"stream_info_us": round(info * 1e6), "stream_info_server_cpu_us": round(info_cpu * 1e6)}
-    for name, seqs in (("old", range(1, last, max(last // 64, 1))), ("new", range(max(last - 63, 1), last + 1))):
+    for name, seqs in (("new", range(max(last - 63, 1), last + 1)), ("old", range(1, last, max(last // 64, 1)))):
         found = [message.subject for seq in seqs if (message := await js.at(STREAM, seq))]
         fresh = await JetStreamLedger.start(nc)  # remembers nothing
         used, began = cpu(server.pid), time.monotonic()

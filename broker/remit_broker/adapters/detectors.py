@@ -1,267 +1,234 @@
-"""Looking for secrets in nested JSON, and replacing them. What is found is reported by kind and place, never as text."""
+"""Looking through nested JSON for what should not travel, and replacing it. Found is reported by kind and place, never as text."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 import re2  # type: ignore[import-untyped,unused-ignore]
 
-from remit_broker.adapters.secret_kinds import KEYED, KINDS, looks_assigned
-from remit_broker.core.findings import MAX_PLACES, OVER_CAP, UNREDACTABLE, pointer, summary, within
+from remit_broker.adapters.content import pii
+from remit_broker.adapters.content.joins import Joins, Piece
+from remit_broker.adapters.content.redaction import Redaction
+from remit_broker.adapters.content.search import PASS, Finder, Search, Span, Work, apart, options
+from remit_broker.adapters.content.secret_checks import KEYED, looks_assigned
+from remit_broker.adapters.content.walk import BETWEEN, Part, Path, Quick, Walk, caps, encode, quick
+from remit_broker.core.findings import (
+    MAX_PLACES,
+    MAX_POINTER,
+    OVER_CAP,
+    class_of,
+    pointer,
+    summary,
+    unredactable,
+    within,
+)
 from remit_schemas.errors import Code, refusal
 from remit_schemas.records import Finding
 
-MAX_BYTES: Final = 2 << 20
-"""Bytes of strings and names searched in one value; twice what a message on the bus can hold."""
-
-MAX_ITEMS: Final = 200_000
-"""Strings, names and containers visited in one value."""
-
-MAX_NESTING: Final = 200
-"""Levels followed; more than the 64 that are accepted anywhere."""
-
-_DENSE: Final = 8
-"""Bytes of JSON that an item takes at least in what is worth sending: more items than so many are too much to be searched."""
-
-_SHORTEST: Final = 8
 _LONGEST_NAME: Final = 64
-_ROUNDS: Final = 3
 _PASSWORD: Final = "secret.password"  # noqa: S105 - the name of a kind, not a password
-_BETWEEN: Final = "\n\x00\n"
-"""Stands between strings that are searched together: no secret goes across it."""
+_PLACEHOLDER_NAME: Final = "[redacted]"
+_BETWEEN: Final = BETWEEN.encode()
+_ROUNDS: Final = 3
 
 
-class Span(NamedTuple):
-    """A secret in a text: bytes ``start`` to ``end`` of its UTF-8 form."""
+class Hit(NamedTuple):
+    """Something found. ``where`` is what it is counted at: of a thing in pieces, the container of the first."""
 
-    start: int
-    end: int
     kind: str
+    where: Path
+    pieces: tuple[Piece, ...]
 
 
-def _options() -> re2.Options:
-    options = re2.Options()
-    options.encoding = re2.Options.Encoding.LATIN1
-    options.log_errors = False
-    options.max_mem = 64 << 20
-    return options
+class ContentDetectors:
+    """Detectors of secrets, personal data, signs of injection and hidden characters.
 
+    The work for one value is bounded and counted, not timed, so equal values get equal answers, and no text makes it slow.
+    ``finders`` are further detectors, such as Presidio; with them every string is searched one by one.
+    """
 
-class SecretDetectors:
-    """Detectors of secrets (``secret.*``). Linear in the size of what is searched, whatever is in it."""
-
-    def __init__(self, largest: int = 0) -> None:
+    def __init__(self, finders: Sequence[Finder] = (), largest: int = 0) -> None:
         """``largest`` is in bytes of JSON: what a result may have that comes in parts is searched too."""
-        self._max_bytes = max(MAX_BYTES, 2 * largest)
-        self._max_items = max(MAX_ITEMS, largest // _DENSE)
-        options = _options()
-        self._gate = re2.Set.SearchSet(options)
-        for kind in KINDS:
-            self._gate.Add(kind.pattern.encode())
-        self._gate.Compile()
-        self._kinds = [
-            (f"secret.{kind.name}", re2.compile(kind.pattern.encode(), options), kind.check) for kind in KINDS
-        ]
-        keyed = re2.compile(KEYED.encode(), options)
+        self._caps = caps(largest)
+        self._search = Search(finders)
+        self._joins = Joins()
+        secret, personal = (re2.compile(names.encode(), options()) for names in (KEYED, pii.KEYED))
         self._names_secret = functools.lru_cache(4096)(
-            lambda name: len(name) <= _LONGEST_NAME and keyed.search(_bytes(name)) is not None
+            lambda name: len(name) <= _LONGEST_NAME and secret.search(encode(name)) is not None
+        )
+        self._says = functools.lru_cache(4096)(
+            lambda name: (
+                len(name) <= _LONGEST_NAME
+                and (secret.search(encode(name)) is not None or personal.search(encode(name)) is not None)
+            )
         )
 
     def scan(self, value: Any) -> tuple[Finding, ...]:
-        """What is found in every string and every name of a member of ``value``.
+        """What is found in every string, name of a member and long number of ``value``.
 
-        Where there is more than is searched, ``scan.over_cap`` says so; ``scan.unredactable`` marks secrets in names.
+        ``scan.over_cap`` says that there was more than is searched; ``scan.unredactable`` and ``scan.unredactable_pii``
+        (…) that something was found in a name or a number.
         """
-        texts = self._texts(value)
-        if texts is not None and not self._possible(texts[0]) and not any(map(self._names_secret, texts[1])):
+        found = quick(value, self._caps)
+        if found is not None and not self._anything(found):
             return ()
-        walk = _Walk(self._max_bytes, self._max_items)
-        found: list[tuple[str, str]] = []
-        for text, path, is_name in walk.strings(value):
-            if spans := self.spans(text, None if is_name else path):
-                where = self._pointer(path)
-                found.extend((span.kind, where) for span in spans)
-                if is_name:
-                    found.append((UNREDACTABLE, where))
-        if walk.over:
-            found.append((OVER_CAP, ""))
-        return summary(found)
+        work = Work()
+        hits, over = self._hits(value, work)
+        places = _Places(self._shown)
+        reported = [(hit.kind, places.of(hit.where)) for hit in hits]
+        for hit in hits:
+            if any(piece.part.sort != "text" for piece in hit.pieces):
+                reported.append((unredactable(hit.kind), places.of(hit.where)))
+        # INVARIANT: what is not searched is reported (test_more_than_is_searched_is_a_finding).
+        if over or work.over:
+            reported.append((OVER_CAP, ""))
+        return summary(reported)
 
     def redact(self, value: Any, classes: Sequence[str]) -> tuple[Any, tuple[str, ...]]:
         """``value`` with what was found replaced by placeholders, and pointers to the strings that changed.
 
-        ``classes`` are classes or kinds (``secret``, ``secret.jwt``). Equal secrets get equal placeholders, such as
-        ``[redacted:secret.jwt#1]``. Names of members stay as they are: what is in them cannot be replaced. Refuses
-        TOO_LARGE for what is nested beyond reason.
+        ``classes`` are classes or kinds (``secret``, ``secret.jwt``). Equal texts get equal placeholders, such as
+        ``[redacted:secret.jwt#1]``; of an encoded text the whole is replaced. Names of members and numbers stay as they are:
+        what is in them cannot be replaced. Refuses TOO_LARGE for what is more than is searched.
         """
-        redaction = _Redaction(self, classes)
-        changed = redaction.apply(value, ())
-        places = tuple(dict.fromkeys(redaction.places))
-        return changed, places if len(places) <= MAX_PLACES else (*places[: MAX_PLACES - 1], "")
-
-    def spans(self, text: bytes, path: tuple[str, ...] | None = None) -> list[Span]:
-        """The secrets in one text, in order, none within another. ``path`` leads to it, where it is a member's value."""
-        spans: list[Span] = []
-        for index in self._possible(text):
-            kind, regex, check = self._kinds[index]
-            for match in regex.finditer(text):
-                start, end = match.span(1 if regex.groups else 0)
-                if start >= 0 and (check is None or check(text[start:end])):
-                    spans.append(Span(start, end, kind))
-        if not spans and path and self._names_secret(path[-1]) and looks_assigned(text):
-            spans.append(Span(0, len(text), _PASSWORD))
-        return _apart(spans) if len(spans) > 1 else spans
-
-    def _possible(self, text: bytes) -> list[int]:
-        """The kinds that may be in ``text``: one pass for all patterns, so that what holds no secret costs little."""
-        if len(text) < _SHORTEST:
-            return []
-        # INVARIANT: the set misses nothing that a pattern of its own finds; it would answer with nothing if it ran out
-        # of memory, so it has far more than it needs (test_every_kind_is_found_in_a_long_text_of_all_kinds).
-        found: list[int] | None = self._gate.Match(text)
-        return found or []
-
-    def _pointer(self, path: tuple[str, ...]) -> str:
-        # INVARIANT: a place never shows a secret, so a name that holds one is replaced in the pointer
-        # (test_no_finding_and_no_place_contains_the_secret).
-        return pointer([_PLACEHOLDER_NAME if self.spans(_bytes(token)) else token for token in path])
-
-    def _texts(self, value: Any) -> tuple[bytes, list[str]] | None:
-        """All strings and names as one text, and the names; None where there is more than is searched."""
-        texts: list[str] = []
-        names: list[str] = []
-        level, items, depth = [value], 1, 0
-        while level:
-            below: list[Any] = []
-            for item in level:
-                if isinstance(item, str):
-                    texts.append(item)
-                elif isinstance(item, dict):
-                    names.extend(map(str, item))
-                    below.extend(item.values())
-                elif isinstance(item, list | tuple):
-                    below.extend(item)
-            items, depth, level = items + len(below), depth + 1, below
-            if items + len(names) > self._max_items or depth > MAX_NESTING:
-                return None
-        text = _bytes(_BETWEEN.join(texts + names))
-        return (text, names) if len(text) <= self._max_bytes else None
-
-
-_PLACEHOLDER_NAME: Final = "[redacted]"
-
-
-class _Walk:
-    """Every string and name in a value with its path, until the caps are reached."""
-
-    def __init__(self, max_bytes: int, max_items: int) -> None:
-        self.over = False
-        self._left = (max_bytes, max_items)
-
-    def strings(self, value: Any) -> Iterator[tuple[bytes, tuple[str, ...], bool]]:
-        """``(text, path, whether it is a name)``. The path of a name is that of the member it names."""
-        left_bytes, left_items = self._left
-        pending: list[tuple[Any, tuple[str, ...], bool]] = [(value, (), False)]
-        while pending:
-            item, path, is_name = pending.pop()
-            left_items -= 1
-            if isinstance(item, str):
-                text = _bytes(item)
-                left_bytes -= len(text)
-                if left_bytes >= 0 and left_items >= 0:
-                    yield text, path, is_name
-            elif isinstance(item, dict | list | tuple) and len(path) >= MAX_NESTING:
-                self.over = True
-            elif isinstance(item, dict):
-                if len(item) <= left_items:
-                    pending.extend((below, (*path, str(name)), False) for name, below in item.items())
-                    pending.extend((str(name), (*path, str(name)), True) for name in item)
-                else:
-                    left_items = -1
-            elif isinstance(item, list | tuple):
-                if len(item) <= left_items:
-                    pending.extend((below, (*path, str(index)), False) for index, below in enumerate(item))
-                else:
-                    left_items = -1
-            # INVARIANT: what is not searched is reported (test_more_than_is_searched_is_a_finding).
-            if left_bytes < 0 or left_items < 0:
-                self.over = True
-                return
-
-
-class _Redaction:
-    """One redaction: the placeholders given so far, and where."""
-
-    def __init__(self, detectors: SecretDetectors, classes: Sequence[str]) -> None:
-        self._detectors = detectors
-        self._classes = tuple(classes)
-        self._numbers: dict[tuple[str, bytes], int] = {}
-        self._last: dict[str, int] = {}
-        self.places: list[str] = []
-
-    def apply(self, value: Any, path: tuple[str, ...]) -> Any:
-        """``value`` with every string redacted; containers keep their shape."""
-        if len(path) > MAX_NESTING:
-            raise refusal(
-                Code.TOO_LARGE, "nested too deeply to be redacted", rule="redact.depth", ask="nest less deeply"
-            )
-        if isinstance(value, str):
-            return self._text(value, path)
-        if isinstance(value, dict):
-            return {name: self.apply(below, (*path, str(name))) for name, below in value.items()}
-        if isinstance(value, list | tuple):
-            return [self.apply(below, (*path, str(index))) for index, below in enumerate(value)]
-        return value
-
-    def _text(self, value: str, path: tuple[str, ...]) -> str:
-        before = text = _bytes(value)
-        for _ in range(_ROUNDS):
-            spans = self._wanted(text, path)
-            if not spans:
-                break
-            text = self._replace(text, spans)
-        else:
+        redaction = Redaction()
+        for rounds in range(_ROUNDS + 1):
+            work = Work()
+            hits, over = self._hits(value, work)
+            if over or work.over:
+                raise refusal(
+                    Code.TOO_LARGE, "more than is searched, so it cannot be redacted", rule="redact.over_cap",
+                    ask="send or ask for less at a time, nested less deeply",
+                )  # fmt: skip
+            wanted = [hit for hit in hits if within(hit.kind, classes)]
             # Where replacing keeps making new matches, nothing of the text is kept.
-            if rest := self._wanted(text, path):
-                text = self._placeholder(rest[0].kind, before)
-        if text is before:
-            return value
-        self.places.append(self._detectors._pointer(path))
-        return text.decode(errors="surrogatepass")
+            value, changed = redaction.apply(value, _spans(wanted), whole=rounds == _ROUNDS)
+            if not changed:
+                break
+        places = _Places(self._shown)
+        shown = tuple(dict.fromkeys(places.of(path) for path in redaction.changed))
+        return value, shown if len(shown) <= MAX_PLACES else (*shown[: MAX_PLACES - 1], "")
 
-    def _wanted(self, text: bytes, path: tuple[str, ...]) -> list[Span]:
-        return [span for span in self._detectors.spans(text, path) if within(span.kind, self._classes)]
+    def _anything(self, found: Quick) -> bool:
+        """Whether there is anything to report: one pass over all strings together, so that clean content costs little."""
+        if any(map(self._says, found.names)) or self._search.finders:
+            return True
+        work = Work()
+        text = encode(BETWEEN.join([*found.texts, *found.names, *found.numbers]))
+        work.allow(len(text))
+        return bool(self._search.spans(text, work)) or self._joins.possible(found, work) or work.over
 
-    def _replace(self, text: bytes, spans: list[Span]) -> bytes:
-        parts, at = [], 0
-        for span in spans:
-            parts += [text[at : span.start], self._placeholder(span.kind, text[span.start : span.end])]
-            at = span.end
-        return b"".join([*parts, text[at:]])
+    def _hits(self, value: Any, work: Work) -> tuple[list[Hit], bool]:
+        walk = Walk(self._caps)
+        parts = list(walk.parts(value))
+        # All together first: what is found in a string is found there too, and nearly every string is clean.
+        row = Row(parts)
+        work.allow(len(row.text))
+        spans = self._search.spans(row.text, work)
+        near = {index for span in spans for index in row.touched(span)}
+        hits: list[Hit] = []
+        for index, part in enumerate(parts):
+            if (index in near or (part.label and self._says(part.label))) and work.spend(PASS):
+                hits += [
+                    Hit(span.kind, part.path, (Piece(part, span.start, span.end),)) for span in self.spans(part, work)
+                ]
+        for joined in () if walk.over else self._joins.find(parts, work):
+            hits.append(Hit(joined.kind, _container(joined.pieces), joined.pieces))
+        hits += _sentences(row, spans)
+        return hits, walk.over
 
-    def _placeholder(self, kind: str, secret: bytes) -> bytes:
-        number = self._numbers.get((kind, secret))
-        if number is None:
-            number = self._numbers[kind, secret] = self._last[kind] = self._last.get(kind, 0) + 1
-        return f"[redacted:{kind}#{number}]".encode()
+    def spans(self, part: Part, work: Work) -> list[Span]:
+        """What is found in one part, also by what its name says it is."""
+        spans = self._search.spans(part.text, work)
+        if part.label and self._says(part.label):
+            label = encode(part.label) + b": "
+            more = self._search.spans(label + part.text, work)
+            spans = apart([*spans, *(_shift(span, len(label)) for span in more if span.start >= len(label))])
+            if not spans and self._names_secret(part.label) and part.sort == "text" and looks_assigned(part.text):
+                spans = [Span(0, len(part.text), _PASSWORD)]
+        return spans
+
+    def _shown(self, token: str) -> str:
+        # INVARIANT: a place never shows what was found, so a name that holds something is replaced in the pointer
+        # (test_no_finding_and_no_place_contains_the_secret).
+        return _PLACEHOLDER_NAME if self._search.spans(encode(token), Work()) else token
 
 
-def _bytes(text: str) -> bytes:
-    # Lone surrogates are possible in JSON strings; they must neither hide a secret nor stop the search.
-    return text.encode(errors="surrogatepass")
+class Row:
+    """Parts one after the other in one text."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = parts
+        self.text = _BETWEEN.join(part.text for part in parts)
+        lengths = (len(part.text) + len(_BETWEEN) for part in parts)
+        self.starts = [0, *itertools.accumulate(lengths)][: len(parts)]
+
+    def touched(self, span: Span) -> range:
+        """The indices of the parts that a span has bytes of."""
+        return range(max(0, bisect_right(self.starts, span.start) - 1), bisect_left(self.starts, span.end))
+
+    def pieces(self, span: Span) -> tuple[Piece, ...]:
+        """What a span has of the strings."""
+        cut = (
+            (self.parts[index], span.start - self.starts[index], span.end - self.starts[index])
+            for index in self.touched(span)
+        )
+        return tuple(
+            Piece(part, max(0, start), min(len(part.text), end))
+            for part, start, end in cut
+            if start < len(part.text) and part.sort == "text"
+        )
 
 
-def _apart(spans: list[Span]) -> list[Span]:
-    """Overlapping spans become one that covers them all, of the kind that comes first in the table."""
-    ranks = {f"secret.{kind.name}": rank for rank, kind in enumerate(KINDS)}
-    apart: list[Span] = []
-    for span in sorted(spans):
-        if apart and span.start < apart[-1].end:
-            last = apart[-1]
-            kind = min(last.kind, span.kind, key=ranks.__getitem__)
-            apart[-1] = Span(last.start, max(last.end, span.end), kind)
-        else:
-            apart.append(span)
-    return apart
+def _sentences(row: Row, spans: Iterable[Span]) -> Iterable[Hit]:
+    """Signs of injection that go from one string to the next."""
+    for span in spans:
+        if class_of(span.kind) == "injection" and len(pieces := row.pieces(span)) > 1:
+            yield Hit(span.kind, _container(pieces), pieces)
+
+
+def _shift(span: Span, by: int) -> Span:
+    return Span(span.start - by, span.end - by, span.kind)
+
+
+def _container(pieces: Sequence[Piece]) -> Path:
+    """The nearest common ancestor of the pieces."""
+    first = pieces[0].part.path[:-1]
+    for piece in pieces[1:]:
+        path = piece.part.path[:-1]
+        size = next(
+            (i for i, (a, b) in enumerate(zip(first, path, strict=False)) if a != b), min(len(first), len(path))
+        )
+        first = first[:size]
+    return first
+
+
+def _spans(hits: Iterable[Hit]) -> dict[Path, list[Span]]:
+    found: dict[Path, list[Span]] = {}
+    for hit in hits:
+        for piece in hit.pieces:
+            if piece.part.sort == "text":
+                found.setdefault(piece.part.path, []).append(Span(piece.start, piece.end, hit.kind))
+    return found
+
+
+class _Places:
+    """Pointers to paths; once there are more than a record keeps, no more are made."""
+
+    def __init__(self, shown: Any) -> None:
+        self._shown = functools.lru_cache(4096)(shown)
+        self._known: dict[Path, str] = {}
+
+    def of(self, path: Path) -> str:
+        if path not in self._known:
+            if len(self._known) > 4 * MAX_PLACES:
+                return ""
+            # A longer name is not shown anyway.
+            self._known[path] = pointer(
+                [self._shown(name) if len(name) <= MAX_POINTER else name for name in path[:MAX_POINTER]]
+            )
+        return self._known[path]

@@ -33,13 +33,14 @@ from remit_broker.core.accounts import (
     Reservation,
     Slice,
     bounds,
+    disagreement,
     give_back,
     grant,
     report,
     turned,
 )
 from remit_broker.core.caps import Caps, Whose
-from remit_broker.core.times import rfc3339
+from remit_broker.core.times import rfc3339, seconds_of
 from remit_broker.ports import Clock
 from remit_schemas.budget import UNITS, ZERO, Budget
 from remit_schemas.errors import Code, Refusal, refusal
@@ -54,6 +55,10 @@ IDLE: Final = 2.0
 TELL: Final = 5.0
 """Seconds after which a busy slice says what it has spent, for those who look at budgets."""
 TICK: Final = 0.25
+SKEW: Final = 2.0
+"""Seconds that this broker's clock may be off that of the NATS server which keeps the accounts."""
+CLOCK_EVERY: Final = 10.0
+"""Seconds between two looks at that clock."""
 _KEEP: Final = 70 * 86400 * 10**9
 _LONGEST_TOKEN: Final = 200
 
@@ -92,11 +97,21 @@ class KvAccounts:
         self._locals: dict[Key, _Local] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._differ: dict[Key, str] = {}
+        self._clock_off = ""
+        self._clock_due = 0.0
+        self.skew = SKEW
+
+    @property
+    def trouble(self) -> str | None:
+        """Why caps do not count as they should: clocks or replicas do not agree."""
+        return self._clock_off or next((f"{'.'.join(key)}: {why}" for key, why in self._differ.items()), None)
 
     async def start(self, replicas: int, fault: Fault) -> KvAccounts:
         """Make or check the bucket, where there are caps. Raises ConfigError."""
         if self._caps:
             await self._js.ensure(_settings(replicas))
+            await self.look_at_clock()
             self._task = asyncio.create_task(self._keep(fault))
         return self
 
@@ -115,6 +130,11 @@ class KvAccounts:
         """
         if not self._caps:
             return Reservation()
+        # INVARIANT: a clock that is off turns no window for everybody (test_a_broker_whose_clock_is_off_refuses_capped_calls).
+        if self._clock_off:
+            raise _unavailable(
+                self._clock_off, "caps.clock", "this broker's clock is off, so it cannot tell which window it is"
+            )
         wanted = [(key, cap, cap.needed(amount)) for key, cap in self._caps.of(whose)]
         while True:
             now = self._clock.now()
@@ -215,6 +235,10 @@ class KvAccounts:
                 # Another replica's clock says that the next window has begun: nothing more is taken from the old one.
                 local.part = Slice(local.cap, account.window)
             part = local.part
+            if differs := disagreement(account, self._replica, part.cap):
+                self._differ[local.key] = differs
+            else:
+                self._differ.pop(local.key, None)
             after = how(account, part)
             if written := await _asked(self._write(local.key, after, seq)):
                 lease = after.leases.get(self._replica)
@@ -256,6 +280,9 @@ class KvAccounts:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), TICK)
             self._wake.clear()
+            if self._clock.monotonic() >= self._clock_due:
+                with contextlib.suppress(Refusal):
+                    await self.look_at_clock()
             for local in list(self._locals.values()):
                 try:
                     await self._tend(local)
@@ -267,6 +294,14 @@ class KvAccounts:
                 except Exception as error:
                     fault("accounts", error)
 
+    async def look_at_clock(self) -> None:
+        """Compare this broker's clock with that of the server that keeps the accounts."""
+        self._clock_due = self._clock.monotonic() + CLOCK_EVERY
+        before = self._clock.now()
+        theirs = seconds_of((await _asked(self._js.api(f"STREAM.INFO.{STREAM}")))["ts"])
+        off = max(before - theirs, theirs - self._clock.now())
+        self._clock_off = f"this clock and the NATS server's are {off:.1f} s apart" if off > self.skew else ""
+
     async def _tend(self, local: _Local) -> None:
         part, now = local.part, self._clock.monotonic()
         idle = now - part.asked > IDLE
@@ -275,6 +310,7 @@ class KvAccounts:
             # Nobody may be about to write it; reservations in a slice that is past end in that slice alone.
             if not local.lock.locked():
                 self._locals.pop(local.key, None)
+                self._differ.pop(local.key, None)
         elif not part.busy.within(part.granted):
             await self._tell(local)
         elif idle and (part.held == ZERO or part.free != ZERO):
@@ -343,11 +379,11 @@ async def _asked(work: Awaitable[T]) -> T:
         raise _unavailable(repr(error)) from None
 
 
-def _unavailable(cause: str) -> Refusal:
-    return refusal(
-        Code.LEDGER_UNAVAILABLE, "the accounts of caps cannot be read or written", rule="caps.unavailable",
-        ask="try again shortly", retry_after=1.0, cause=cause,
-    )  # fmt: skip
+def _unavailable(
+    cause: str, rule: str = "caps.unavailable", what: str = "the accounts of caps cannot be read or written"
+) -> Refusal:
+    ask = "try again shortly"
+    return refusal(Code.LEDGER_UNAVAILABLE, what, rule=rule, ask=ask, retry_after=1.0, cause=cause)
 
 
 def _subject(key: Key) -> str:

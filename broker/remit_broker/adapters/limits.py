@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
+from remit_broker.core.rates import Overrides, Rate
 from remit_broker.ports import Clock
 
 _NANOS: Final = 1_000_000_000
+_REMEMBERED: Final = 10_000
 
 
 class Gcra:
@@ -45,3 +48,44 @@ class Unlimited:
     def admit(self, who: str, weight: int = 1) -> float:
         """0: the call may go on."""
         return 0.0
+
+
+class ByPattern:
+    """A default for each, and overrides by pattern (:mod:`remit_broker.core.rates`).
+
+    ``each`` tells whose the default is: a caller's own name, or the callee of a resource. An override is ``shared`` by
+    all that it matches, or each one's own.
+    """
+
+    def __init__(
+        self, clock: Clock, default: Rate | None, overrides: Overrides, *, each: Callable[[str], str], shared: bool
+    ) -> None:
+        self._default = Gcra(clock, default.per_second, default.burst) if default else Unlimited()
+        self._overrides, self._each, self._shared = overrides, each, shared
+        self._by = {pattern: Gcra(clock, *rate) for pattern, rate in overrides.by_pattern.items()}
+        self._known: OrderedDict[str, str | None] = OrderedDict()
+
+    def admit(self, who: str, weight: int = 1) -> float:
+        """0 when the call may go on, else the seconds to wait."""
+        pattern = self._pattern(who) if self._overrides else None
+        if pattern is None:
+            return self._default.admit(self._each(who), weight)
+        return self._by[pattern].admit(pattern if self._shared else who, weight)
+
+    def _pattern(self, who: str) -> str | None:
+        if who in self._known:
+            return self._known[who]
+        found = self._known[who] = self._overrides.pattern(who)
+        if len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+        return found
+
+
+def callers(clock: Clock, default: Rate, overrides: Overrides) -> ByPattern:
+    """The rate of each caller, by its name."""
+    return ByPattern(clock, default, overrides, each=lambda name: name, shared=False)
+
+
+def targets(clock: Clock, default: Rate | None, overrides: Overrides) -> ByPattern:
+    """The rate of what is called, by its resource; the default is each callee's own."""
+    return ByPattern(clock, default, overrides, each=lambda resource: resource.split("/")[1], shared=True)

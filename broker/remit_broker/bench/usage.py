@@ -31,19 +31,21 @@ def resident_bytes(pids: Iterable[int]) -> int | None:
 
 def children(pid: int, name: str) -> list[int]:
     """The processes called ``name`` that ``pid`` started, itself or through others."""
+    parents: dict[int, list[int]] = {}
+    names: dict[int, str] = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            # "<pid> (<name>) <state> <parent> …", and the name may hold anything.
+            told = (place / "stat").read_text()
+            head, _, rest = told.rpartition(")")
+            parents.setdefault(int(rest.split()[1]), []).append(int(place.name))
+            names[int(place.name)] = head.partition("(")[2]
+        except (OSError, ValueError, IndexError):
+            continue
     found: list[int] = []
     waiting = [pid]
     for parent in waiting:
-        try:
-            below = [int(child) for task in Path(f"/proc/{parent}/task").iterdir() for child in
-                     (task / "children").read_text().split()]  # fmt: skip
-        except (OSError, ValueError):
-            continue
+        below = parents.get(parent, [])
         waiting.extend(below)
-        for child in below:
-            try:
-                if Path(f"/proc/{child}/comm").read_text().strip().startswith(name):
-                    found.append(child)
-            except OSError:
-                continue
+        found.extend(child for child in below if names[child].startswith(name))
     return found

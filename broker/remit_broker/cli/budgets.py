@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -19,9 +19,16 @@ def register(app: typer.Typer) -> None:
 
 
 @command
-def budgets(config: Config = None, as_json: Json = False) -> None:
+def budgets(
+    kind: Annotated[str | None, typer.Option(help="Only of users, agents, tools or tenants: user, agent …")] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Only of names such as ann or mcp/mail/*.")
+    ] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
     """Show every account that has a cap: cap, spent, held by running calls, leased to replicas, left, and until when."""
-    told = BrokerClient(load(config)).get("/api/budgets")
+    told = BrokerClient(load(config)).get("/api/budgets", kind=kind, name=name)
     if as_json:
         say(told)
         return
@@ -29,7 +36,9 @@ def budgets(config: Config = None, as_json: Json = False) -> None:
         amounts = "  ".join(f"{name} {_amounts(row[name])}" for name in ("spent", "held", "leased", "left"))
         head = line(f"{row['kind']} ", (row["name"], "bold"), f"  {row['window']} until {row['ends']}  ")
         out.print(head, line(f"cap {_amounts(row['cap'])}  {amounts}"))
-    if not told["budgets"]:
+    if not told["budgets"] and (kind or name):
+        out.print("none of these; remit budgets shows all")
+    elif not told["budgets"]:
         out.print("none; caps are set in [caps] of remit.toml")
 
 

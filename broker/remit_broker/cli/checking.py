@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 
 import msgspec
 
@@ -16,6 +17,8 @@ from remit_broker.adapters.private_files import private_folder
 from remit_broker.cli.client import BrokerClient
 from remit_broker.cli.common import Unreachable
 from remit_broker.config import Settings
+from remit_broker.core.caps import DEFAULT
+from remit_broker.core.effective import ineffective
 from remit_broker.edges.attach.servers_file import ServersFileError, read_servers
 from remit_broker.edges.attach.source import StdioSource
 
@@ -33,6 +36,7 @@ def checks(settings: Settings) -> Iterator[Part]:
     """Every part of a configuration that has been read. Starts nothing and changes nothing."""
     parts: dict[str, Callable[[Settings], str]] = {
         "configuration": lambda settings: str(settings.file),
+        "limits": _limits,
         "policies": _policies,
         "keys": _keys,
         "servers": _servers,
@@ -48,6 +52,38 @@ def checks(settings: Settings) -> Iterator[Part]:
             yield Part(name, False, str(wrong), "mend the file, or move it away and use: remit servers add")
         except OSError as wrong:
             yield Part(name, False, f"{wrong.filename}: {wrong.strerror}", "name a file or folder that can be used")
+
+
+def _limits(settings: Settings) -> str:
+    found = ineffective(settings.caps, settings.config.prices)
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise ConfigError(f"{found[0].key}: {found[0].why}{more}", found[0].ask)
+    config = settings.config
+    named = {
+        **{f'caps.agent."{name}"': name for name in config.caps.get("agent", {})},
+        **{f'caps.tool."{name}"': name for name in config.caps.get("tool", {})},
+        **{f'rates.{kind}."{name}"': name for kind, table in config.rates.items() for name in table},
+        **{f'prices."{name}"': name for name in config.prices},
+        **{f'labels."{name}"': name for name in config.labels},
+    }
+    idle = [key for key, name in named.items() if name != DEFAULT and not _matches(name, _registered(settings))]
+    said = f"{len(named) + len(config.caps.get('user', {})) + len(config.caps.get('tenant', {}))} settings"
+    return f"{said}; warning, nothing that is registered fits: {', '.join(idle)}" if idle else said
+
+
+def _registered(settings: Settings) -> list[str]:
+    """Names and resources that a running broker knows; none where none runs."""
+    try:
+        agents = BrokerClient(settings).get("/api/agents")["agents"]
+    except Unreachable:
+        return []
+    return [told for a in agents for told in (a["name"], *(f"{a['kind']}/{a['name']}/{op}" for op in a["serves"]))]
+
+
+def _matches(name: str, registered: list[str]) -> bool:
+    """Whether ``name`` fits something that is registered, or nothing is that could tell."""
+    return not registered or any(fnmatchcase(one, name) for one in registered)
 
 
 def _policies(settings: Settings) -> str:

@@ -97,11 +97,12 @@ class Key(NamedTuple):
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """What one replica took out of an account, and what it said it had spent and held of it when it last wrote."""
+    """What one replica took out of an account, and what it said it had spent and held of it, by which cap, when it last wrote."""
 
     granted: Budget
     spent: Budget = ZERO
     held: Budget = ZERO
+    cap: Cap | None = None
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
@@ -195,7 +196,7 @@ def grant(account: Account, who: str, part: Slice, need: Budget) -> Account | No
     if not missing.within(left):
         return None
     more = granted + _size(missing, part.last, left)
-    return _write(account, who, Lease(more, part.spent, part.held))
+    return _write(account, who, Lease(more, part.spent, part.held, part.cap))
 
 
 def _size(missing: Budget, last: Budget, left: Budget) -> Budget:
@@ -206,15 +207,23 @@ def _size(missing: Budget, last: Budget, left: Budget) -> Budget:
 
 def report(account: Account, who: str, part: Slice) -> Account:
     """The account after ``who`` said what it has spent and holds; what it spent beyond its lease is taken from what is left."""
-    return _write(account, who, Lease(_known(account, who).join(part.busy), part.spent, part.held))
+    return _write(account, who, Lease(_known(account, who).join(part.busy), part.spent, part.held, part.cap))
 
 
 def give_back(account: Account, who: str, part: Slice) -> Account:
     """The account after ``who`` kept no more than what is busy in ``part``; a lease of which nothing is held ends."""
     if part.held != ZERO:
-        return _write(account, who, Lease(part.busy, part.spent, part.held))
+        return _write(account, who, Lease(part.busy, part.spent, part.held, part.cap))
     leases = {name: lease for name, lease in account.leases.items() if name != who}
     return replace(account, used=account.used + part.spent, leases=leases)
+
+
+def disagreement(account: Account, who: str, cap: Cap) -> str | None:
+    """Which other replica goes by another cap for this account, or None."""
+    for name, lease in account.leases.items():
+        if name != who and lease.cap is not None and lease.cap != cap:
+            return f"replica {name} goes by {lease.cap.shown(lease.cap.budget)}, this one by {cap.shown(cap.budget)}"
+    return None
 
 
 def _known(account: Account, who: str) -> Budget:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from remit_broker.core.accounts import KINDS, WINDOWS, Cap, Key, Kind, Window
 from remit_schemas.budget import UNITS, parse_budget
 from remit_schemas.errors import Refusal
-from remit_schemas.names import is_principal, parse_resource
+from remit_schemas.names import is_principal, normalize, parse_resource
 
 DEFAULT: Final = "default"
 EVERY_TOOL: Final = "mcp/*/*"
@@ -42,11 +42,11 @@ class Caps:
     """All caps. False where there are none; then nothing is asked about any call."""
 
     def __init__(self, tables: Mapping[Kind, Mapping[str, Table]]) -> None:
-        self._tables = tables
+        self.tables = tables
         self._tools = [(name, table) for name, table in tables.get("tool", {}).items() if name != DEFAULT]
 
     def __bool__(self) -> bool:
-        return any(table for named in self._tables.values() for table in named.values())
+        return any(table for named in self.tables.values() for table in named.values())
 
     def of(self, whose: Whose) -> list[tuple[Key, Cap]]:
         """Every account that a call counts in, with its cap."""
@@ -73,13 +73,13 @@ class Caps:
 
     def named(self, tenant: str) -> Iterator[Key]:
         """The accounts that the configuration names, used or not."""
-        for kind, tables in self._tables.items():
+        for kind, tables in self.tables.items():
             for name in tables:
                 if kind == "tenant" or name != DEFAULT:
                     yield from (Key(tenant, kind, name, window) for window in self._named(kind, name))
 
     def _named(self, kind: Kind, name: str) -> Table:
-        tables = self._tables.get(kind, {})
+        tables = self.tables.get(kind, {})
         own = tables.get(name, {})
         # A pattern is no tool: what every tool may by itself is nothing to it.
         whole = {} if kind == "tool" and _is_pattern(name) and name in tables else tables.get(DEFAULT, {})
@@ -102,15 +102,18 @@ def parse_caps(raw: Mapping[str, Mapping[str, Mapping[str, str]]]) -> Caps:
 
 def parse_cap(text: str) -> Cap:
     """``usd=5,calls=2000``: what is not named is not capped. Raises a MALFORMED refusal or ValueError for a zero."""
-    budget = parse_budget(text)
-    words = text.replace(",", " ").split()
-    named = {
-        unit for unit, mark in zip(UNITS, ("usd", "tokens", "calls"), strict=True) if any(mark in w for w in words)
-    }
+    budget, named = parse_budget(text), units_named(text)
     amounts = {unit: getattr(budget, unit) for unit in UNITS if unit in named}
     if zero := [unit for unit, amount in amounts.items() if not amount]:
         raise ValueError(f"{zero[0]} is 0")
     return Cap(**amounts)
+
+
+def units_named(text: str) -> frozenset[str]:
+    """The units that an amount such as ``usd=5,calls=2000`` says something of, also where that is zero."""
+    words = text.replace(",", " ").split()
+    marks = zip(UNITS, ("usd", "tokens", "calls"), strict=True)
+    return frozenset(unit for unit, mark in marks if any(mark in word for word in words))
 
 
 def _table(key: str, windows: Mapping[str, str]) -> Table:
@@ -138,6 +141,8 @@ def _require_name(kind: str, name: str) -> None:
         return
     if kind == "tenant":
         raise BadCap(key, "there is no such tenant", "the one tenant there is, is default")
+    if name != normalize(name):
+        raise BadCap(key, "names are compared in their NFKC form, and this is another", f"write {normalize(name)!r}")
     if kind == "user" and (not name or len(name) > 256 or not name.isprintable()):
         raise BadCap(key, "no user is called so", "use 1 to 256 printable characters")
     if kind == "agent" and not is_principal(name):
@@ -165,6 +170,11 @@ def _require_effective(caps: Caps, tables: Mapping[Kind, Mapping[str, Table]]) -
         for name, own in named.items():
             around = [(f'caps.{kind}."{name}"', caps._named(kind, name))]
             if kind == "tool":
+                for other in named:
+                    if DEFAULT not in (name, other) and other < name and _within(name, other) and _within(other, name):
+                        raise BadCap(
+                            f'caps.tool."{name}"', f'it matches the same tools as caps.tool."{other}"', "say it once"
+                        )
                 around += [
                     (f'caps.tool."{p}"', t) for p, t in named.items() if p not in (name, DEFAULT) and _within(name, p)
                 ]

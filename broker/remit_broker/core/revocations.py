@@ -66,6 +66,8 @@ class Revoked:
 
     def check(self, actors: Iterable[str], user: str, resource: Resource | None = None) -> Entry | None:
         """The first entry that stops a call of ``resource`` by ``actors`` for ``user``; tenant and pause are not looked at."""
+        if not self.last:
+            return None
         if found := self._in_force("user", user):
             return found
         for name in actors:

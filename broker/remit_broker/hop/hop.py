@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -18,14 +18,10 @@ from remit_schemas.names import Resource
 from remit_schemas.records import Decision, Epochs, Finding, HopClosed, HopOpened, HopParked, HopRefused, HopResumed
 from remit_schemas.scope import Scope
 
-T = TypeVar("T")
 
-
-def _set(value: T | None) -> T:
+def _missing() -> NoReturn:
     """A field that an earlier stage sets. Missing, it is a bug in the order of the stages, so it fails closed."""
-    if value is None:
-        raise RuntimeError("a stage ran before the one that feeds it")
-    return value
+    raise RuntimeError("a stage ran before the one that feeds it")
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -116,32 +112,32 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     @property
     def held(self) -> Grant:
         """The caller's grant, verified."""
-        return _set(self.grant)
+        return self.grant if self.grant is not None else _missing()
 
     @property
     def past(self) -> Fold:
         """The fold this hop was decided on."""
-        return _set(self.fold)
+        return self.fold if self.fold is not None else _missing()
 
     @property
     def above(self) -> Node:
         """The caller's own hop in the fold."""
-        return _set(self.parent)
+        return self.parent if self.parent is not None else _missing()
 
     @property
     def aim(self) -> Target:
         """The target."""
-        return _set(self.target)
+        return self.target if self.target is not None else _missing()
 
     @property
     def given(self) -> Child:
         """What the callee is to be given."""
-        return _set(self.child)
+        return self.child if self.child is not None else _missing()
 
     @property
     def judged(self) -> Verdict:
         """The policy's verdict."""
-        return _set(self.verdict)
+        return self.verdict if self.verdict is not None else _missing()
 
     @property
     def intent(self) -> HopOpened | HopResumed:

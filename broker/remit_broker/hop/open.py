@@ -94,7 +94,7 @@ def _has_room(fold: Fold) -> None:
 
 def _not_too_often(hop: Hop, ports: Ports) -> None:
     """Asked last, so that only calls that would be opened use up a target's rate. A detached one is not called yet."""
-    if not hop.request.detach and (wait := ports.target_rates.admit(hop.aim.callee)):
+    if not hop.request.detach and (wait := ports.target_rates.admit(str(hop.resource))):
         raise refusal(
             Code.RATE_LIMITED, f"{hop.aim.callee} is called too often", rule="open.target-rate",
             ask=f"wait {wait:.3f} s before the next call", retry_after=round(wait, 3),

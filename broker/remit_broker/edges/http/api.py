@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 import msgspec
@@ -11,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from remit_broker.core import nkey
+from remit_broker.core.accounts import KINDS
 from remit_broker.core.listing import ChainFilter
 from remit_broker.core.near import meant
 from remit_broker.core.registry import Principal
@@ -135,7 +137,21 @@ class Api:
         return {**await self._describe(), "published": self._published}
 
     async def _list_budgets(self, request: Request, who: str) -> Any:
-        return {"budgets": await self._budgets(self._tenant)}
+        wanted = dict(request.query_params)
+        if set(wanted) - {"kind", "name"} or wanted.get("kind", KINDS[0]) not in KINDS:
+            raise refusal(
+                Code.MALFORMED, "budgets are asked for by kind and name", rule="api.query",
+                ask=f"kind is one of {', '.join(KINDS)}; name may be a pattern",
+            )  # fmt: skip
+        kind, name = wanted.get("kind"), wanted.get("name", "*")
+        rows = await self._budgets(self._tenant)
+        # A pattern names itself too: tools that share an account are shown under it.
+        fits = [
+            row
+            for row in rows
+            if kind in (None, row["kind"]) and (row["name"] == name or fnmatchcase(row["name"], name))
+        ]
+        return {"budgets": fits}
 
     async def _agents(self, request: Request, who: str) -> Any:
         return {"agents": [self._described(p) for p in self._directory.principals()]}

@@ -1,0 +1,1 @@
+"""What content is searched for, and how: tables of kinds, ways in which text is disguised, places in nested JSON."""
