@@ -153,7 +153,7 @@ def wired() -> Iterator[None]:
         (app, "bind_http", _Nothing),
         (app, "answer_callout", _no_callout),
         (app, "CedarEngine", type("Cedar", (), {"load": staticmethod(lambda *_: policy)})),
-        (app, "SecretDetectors", lambda *_, **__: blind),
+        (app, "ContentDetectors", lambda *_, **__: blind),
         (app, "require_servers", _left_out),
         (app, "JsonSchemas", lambda: schemas),
         (app, "SqliteIndex", type("Index", (), {"open": staticmethod(index)})),
