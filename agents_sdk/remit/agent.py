@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar, overload
 
+import msgspec
+
 from remit.caller import ask_service
 from remit.client import CONNECT_SECONDS, BusClient, log
 from remit.credentials import Credentials, CredentialsError, find_credentials, read_credentials
@@ -20,6 +22,7 @@ from remit.serve import Trust, Worker
 from remit.task import Task
 from remit_schemas.errors import Code, Effect
 from remit_schemas.keys import KeySet
+from remit_schemas.model_prices import ModelPrice, ModelPrices
 from remit_schemas.names import is_principal, token
 
 F = TypeVar("F", bound=Function)
@@ -55,6 +58,7 @@ class Agent:
         self._credentials: Credentials | None = None
         self._client: BusClient | None = None
         self._worker: Worker | None = None
+        self._prices = ModelPrices({})
         self._attaching: asyncio.Task[None] | None = None
 
     # Skills
@@ -64,14 +68,15 @@ class Agent:
     @overload
     def skill(
         self, /, *, name: str | None = None, title: str = "", description: str | None = None, needs: Sequence[str] | None = None,
-        effect: Effect = "unknown",
+        effect: Effect = "unknown", models: bool = True,
     ) -> Callable[[F], F]: ...  # fmt: skip
     def skill(self, function: Any = None, /, **fields: Any) -> Any:
         """Serve ``agent/<name>/<skill>`` with an async function that takes the hop and then the arguments, by their annotations.
 
         ``needs`` are the scopes it may ever be given: what it calls, at most (left out: whatever its caller gives). ``effect`` is
-        what a failure may have left behind: ``none`` for a skill that changes nothing itself. Name, title and description (else
-        the docstring) are what callers and their models see.
+        what a failure may have left behind: ``none`` for a skill that changes nothing itself. ``models=False``
+        says that it calls no model, so that its own cost is known to be nothing. Name, title and description (else the docstring)
+        are what callers and their models see.
         """
         # Types that are local to the function in which the skill is written can be named in its annotations.
         locals_ = sys._getframe(1).f_locals
@@ -97,7 +102,7 @@ class Agent:
             return
         try:
             trust = await self._attach(client, seconds(patience))
-            self._worker = worker = Worker(client, trust, self.skills, self._concurrency)
+            self._worker = worker = Worker(client, trust, self.skills, self._concurrency, self._prices)
             client.on_reconnect = self._attach_again
             # INVARIANT: only with the queue group of our own name; the bus permits nothing else
             # (test_a_plain_subscription_beside_the_queue_copies_nothing).
@@ -180,6 +185,9 @@ class Agent:
         while True:
             try:
                 told = await ask_service(client, ("attach", "put"), args)
+                self._prices = _prices(told)
+                if self._worker is not None:
+                    self._worker.prices = self._prices
                 return self._trust(told)
             except Refused as no:
                 if no.code not in _WAIT or asyncio.get_running_loop().time() + pause > until:
@@ -223,6 +231,15 @@ class Agent:
         if self._attaching is not None:
             self._attaching.cancel()
         self._attaching = asyncio.get_running_loop().create_task(again())
+
+
+def _prices(told: Any) -> ModelPrices:
+    """What the broker says that models cost; without that, or where it cannot be read, every model is a dear one."""
+    try:
+        return ModelPrices(msgspec.convert(told.get("models", {}), dict[str, ModelPrice], strict=True))
+    except (AttributeError, msgspec.ValidationError):
+        log.warning("the broker's prices of models cannot be read")
+        return ModelPrices({})
 
 
 def _exit(message: str, code: int) -> None:

@@ -26,6 +26,7 @@ from remit.answers import Answer, Answers
 from remit.credentials import Credentials
 from remit.errors import Refused, refused
 from remit.link import OnMessage
+from remit.overlap import Overlap
 from remit_schemas.envelope import MAX_ENVELOPE, Request, encode
 from remit_schemas.errors import Code
 from remit_schemas.subjects import inbox_prefix
@@ -35,6 +36,11 @@ log: Final = logging.getLogger("remit")
 CONNECT_SECONDS: Final = 10.0
 _REDIAL: Final = (0.05, 5.0)
 """First and last pause, in seconds, between attempts to connect again."""
+
+_RENEW: Final = 0.6
+"""Part of the life of a connection's permissions after which another one is made."""
+_BOTH: Final = 0.5
+"""Seconds for which both listen: in a cluster, other servers learn of a new listener a little later."""
 
 _AGAIN: Final = 0.1
 """Seconds until what nobody heard is said again."""
@@ -60,6 +66,9 @@ class BusClient:
         self.on_reconnect: Callable[[], None] = lambda: None
         self._bus = bus
         self._seed = credentials.nkey_seed if credentials else None
+        self._lives = credentials.connection_seconds if credentials else None
+        self._overlap: Overlap | None = None
+        self._renewing: asyncio.Task[None] | None = None
         self._answers = Answers(inbox_prefix(name, self.connection))
         self._on_control: OnMessage = lambda _, __: None
         self._serving: dict[str, tuple[str, OnMessage]] = {}
@@ -86,9 +95,10 @@ class BusClient:
     async def close(self) -> None:
         """Send what is left and disconnect. Requests in flight end with CANCELLED."""
         self._leaving = True
-        if self._redialling is not None:
-            self._redialling.cancel()
-            await asyncio.gather(self._redialling, return_exceptions=True)
+        for task in (self._redialling, self._renewing):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         client, self._nc = self._nc, None
         # Whoever waits for the connection need not wait any longer.
         self._up.set()
@@ -129,7 +139,10 @@ class BusClient:
                 ping_interval=10,
                 max_outstanding_pings=2,
             )
-            await client.subscribe(f"{inbox_prefix(self.name, self.connection)}.>", cb=self._on_inbox)
+            # The one connection hears for the other as well, until that one is alone.
+            overlap = self._overlap
+            hear = overlap.hear_new if overlap is not None else self._hear_alone
+            await client.subscribe(f"{inbox_prefix(self.name, self.connection)}.>", cb=hear)
             self._subscriptions = [
                 await client.subscribe(subject, queue=queue, cb=_handing(on_message))
                 for subject, (queue, on_message) in self._serving.items()
@@ -145,6 +158,39 @@ class BusClient:
         self._nc = client
         self._gone = asyncio.get_running_loop().create_future()
         self._up.set()
+        if self._lives is not None and self._overlap is None:
+            if self._renewing is not None:
+                self._renewing.cancel()
+            self._renewing = asyncio.get_running_loop().create_task(self._renew(self._lives * _RENEW))
+
+    async def _hear_alone(self, message: Msg) -> None:
+        await (self._overlap.hear_old(message) if self._overlap is not None else self._on_inbox(message))
+
+    async def _renew(self, seconds: float) -> None:
+        """A new connection in good time, and then the end of the old one.
+
+        INVARIANT: permissions that run out cost no reply and no call (test_permissions_that_run_out_cost_no_reply).
+        """
+        while True:
+            await asyncio.sleep(seconds)
+            old, services = self._nc, self._subscriptions
+            if old is None:
+                return  # it broke before; whoever connects again begins anew
+            self._overlap = overlap = Overlap(self._on_inbox)
+            try:
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    await self._dial(CONNECT_SECONDS)
+                await asyncio.sleep(_BOTH)
+                with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+                    for subscription in services:
+                        await subscription.drain()  # type: ignore[no-untyped-call]
+                    await old.drain()
+            except (TimeoutError, OSError, nats.errors.Error) as error:
+                log.warning("%s cannot renew its connection: %s", self.name, str(error) or type(error).__name__)
+                seconds = min(seconds, 1.0)
+            finally:
+                await overlap.end()
+                self._overlap = None
 
     def _lost(self, client: Client) -> None:
         if self._leaving or client is not self._nc:

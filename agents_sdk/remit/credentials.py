@@ -38,6 +38,8 @@ class Credentials:
     keys: KeySet | None
     nkey_seed: str = field(repr=False)
     path: Path
+    connection_seconds: float | None = None
+    """Life of a connection's permissions, where the file says it."""
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +49,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True):
     kind: str = "agent"
     issuer: str | None = None
     jwks: dict[str, Any] | None = None
+    connection_seconds: float | None = None
 
 
 def find_credentials(name: str, where: str | os.PathLike[str] | None = None) -> Path:
@@ -86,7 +89,7 @@ def read_credentials(path: str | os.PathLike[str], name: str) -> Credentials:
     if (raw.issuer is None) != (keys is None):
         raise CredentialsError(f"{where} must have both issuer and jwks, or neither")
     _check_seed(raw.nkey_seed, where)
-    return Credentials(raw.agent, raw.bus, raw.issuer, keys, raw.nkey_seed, where)
+    return Credentials(raw.agent, raw.bus, raw.issuer, keys, raw.nkey_seed, where, raw.connection_seconds)
 
 
 def _check_seed(seed: str, where: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final
 
@@ -10,11 +11,14 @@ from remit.caller import Caller
 from remit.errors import Refused, refused, text
 from remit.flow import Flow
 from remit.link import Link
+from remit.meter import Meter, Metered, read_prices
 from remit.plain import micros, plain
+from remit.streaming import pieces_of, said
 from remit_schemas.budget import ONE_CALL, ZERO, Budget
 from remit_schemas.envelope import Dispatch, Event, Frame, Progress, encode
 from remit_schemas.errors import Code
 from remit_schemas.grant import Grant
+from remit_schemas.model_prices import ModelPrices
 
 MAX_PROGRESS: Final = 1000
 """Progress frames of one hop that are sent; the rest are dropped, since they are for people."""
@@ -28,8 +32,10 @@ _MESSAGE: Final = 4096
 class Hop(Caller):
     """What a skill is called with, first of all. ``id`` and ``txn`` name it; ``grant`` is the verified grant it works under."""
 
-    def __init__(self, link: Link, grant: Grant, dispatch: Dispatch, where: str) -> None:
-        """``where`` is the subject that its frames go to."""
+    def __init__(
+        self, link: Link, grant: Grant, dispatch: Dispatch, where: str, prices: ModelPrices | None = None
+    ) -> None:
+        """``where`` is the subject that its frames go to, ``prices`` are those of models."""
         super().__init__(link, grant.token, dispatch.txn, grant.claims.budget, dispatch.deadline / 1000)
         self.id: Final = dispatch.hop
         self.resource: Final = dispatch.resource
@@ -38,6 +44,8 @@ class Hop(Caller):
         self._where = where
         self._largest = dispatch.parts
         self._flow = Flow(dispatch.window)
+        self._prices = prices or ModelPrices({})
+        self._due: list[Callable[[], None]] = []
         self._progress = self._events = 0
         # A hop costs one call, its own.
         self._spent = ONE_CALL
@@ -84,9 +92,59 @@ class Hop(Caller):
         """Report what the work itself used, such as a model's tokens; it adds up. What calls cost is known without this."""
         if tokens < 0:
             raise refused(Code.MALFORMED, "a cost is not negative", rule="value.cost", ask="report what was used")
-        used = Budget(micros(usd), tokens, 0)
+        self.charge(Budget(micros(usd), tokens, 0))
+
+    def charge(self, used: Budget) -> None:
+        """As :meth:`cost`, for an amount."""
         self.reported = (self.reported or ZERO) + used
         self._spent = self._spent + used
+
+    def meter(self, model: Any, name: str = "", prices: Mapping[str, str] | None = None) -> Any:
+        """``model`` as it is, but that each of its calls adds what it used to the cost of this hop.
+
+        It is a function that calls a model, an object with ``invoke``, ``ainvoke`` or ``astream``, or a client in the shape of
+        OpenAI's or Anthropic's; sync or async, with an answer or a stream. ``name`` is the model's, where neither the call nor the
+        answer says it. Prices are those of the broker's configuration, or ``prices``: ``{"gpt-4o": "in=2.5,out=10,call=0.05"}``,
+        dollars for a million tokens, and for a call of which nobody says what it used. What is spent already is refused with
+        BUDGET_EXCEEDED before the model is called.
+        """
+        table = self._prices if prices is None else read_prices(prices)
+        # From now on the cost is known, also where it is none.
+        self.charge(ZERO)
+        return Metered(model, Meter(self, table, name))
+
+    @property
+    def tokens_given(self) -> bool:
+        """Whether this hop was given any tokens to spend."""
+        return self._limit.tokens > 0
+
+    def due(self, settle: Callable[[], None]) -> None:
+        """Have ``settle`` done before the hop ends: it charges what a stream used that was not read to its end."""
+        self._due.append(settle)
+
+    def settle(self) -> None:
+        """Charge what is still due."""
+        for settle in self._due:
+            settle()
+
+    async def stream(self, source: Any, *args: Any, **kwargs: Any) -> Any:
+        """Send what ``source`` says, piece by piece, each as an event, and return all of it.
+
+        ``source`` is an async iterator, an object with ``astream`` (LangChain, LangGraph) or ``run_stream``, or a function that gives
+        such an iterator; it is called with the arguments. Of messages their text is sent. Returned is the joined text where all
+        pieces were text, else the last piece. Within the window of the caller it waits for its reader, as :meth:`event` does.
+        """
+        texts: list[str] | None = []
+        last: Any = None
+        async for piece in pieces_of(source, args, kwargs):
+            last = plain(said(piece), "a piece of the stream", Code.MALFORMED)
+            if not isinstance(last, str):
+                texts = None
+            elif texts is not None:
+                texts.append(last)
+            if last != "":
+                await self.event(last)
+        return last if texts is None else "".join(texts)
 
     @staticmethod
     def text(value: Any) -> str:

@@ -28,7 +28,8 @@ _NAMED: Final = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYW
 class Skill:
     """A function that serves calls. ``needs`` is the most it may ever be given (None: no limit of its own).
 
-    ``effect`` is what may have happened when it fails by an exception: ``none`` for one that changes nothing itself.
+    ``effect`` is what may have happened when it fails by an exception: ``none`` for one that changes nothing itself. ``models`` of
+    False says that it calls no model, so that what it costs by itself is known to be nothing unless it reports a cost.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Skill:
     output_schema: Mapping[str, Any] | None = None
     needs: tuple[str, ...] | None = None
     effect: Effect = "unknown"
+    models: bool = True
 
     def definition(self) -> dict[str, Any]:
         """As it is registered with the broker."""
@@ -96,6 +98,7 @@ def skill_of(function: Function, *, locals_: Mapping[str, Any] | None = None, **
         output_schema=_output_schema(name, types.get("return", Any)),
         needs=None if needs is None else tuple(needs),
         effect=fields.get("effect") or "unknown",
+        models=fields.get("models", True),
     )
 
 

@@ -18,6 +18,7 @@ from remit.hop import Hop
 from remit.link import Link
 from remit.plain import plain
 from remit.schema import Skill
+from remit_schemas.budget import ZERO
 from remit_schemas.callee import Seen, answer_subject, check_dispatch
 from remit_schemas.control import parse_control
 from remit_schemas.envelope import (
@@ -32,6 +33,7 @@ from remit_schemas.envelope import (
 from remit_schemas.errors import Code, Effect, ErrorBody, Refusal, refusal
 from remit_schemas.grant import Grant
 from remit_schemas.keys import KeySet
+from remit_schemas.model_prices import ModelPrices
 from remit_schemas.names import parse_resource
 from remit_schemas.parts import split
 from remit_schemas.subjects import parse_service
@@ -78,11 +80,15 @@ class Trust:
 class Worker:
     """The hops that an agent has in hand. They run side by side."""
 
-    def __init__(self, link: Link, trust: Trust, skills: Mapping[str, Skill], concurrency: int) -> None:
+    def __init__(
+        self, link: Link, trust: Trust, skills: Mapping[str, Skill], concurrency: int, prices: ModelPrices | None = None
+    ) -> None:
         self._link, self._trust, self._skills, self._concurrency = link, trust, skills, concurrency
         self._hops: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._answering: set[asyncio.Task[None]] = set()
         self._cancelled: set[tuple[str, str]] = set()
+        self.prices = prices or ModelPrices({})
+        """Of models, as the broker says them."""
         self._flows: dict[tuple[str, str], Flow] = {}
 
     def __len__(self) -> int:
@@ -109,7 +115,7 @@ class Worker:
             if no.body.code not in (Code.DUPLICATE, Code.DEADLINE_EXCEEDED):
                 self._answer(where, Error(error=no.body))
             return
-        hop = Hop(self._link, grant, dispatch, where)
+        hop = Hop(self._link, grant, dispatch, where, self.prices)
         key = (dispatch.txn, dispatch.hop)
         self._flows[key] = hop._flow
         task = asyncio.get_running_loop().create_task(self._serve(hop, skill, arguments, where), name=f"hop {hop.id}")
@@ -219,6 +225,9 @@ class Worker:
             self._cancelled.discard(key)
             # INVARIANT: one final frame, whatever happened above (test_a_cancelled_hop_ends_with_exactly_one_final_frame). It
             # is sent by a task of its own, since this one may be cancelled once more while it waits.
+            hop.settle()
+            if not skill.models:
+                hop.charge(ZERO)
             self._begin(self._finish(hop, msgspec.structs.replace(final, cost=hop.reported)))
             await hop._end()
 

@@ -10,8 +10,11 @@ import json
 import logging
 import os
 import secrets
+import time
 from contextlib import AsyncExitStack
 from typing import Any, Final
+
+import msgspec
 
 from remit_broker import __version__
 from remit_broker.adapters.admin_stream import AdminStream
@@ -66,6 +69,8 @@ from remit_schemas.keys import KeySet
 log = logging.getLogger("remit")
 
 ALONE: Final = Place()
+SAID_AGAIN: Final = 60.0
+"""Seconds after which what is wrong with a connection is logged again."""
 
 
 class Broker:
@@ -79,7 +84,7 @@ class Broker:
         self.ended: asyncio.Event = asyncio.Event()
         """Set when something the broker cannot live without has ended."""
         self._stack = AsyncExitStack()
-        self._bus_said: dict[str, str] = {}
+        self._bus_said: dict[tuple[str, str], float] = {}
 
     async def __aenter__(self) -> Broker:
         try:
@@ -168,9 +173,11 @@ class Broker:
         self.ended.set()
 
     def _bus_error(self, name: str, error: Exception) -> None:
-        # Every attempt to connect again says the same: once is enough.
-        if self._bus_said.get(name) != str(error):
-            self._bus_said[name] = str(error)
+        # Every attempt to connect again says the same two or three things: once a minute is enough.
+        now = time.monotonic()
+        if now - self._bus_said.get((name, str(error)), float("-inf")) > SAID_AGAIN:
+            self._bus_said = {key: at for key, at in self._bus_said.items() if now - at <= SAID_AGAIN}
+            self._bus_said[name, str(error)] = now
             log.warning("%s: %s", name, error)
 
     async def _callout(self) -> None:
@@ -292,14 +299,16 @@ class Broker:
             ) from None  # fmt: skip
 
     async def _take_requests(self) -> None:
-        edge = BusEdge(self.nats.bus, "default", self.ports, self.registry.attach, self.published())
+        told = {**self.published(), "models": msgspec.to_builtins(self.settings.models)}
+        edge = BusEdge(self.nats.bus, "default", self.ports, self.registry.attach, told)
         self._tenant_bus.on_input, self._tenant_bus.on_unwanted = edge.on_input, edge.on_unwanted
         await edge.start()
         self._stack.push_async_callback(edge.stop, self.settings.config.limits.drain)
 
     def published(self) -> dict[str, Any]:
-        """What an agent needs to verify grants: the issuer and the public keys."""
-        return {"issuer": self.settings.config.issuer, "jwks": self.keys.jwks()}
+        """What an agent needs: the issuer and the public keys to verify grants with, and how long a connection lives."""
+        config = self.settings.config
+        return {"issuer": config.issuer, "jwks": self.keys.jwks(), "connection_seconds": config.bus.connection_ttl}
 
     async def _serve(self, server: HttpServer) -> None:
         self._supervisor = supervisor = ServerSupervisor(

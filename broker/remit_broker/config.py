@@ -19,6 +19,7 @@ from remit_broker.core.caps import BadCap, Caps, parse_caps
 from remit_broker.core.rates import BadRate, Rate, Rates, parse_rates
 from remit_schemas.budget import Budget, parse_budget
 from remit_schemas.errors import Refusal
+from remit_schemas.model_prices import DEAREST, DEFAULT, ModelPrice, parse_model_price
 from remit_schemas.names import is_principal
 
 FILE: Final = "remit.toml"
@@ -108,6 +109,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     traces: TracesConfig = TracesConfig()
     content: ContentConfig = ContentConfig()
     prices: dict[str, str] = {}
+    models: dict[str, str] = {}
     labels: dict[str, tuple[str, ...]] = {}
     caps: dict[str, dict[str, dict[str, str]]] = {}
     rates: dict[str, dict[str, str]] = {}
@@ -123,6 +125,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     prices: dict[str, Budget]
     cycles: frozenset[tuple[str, str]]
     caps: Caps = Caps({})
+    models: dict[str, ModelPrice] = {}
     rates: Rates = Rates()
 
     @property
@@ -193,6 +196,7 @@ def settings(file: Path, raw: object) -> Settings:
         prices={pattern: _price(file, pattern, text) for pattern, text in config.prices.items()},
         cycles=frozenset(_pair(file, text) for text in config.limits.allow_cycles),
         caps=_caps(file, config.caps),
+        models=_models(file, config.models),
         rates=_rates(file, config),
     )
 
@@ -289,6 +293,17 @@ def _price(file: Path, pattern: str, text: str) -> Budget:
         return parse_budget(text)
     except Refusal as bad:
         raise ConfigError(f"{file}: prices.{pattern!r}: {bad.body.message}", bad.body.ask) from None
+
+
+def _models(file: Path, raw: Mapping[str, str]) -> dict[str, ModelPrice]:
+    prices: dict[str, ModelPrice] = {}
+    # The default first: a price that does not say what a call costs takes it from there.
+    for name in sorted(raw, key=lambda name: name != DEFAULT):
+        try:
+            prices[name] = parse_model_price(raw[name], prices.get(DEFAULT, DEAREST))
+        except Refusal as bad:
+            raise ConfigError(f"{file}: models.{name!r}: {bad.body.message}", bad.body.ask) from None
+    return {DEFAULT: DEAREST, **prices}
 
 
 def _caps(file: Path, raw: Mapping[str, Mapping[str, Mapping[str, str]]]) -> Caps:

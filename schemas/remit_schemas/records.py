@@ -124,6 +124,7 @@ class HopClosed(_Record, frozen=True, tag="hop.closed"):
     code: Code | None = None
     rule: str = ""
     reason: str = ""
+    unmetered: bool = False
     result_digest: str = ""
     result_size: int = 0
     decision: Decision | None = None

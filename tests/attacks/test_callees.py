@@ -220,6 +220,7 @@ GARBAGE: dict[str, bytes] = {
     "a negative cost": b'{"frame":"result","value":1,"cost":{"usd_micros":-5,"tokens":0,"calls":0}}',
     "a cost that is a float": b'{"frame":"result","value":1,"cost":{"usd_micros":0.5,"tokens":0,"calls":0}}',
     "a cost beyond 2^53": b'{"frame":"result","value":1,"cost":{"usd_micros":9007199254740993,"tokens":0,"calls":0}}',
+    "a cost that is a text": b'{"frame":"result","value":1,"cost":{"usd_micros":"5","tokens":0,"calls":0}}',
     "half a cost": b'{"frame":"result","value":1,"cost":{"calls":1}}',
     "a cost with an extra unit": b'{"frame":"result","value":1,"cost":{"usd_micros":0,"tokens":0,"calls":0,"x":1}}',
     "an error of no known code": failure(code="PLEASE_RETRY"),

@@ -68,6 +68,7 @@ def test_the_starter_shows_every_key_with_its_default(file: Path) -> None:
             "traces",
             "content",
             "prices",
+            "models",
             "labels",
             "caps",
             "rates",

@@ -91,6 +91,8 @@ def hop_line(opened: dict[str, Any], later: list[dict[str, Any]]) -> Text:
     head += line((f"{closed['ms']} ms  {cost(closed['spent'])}", "dim"))
     if parks := sum(record["kind"] == "hop.parked" for record in later):
         head += line((f"  asked for an input {'once' if parks == 1 else f'{parks} times'}", "dim"))
+    if closed.get("unmetered"):
+        head += line(("  unmetered", "yellow"))
     if redacted := sum(len(record.get("redacted", ())) for record in (opened, *later)):
         head += line((f"  redacted {redacted}", "yellow"))
     if outcome == "ok":

@@ -132,6 +132,8 @@ def _hop(begun: _Begun, closed: HopClosed, user: str, more: dict[str, Value]) ->
         attributes["error.type"] = closed.code or ("tool_error" if closed.outcome == "failed" else closed.outcome)
     if closed.rule:
         attributes["remit.rule"] = closed.rule
+    if closed.unmetered:
+        attributes["remit.unmetered"] = True
     return SpanData(
         trace=closed.txn, span=closed.hop, parent=begun.parent, name=_name(begun.resource), kind="client",
         start=_nanos(begun.at), end=max(_nanos(closed.at), _nanos(begun.at)), attributes=attributes,

@@ -86,6 +86,7 @@ def outcome(hop: Hop, ports: Ports, fold: Fold, body: ErrorBody | None) -> HopCl
             code=inner.code if inner else None,
             rule=inner.rule[:256] if inner else "",
             reason=inner.message[:1024] if inner else "",
+            unmetered=_unmetered(hop, kind, effect),
             result_digest=seen.digest if seen else "",
             result_size=seen.size if seen else 0,
             decision=seen.decision if seen else None,
@@ -138,6 +139,17 @@ def reported(hop: Hop) -> Budget:
         return said
     price = hop.aim.price
     return Budget(price.usd_micros, price.tokens, max(price.calls - 1, 0))
+
+
+def _unmetered(hop: Hop, outcome: Outcome, effect: Effect) -> bool:
+    """Whether an agent worked and did not say what that cost, so that its price stands in for it.
+
+    INVARIANT: what nobody measured is not shown as if somebody had (test_an_agent_that_reports_no_cost_is_unmetered).
+    """
+    said = hop.final.cost if hop.final is not None else None
+    worked = effect != "none" and not hop.request.detach
+    # After the other outcomes all that it held is charged anyway, and the outcome says why.
+    return hop.aim.kind == "agent" and said is None and worked and outcome not in WHOLE_HOLD
 
 
 def abandoned(fold: Fold, hop: str, ports: Ports, reason: str, outcome: Outcome = "cancelled") -> HopClosed:

@@ -15,7 +15,7 @@ import re2  # type: ignore[import-untyped,unused-ignore]
 
 from remit_broker.adapters.content.kinds import BEHIND
 from remit_broker.adapters.content.search import KINDS, PASS, Gate, Work, group, options
-from remit_broker.adapters.content.walk import BETWEEN, Part, Quick
+from remit_broker.adapters.content.walk import BETWEEN, SHORTEST_JOINED, Part, Quick
 
 EDGE: Final = 128
 """Bytes at either end of a string that may be a piece of something."""
@@ -65,10 +65,11 @@ class Joins:
 
     def possible(self, found: Quick, work: Work) -> bool:
         """Whether there may be something: no, for nearly every value."""
-        if len(found.texts) + len(found.names) < 2:
+        rows = [*("".join(map(_ends, run)) for run in (found.texts, found.names) if len(run) > 1)]
+        rows += map("".join, map(_pair, found.pairs))
+        text = BETWEEN.join(row for row in rows if len(row) >= SHORTEST_JOINED)
+        if not text:
             return False
-        runs = [found.texts, found.names]
-        text = "\n\f\n".join([*("".join(map(_ends, run)) for run in runs), *map("".join, map(_pair, found.pairs))])
         data = text.encode(errors="surrogatepass")
         if not work.spend(len(data)):
             return True

@@ -218,7 +218,7 @@ KINDS: Final[tuple[Kind, ...]] = (
     _near("au_tfn", r"tfn|tax file", _N9, ids.au_tfn),
     _near("au_medicare", r"medicare", r"[2-6][0-9]{3} ?[0-9]{5} ?[0-9]", ids.au_medicare),
     _near("ca_sin", r"sin|social insurance", _N9, ids.ca_sin),
-    _near("za_id", r"(?:sa|rsa|south african|identity|id)", r"[0-9]{13}", ids.za_id),
+    _near("za_id", r"sa[ _-]?id|rsa[ _-]?id|south african id|identity", r"[0-9]{13}", ids.za_id),
     _near(
         "us_ssn", r"ssn|social security", r"[0-8][0-9]{8}", lambda t: ids.us_ssn(t[:3] + b"-" + t[3:5] + b"-" + t[5:])
     ),

@@ -1,0 +1,60 @@
+"""Permissions of a connection run out while work is under way: nothing is lost, and nothing is heard twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+from nats.aio.msg import Msg
+
+from remit import Agent, Hop, open_task
+from remit.overlap import Overlap
+from remit_broker.testing import running_broker
+
+
+@pytest.mark.slow
+async def test_permissions_that_run_out_cost_no_reply(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Connections live for five seconds, a hop for eight; both sides renew, and a second caller never stops asking."""
+    async with running_broker(tmp_path, {"bus": {"connection_ttl": 5}}) as lab:
+        worker = Agent("worker", await lab.agent("worker"))
+
+        @worker.skill
+        async def slow(hop: Hop, seconds: float) -> str:
+            await asyncio.sleep(seconds)
+            return "done"
+
+        desk = await lab.agent("desk")
+        root = await lab.grant("desk", "agent/worker/slow", budget="calls=2000")
+        async with worker, open_task(grant=root.grant, as_="desk", credentials=desk) as task:
+            long = asyncio.ensure_future(task.call("agent/worker/slow", seconds=8.0, ttl=30))
+            until, answered = time.monotonic() + 8, 0
+            while time.monotonic() < until:
+                assert await task.call("agent/worker/slow", seconds=0.01, ttl=5) == "done"
+                answered += 1
+            assert await long == "done" and answered > 20
+        kinds = [record["kind"] for record in await lab.records(root.txn)]
+        assert kinds.count("hop.opened") == kinds.count("hop.closed") == answered + 1
+    lost = [record.message for record in caplog.records if "lost the bus" in record.message]
+    assert not lost, "each side had its new connection before the old one ended"
+
+
+async def test_while_two_connections_listen_each_message_is_handed_on_once_and_in_order():
+    heard: list[str] = []
+
+    async def hand(message: Msg) -> None:
+        heard.append(message.subject)
+
+    def message(name: str) -> Msg:
+        return Msg(_client=None, subject=name, data=name.encode())  # type: ignore[arg-type]
+
+    overlap = Overlap(hand)
+    await overlap.hear_old(message("before the new one listens"))
+    await overlap.hear_old(message("both"))
+    await overlap.hear_new(message("both"))
+    await overlap.hear_new(message("after the old one"))
+    assert heard == ["before the new one listens", "both"]
+    await overlap.end()
+    await overlap.hear_new(message("alone"))
+    assert heard == ["before the new one listens", "both", "after the old one", "alone"]
