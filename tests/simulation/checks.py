@@ -342,6 +342,11 @@ class Checks:
                 "use.after-revoke", call.hop, f"{what} was revoked {self.loop.now - since:.2f} s before, {who} sent it"
             )
 
+    def deadline_of(self, hop: str) -> float:
+        """Until when a hop may run, in Unix seconds."""
+        seq = self._opened.get(hop)
+        return float("inf") if seq is None else float(self.stored[seq][1]["deadline"]) / 1000
+
     # At the end
 
     def open_hops(self) -> list[str]:

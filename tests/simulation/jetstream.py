@@ -12,6 +12,7 @@ import json
 import random
 from collections import deque
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -206,6 +207,7 @@ class Stream:
             "type": "io.nats.jetstream.api.v1.stream_info_response",
             "config": self.config,
             "created": "2027-01-15T08:00:00Z",
+            "ts": self.owner.clock(),
             "state": {
                 "messages": len(self.messages), "bytes": self.bytes, "first_seq": next(iter(self.messages), self.last_seq + 1),
                 "last_seq": self.last_seq, "consumer_count": len(self.consumers), "num_subjects": len(self.of_subject),
@@ -437,6 +439,11 @@ class JetStreams:
         """A message of the server's own, to whoever listens at ``to`` (a delivery names the subject it was stored under)."""
         for one in self.account.interested(to):
             one.peer.deliver(one, subject, reply, headers, data)
+
+    def clock(self) -> str:
+        """What the server's own clock says."""
+        now = datetime.fromtimestamp(EPOCH_NS / 1e9 + self.loop.now, UTC)
+        return now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     def tell(self, stream: Stream, peer: Peer | None, seq: int) -> None:
         for told in self.on_told:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
+import gc
 import itertools
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -14,8 +17,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tests.simulation.run import Outcome, play, town_of
-from tests.simulation.scene import TOWNS, Scene, scene
+from tests.simulation.core_scene import CoreRun, CoreScene
+from tests.simulation.loop import SimulatedLoop
+from tests.simulation.run import Outcome, Run, is_whole, play, town_of
+from tests.simulation.scene import Scene, scene
+from tests.simulation.seeded import seeded
+from tests.simulation.town import TOWNS
 
 BATCH = 25
 """Runs that start from one scene; then another one is set up, in a fresh worker's memory."""
@@ -36,6 +43,9 @@ def in_child(work: Callable[[], Any]) -> Any:
     child = os.fork()
     if not child:
         status = 1
+        # What is still waiting somewhere is collected, or not, without a word.
+        sys.unraisablehook = lambda _: None
+        gc.freeze()
         try:
             os.close(out)
             value = msgspec.msgpack.encode(work())
@@ -55,7 +65,7 @@ def in_child(work: Callable[[], Any]) -> Any:
 
 def forked(seed: int, at: Scene) -> Outcome:
     """Play ``seed`` in a scene that stays as it was."""
-    told = in_child(lambda: play(seed, at))
+    told = in_child(lambda: play(seed, at, Run(at, seed)))
     if told is None:
         return Outcome(seed, at.town.name, [(0.0, "run.ended", f"seed {seed}", "its process died")], {}, 0.0, "", ())
     return msgspec.convert(told, Outcome)
@@ -67,11 +77,12 @@ def batch(town: int, seeds: list[int], bug: str = "") -> list[Outcome]:
 
     def work() -> list[Outcome]:
         found: list[Outcome] = []
-        with planted(bug) if bug else nullcontext(), scene(TOWNS[town]) as at:
-            for seed in seeds:
-                found.append(forked(seed, at))
-                if bug and found[-1].violations:
-                    break
+        with planted(bug) if bug else nullcontext():
+            if is_whole(seeds[0]):
+                with scene(TOWNS[town]) as at:
+                    _until_found(seeds, lambda seed: forked(seed, at), found, bug)
+            else:
+                _until_found(seeds, lambda seed: core(seed)[0], found, bug)
         return found
 
     told = in_child(work)
@@ -80,13 +91,39 @@ def batch(town: int, seeds: list[int], bug: str = "") -> list[Outcome]:
     return msgspec.convert(told, list[Outcome])
 
 
+def _until_found(seeds: list[int], run: Callable[[int], Outcome], found: list[Outcome], bug: str) -> None:
+    for seed in seeds:
+        found.append(run(seed))
+        if bug and found[-1].violations:
+            break
+
+
+def core(seed: int) -> tuple[Outcome, list[tuple[float, str]]]:
+    """One run of the core, set up for it alone, with its trace."""
+    loop = SimulatedLoop(0)
+    asyncio.set_event_loop(loop)
+    with seeded(loop, 0) as drawn:
+        at = CoreScene(loop, TOWNS[town_of(seed)], drawn)
+        loop.run_until_complete(at.set_up())
+        outcome = play(seed, at, CoreRun(at, seed))
+        loop.close()
+        trace = at.checks.trace
+        at.__dict__.clear()
+        gc.collect()
+    asyncio.set_event_loop(None)
+    return outcome, trace
+
+
 def replay(seed: int, bug: str = "") -> tuple[Outcome, list[tuple[float, str]]]:
     """One run by itself, with its trace."""
     from tests.simulation.bugs import planted
 
     def work() -> tuple[Outcome, list[tuple[float, str]]]:
-        with planted(bug) if bug else nullcontext(), scene(TOWNS[town_of(seed)]) as at:
-            return play(seed, at), at.checks.trace
+        with planted(bug) if bug else nullcontext():
+            if not is_whole(seed):
+                return core(seed)
+            with scene(TOWNS[town_of(seed)]) as at:
+                return play(seed, at, Run(at, seed)), at.checks.trace
 
     told = in_child(work)
     return msgspec.convert(told, tuple[Outcome, list[tuple[float, str]]])
@@ -96,10 +133,12 @@ def batches(seeds: Iterable[int], size: int = BATCH) -> Iterator[tuple[int, list
     """Seeds in groups of one town, nearly in order."""
     waiting: dict[int, list[int]] = {}
     for seed in seeds:
-        group = waiting.setdefault(town_of(seed), [])
+        # Runs of the core have no scene to share: they need no town of their own.
+        town = town_of(seed) if is_whole(seed) else -1
+        group = waiting.setdefault(town, [])
         group.append(seed)
         if len(group) == size:
-            yield town_of(seed), waiting.pop(town_of(seed))
+            yield town, waiting.pop(town)
     yield from waiting.items()
 
 

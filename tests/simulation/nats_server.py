@@ -214,7 +214,7 @@ class NatsServer:
         self.up = True
         self.duplicates = 0.0
         """The probability that a dispatch is delivered twice, as when routes of a cluster change."""
-        self._connections = 0
+        self.connections = 0
         self.authorize: Callable[[dict[str, Any]], Who | None] = lambda options: ("CORE", options.get("name", ""))
         self.watchers: list[Watch] = []
         self.on_connected: list[Callable[[Peer], None]] = []
@@ -230,8 +230,8 @@ class NatsServer:
         """A new connection."""
         if not self.up:
             return None
-        self._connections += 1
-        peer = Peer(self, wire, self._connections)
+        self.connections += 1
+        peer = Peer(self, wire, self.connections)
         peer.nonce = f"{self.rng.getrandbits(64):016x}"
         self.peers[peer.cid] = peer
         info = {

@@ -13,7 +13,8 @@ import pytest
 from tests.simulation.__main__ import find
 from tests.simulation.bugs import BUGS
 from tests.simulation.many import in_child, replay, run_many
-from tests.simulation.scene import TOWNS, Scene, scene
+from tests.simulation.scene import Scene, scene
+from tests.simulation.town import TOWNS
 
 JOBS = max(1, min(4, os.cpu_count() or 1))
 SOON = (
