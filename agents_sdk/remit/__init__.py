@@ -1,9 +1,9 @@
 """The SDK of Remit: attach an agent, serve skills, call within a grant."""
 
 from remit.agent import Agent
-from remit.caller import Call
+from remit.caller import Call, Detached
 from remit.credentials import CredentialsError
-from remit.errors import Refused, ToolFailed, refused, text
+from remit.errors import InputNeeded, Refused, ToolFailed, refused, text
 from remit.hop import Hop
 from remit.run import Run
 from remit.task import Task, open_task
@@ -17,8 +17,10 @@ __all__ = [
     "Call",
     "Code",
     "CredentialsError",
+    "Detached",
     "Event",
     "Hop",
+    "InputNeeded",
     "Progress",
     "Refused",
     "Run",

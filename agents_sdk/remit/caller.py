@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import warnings
 from collections.abc import Awaitable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from msgspec import UNSET
+
 from remit.again import Again
-from remit.errors import Refused, as_refused, refused
+from remit.errors import Refused, ToolFailed, as_refused, refused
 from remit.link import Link
 from remit.plain import budget_of, details, plain, seconds
 from remit.run import Run
@@ -18,11 +21,15 @@ from remit_schemas import subjects
 from remit_schemas.budget import ONE_CALL, ZERO, Budget
 from remit_schemas.envelope import MAX_WINDOW, Request, Want
 from remit_schemas.errors import Code, Effect
+from remit_schemas.grant import parse
 from remit_schemas.names import parse_resource
 from remit_schemas.scope import Detail
 
 CALL_SECONDS: Final = 60.0
 """How long a call may take where nothing is said (and the hop or task has that long)."""
+
+_MARGIN: Final = 1.0
+"""Seconds by which a detached call ends before its task."""
 
 _PAUSE: Final = 0.1
 """First pause in seconds before a retry that names none; doubled each time."""
@@ -53,6 +60,9 @@ class Call:
     retry: int = 0
     window: int | None = None
     keep: bool = False
+    resume: str | None = None
+    input: Any = None
+    detach: bool = False
     _begun: list[bool] = field(default_factory=list, repr=False)
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -110,11 +120,13 @@ class Caller:
     def __init__(self, link: Link, grant: str, txn: str, limit: Budget, until: float) -> None:
         """``until`` is the Unix second at which every call under this grant must have ended."""
         self.txn: Final = txn
-        self.until: Final = until
+        self.until = until
         self.effect: Effect = "none"
         self._link, self._grant = link, grant
         self._limit, self._spent, self._held = limit, ZERO, ZERO
         self._runs: set[Run] = set()
+        # Calls that have asked for an input, each with what it was charged until then.
+        self._asking: dict[str, tuple[Call, Budget]] = {}
         self._ended = False
 
     @property
@@ -150,13 +162,60 @@ class Caller:
         """Like :meth:`call`, but return as soon as the call is open, for its progress. It is not retried."""
         return await self.call(resource, **wishes_and_arguments).start()
 
-    async def resume(self, hop: str) -> Run:
-        """A call that was made before with ``keep``, by its id (:attr:`Run.id <remit.run.Run.id>`): for its result.
+    async def resume(
+        self, run_id: str, resource: str = "", /, *, input: Any = UNSET, args: dict[str, Any] | None = None,
+        budget: Budget | str | None = None, scopes: Scopes | None = None, ttl: str | float | None = None, retry: int = 0,
+        window: int | None = None, **arguments: Any,
+    ) -> Run:  # fmt: skip
+        """Take up a call that was made before, by its id (:attr:`Run.id <remit.run.Run.id>`): its run, whose result can be awaited.
 
-        It may still run, or have ended while nobody was here to hear it. :meth:`~remit.run.Run.result` says how a call ended
-        whose result was not kept, or is not any more.
+        With an ``input``, a call that asks for one goes on. One that was made elsewhere, before a crash perhaps, has to be named in
+        full: its ``resource`` and its very arguments; the wishes are those of any call.
+
+        Without, a call that was made with ``keep``: it may still run, or have ended while nobody was here to hear it.
+        :meth:`~remit.run.Run.result` says how a call ended whose result was not kept, or is not any more.
         """
-        return self._find({"hop": hop}, None)
+        if input is UNSET:
+            return self._find({"hop": run_id}, None)
+        given = {**(args or {}), **arguments}
+        call = self._resumption(
+            run_id, resource, input=input, args=given, budget=budget, scopes=scopes, ttl=ttl, retry=retry, window=window
+        )
+        return await call.start()
+
+    def _resumption(
+        self, run_id: str, resource: str = "", *, input: Any, args: dict[str, Any] | None = None, **wishes: Any
+    ) -> Call:
+        """The call that goes on with ``input``."""
+        call, _ = self._asking.get(run_id, (None, ZERO))
+        if call is None and not resource:
+            raise refused(
+                Code.MALFORMED, f"{run_id} is no call that was made here and asks for an input", rule="call.resume",
+                ask="name its resource and its arguments as well",
+            )  # fmt: skip
+        return Call(
+            self, resource or (call.resource if call else ""), args or (call.args if call else {}), resume=run_id, input=input,
+            **wishes,
+        )  # fmt: skip
+
+    async def detach(
+        self, resource: str, /, *, args: dict[str, Any] | None = None, budget: Budget | str | None = None,
+        scopes: Scopes | None = None, ttl: str | float | None = None, **arguments: Any,
+    ) -> Detached:  # fmt: skip
+        """Make a call that outlives this hop or task, in a task of its own; policy has to permit it. It is started when this returns.
+
+        ``budget`` (at least two calls: one for leaving, one for the call) is moved there for good, and ``ttl`` is how long the
+        new task lives, at most 8 h. Raises :class:`~remit.errors.Refused`.
+        """
+        call = Call(self, resource, {**(args or {}), **arguments}, budget, scopes, ttl, detach=True)
+        call._begun.append(True)
+        told = await (await self._begin(call)).result()
+        with as_refused():
+            claims = parse(told["grant"]).claims
+        task = Caller(self._link, told["grant"], told["txn"], claims.budget, float(told["exp"]))
+        lasts = told["exp"] - time.time() - _MARGIN if ttl is None else ttl
+        run = await task.call(resource, args=call.args, budget=claims.budget, scopes=scopes, ttl=lasts).start()
+        return Detached(task, run)
 
     def _find(self, which: dict[str, Any], call: Call | None) -> Run:
         def ended(cost: Budget | None, effect: Effect) -> None:
@@ -200,6 +259,7 @@ class Caller:
             resource = parse_resource(call.resource)
         request = self._request(call)
         hold = request.want.budget or ONE_CALL
+        _, before = self._asking.pop(call.resume or "", (None, ZERO))
         frames = await self._link.ask(
             subjects.request(self._link.name, self.txn, resource.kind, resource.name, resource.op), request
         )
@@ -209,17 +269,25 @@ class Caller:
             self._runs.discard(run)
             self._held = self._held.minus(hold)
             if effect != "none" or cost is not None:
-                self._spent = self._spent + (cost if cost is not None else hold)
+                # What it was charged before it asked for an input counts already.
+                self._spent = self._spent + (cost.minus(before) if cost is not None else hold)
             self.effect = worst(self.effect, effect)
+            if run.asks:
+                self._asking[run.id] = (call, cost or ZERO)
+            elif call.resume is not None and effect == "none":
+                # Nobody heard the input: it may be given again.
+                self._asking[call.resume] = (call, before)
 
         run = Run(self._link, call.resource, frames, ended, call.window)
+        run.resume = lambda run_id, value, **wishes: self._resumption(run_id, input=value, **wishes)
         self._runs.add(run)
         return run
 
     def _request(self, call: Call) -> Request:
         wished = CALL_SECONDS if call.ttl is None else seconds(call.ttl)
         now = time.time()
-        deadline = min(self.until, now + wished)
+        # The life of a detached task is not that of the request for it.
+        deadline = min(self.until, now + (CALL_SECONDS if call.detach else wished))
         if deadline <= now:
             raise refused(
                 Code.DEADLINE_EXCEEDED, "the deadline has passed, so nothing was called", rule="client.late",
@@ -251,8 +319,11 @@ class Caller:
             key=call.key,
             deadline=int(deadline * 1000),
             approval=call.approval,
-            parts=True,
+            parts=not call.detach,
             window=call.window,
+            resume=call.resume,
+            input=None if call.resume is None else plain(call.input, "the input", Code.ARGUMENTS_INVALID),
+            detach=call.detach,
             keep=call.keep,
         )
 
@@ -262,6 +333,51 @@ class Caller:
         for run in tuple(self._runs):
             await run.cancel()
             run.abandon()
+
+
+class Detached:
+    """A call in a task of its own. ``txn`` is that task, ``id`` the hop. When the call has ended, the task is closed."""
+
+    def __init__(self, task: Caller, run: Run) -> None:
+        self.txn: Final = task.txn
+        self.id: Final = run.id
+        self.run: Final = run
+        self._task = task
+        self._ending = asyncio.get_running_loop().create_task(self._end())
+        _GOING.add(self._ending)
+        self._ending.add_done_callback(_done)
+
+    async def result(self) -> Any:
+        """The value, as :meth:`~remit.run.Run.result`. To be cancelled while it waits changes nothing for the call."""
+        return await asyncio.shield(self._ending)
+
+    async def cancel(self) -> None:
+        """Ask the callee to stop. Best effort."""
+        await self.run.cancel()
+
+    async def _end(self) -> Any:
+        try:
+            value = await self.run.result()
+        except (Refused, ToolFailed):
+            await self._close()
+            raise
+        await self._close()
+        return value
+
+    async def _close(self) -> None:
+        # Nothing is lost where this fails: the task ends when its grant expires.
+        with contextlib.suppress(Refused):
+            await ask_service(self._task._link, ("txn", "close"), {}, txn=self.txn, grant=self._task._grant)
+
+
+_GOING: Final[set[asyncio.Task[Any]]] = set()
+"""Detached calls whose end is awaited: nobody else need hold them."""
+
+
+def _done(ending: asyncio.Task[Any]) -> None:
+    _GOING.discard(ending)
+    if not ending.cancelled():
+        ending.exception()  # whoever wants to know asks for the result
 
 
 async def _awaited(call: Awaitable[Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,6 +73,31 @@ class ToolFailed(Exception):  # noqa: N818 - the tool ran and says that it faile
         super().__init__(f"{resource} failed: {text(value)[:500]}")
         self.resource = resource
         self.value = value
+
+
+class InputNeeded(Exception):  # noqa: N818 - a question is no fault
+    """A call asks for an input before it can go on. It is parked: it holds no budget, and waits as long as its caller's own hop.
+
+    ``request`` is what it needs to know, ``resource`` what was called, ``id`` the hop: ``resume`` of whoever made the call takes it.
+    """
+
+    def __init__(
+        self, resource: str, id: str, request: Any, resume: Callable[..., Any], cancel: Callable[[], Any]
+    ) -> None:
+        super().__init__(f"{resource} asks for an input: {text(request)[:500]}")
+        self.resource, self.id, self.request = resource, id, request
+        self._resume, self._cancel = resume, cancel
+
+    def answer(self, value: Any, **wishes: Any) -> Any:
+        """Go on with ``value``, and await the result; ``wishes`` are those of a call, such as ``budget`` and ``ttl``.
+
+        Raises as the call itself, also :class:`InputNeeded` again. ``await need.answer(value).start()`` gives a run instead.
+        """
+        return self._resume(value, **wishes)
+
+    async def cancel(self) -> None:
+        """Give it up: the call ends, at what it was charged so far. Best effort."""
+        await self._cancel()
 
 
 def refused(

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from remit.caller import Caller
 from remit.errors import Refused, refused, text
 from remit.flow import Flow
 from remit.link import Link
 from remit.meter import Meter, Metered, read_prices
-from remit.plain import micros, plain
+from remit.parked import LAST_WORD, Parked
+from remit.plain import micros, plain, seconds
 from remit.streaming import pieces_of, said
 from remit_schemas.budget import ONE_CALL, ZERO, Budget
-from remit_schemas.envelope import Dispatch, Event, Frame, Progress, encode
+from remit_schemas.envelope import Dispatch, Event, Frame, InputRequired, Progress, encode
 from remit_schemas.errors import Code
 from remit_schemas.grant import Grant
 from remit_schemas.model_prices import ModelPrices
@@ -39,13 +41,21 @@ class Hop(Caller):
         super().__init__(link, grant.token, dispatch.txn, grant.claims.budget, dispatch.deadline / 1000)
         self.id: Final = dispatch.hop
         self.resource: Final = dispatch.resource
-        self.grant: Final = grant
+        self.grant = grant
+        self.input: Any = dispatch.resumed.input if dispatch.resumed else None
         self.reported: Budget | None = None
         self._where = where
+        # What it was resumed with and nobody has asked for yet; who waits for the next input; what ends it in time.
+        self._unread = dispatch.resumed is not None
+        self._answer: asyncio.Future[Any] | None = None
+        self._clock: asyncio.Timeout | None = None
+        self._renewing: asyncio.Task[None] | None = None
         self._largest = dispatch.parts
         self._flow = Flow(dispatch.window)
         self._prices = prices or ModelPrices({})
         self._due: list[Callable[[], None]] = []
+        # Whether its own work costs nothing where it reports nothing.
+        self._free = False
         self._progress = self._events = 0
         # A hop costs one call, its own.
         self._spent = ONE_CALL
@@ -64,6 +74,88 @@ class Hop(Caller):
     def deadline(self) -> float:
         """The Unix second at which the answer must be there. The skill is cancelled then."""
         return self.until
+
+    @property
+    def parked(self) -> bool:
+        """Whether it has asked for an input that has not come."""
+        return self._answer is not None
+
+    async def ask(self, request: Any, wait: str | float = "10m") -> Any:
+        """Ask the caller for an input and return it. Meanwhile the hop is parked: it holds no budget, and its grant is of no use.
+
+        For ``wait`` the skill waits here. An input that comes later, or to another process, runs the skill again from its beginning,
+        with the same arguments and the input in :attr:`input`; then the first ``ask`` returns it at once. A skill that asks more than
+        once has to tell from ``input`` where it is. What still runs below is cancelled; what is parked below stays so.
+        """
+        if self._unread:
+            self._unread = False
+            return self.input
+        answer = await self._park(request)
+        try:
+            async with asyncio.timeout(seconds(wait)):
+                return await answer
+        except TimeoutError:
+            if answer.done() and not answer.cancelled():
+                return answer.result()
+            raise Parked from None
+
+    async def park(self, request: Any) -> NoReturn:
+        """Ask the caller for an input and end this run: with it the skill is run again, and finds it in :attr:`input`."""
+        await self._park(request)
+        raise Parked
+
+    async def _park(self, request: Any) -> asyncio.Future[Any]:
+        self.settle()
+        frame = InputRequired(request=plain(request, "the request", Code.MALFORMED), cost=self.reported)
+        if self._ended:
+            raise _over()
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._answer = answer
+        seconds_left = max(self.remaining, LAST_WORD)
+        if self._clock is not None:
+            # Waiting is not working: the deadline that counts is that of what comes next.
+            self._clock.reschedule(None)
+        # INVARIANT: a request is not said again once it was answered: it would pass for the next one
+        # (test_a_request_that_was_answered_is_not_said_again).
+        telling = asyncio.ensure_future(self._link.tell(self._where, encode(frame), seconds_left))
+        try:
+            await asyncio.wait({telling, answer}, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer
+            heard = await telling
+        except Refused:
+            self._answer = None
+            raise
+        finally:
+            telling.cancel()
+        if not heard:
+            raise refused(
+                Code.TARGET_UNAVAILABLE, "nobody heard the request for an input", rule="hop.unheard", effect=self.effect,
+                ask="call again when the broker is back",
+            )  # fmt: skip
+        return answer
+
+    @property
+    def _waits(self) -> bool:
+        """Whether the skill still waits for an input here."""
+        return self._answer is not None and not self._answer.done()
+
+    def _go_on(self, grant: Grant, dispatch: Dispatch, where: str) -> None:
+        """The input has come, with a new grant, budget and deadline, and perhaps from another replica."""
+        answer, self._answer = self._answer, None
+        self._renewed(grant)
+        self.until = dispatch.deadline / 1000
+        self.reported = None
+        self._where, self._largest, self._flow = where, dispatch.parts, Flow(dispatch.window)
+        self._limit, self._spent, self._held = grant.claims.budget, ONE_CALL, ZERO
+        self.input = dispatch.resumed.input if dispatch.resumed else None
+        if self._clock is not None:
+            self._clock.reschedule(asyncio.get_running_loop().time() + self.remaining)
+        if answer is not None:
+            answer.set_result(self.input)
+
+    def _renewed(self, grant: Grant) -> None:
+        self.grant, self._grant = grant, grant.token
 
     async def progress(self, message: str = "", progress: float | None = None, total: float | None = None) -> None:
         """Say how far the work is. For people: it may get lost, and beyond 1,000 a hop it does."""
@@ -126,6 +218,8 @@ class Hop(Caller):
         """Charge what is still due."""
         for settle in self._due:
             settle()
+        if self._free:
+            self.charge(ZERO)
 
     async def stream(self, source: Any, *args: Any, **kwargs: Any) -> Any:
         """Send what ``source`` says, piece by piece, each as an event, and return all of it.

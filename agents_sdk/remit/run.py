@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, NoReturn
 
-from remit.errors import Refused, ToolFailed, refused
+from remit.errors import InputNeeded, Refused, ToolFailed, refused
 from remit.link import Frames, Link
 from remit_schemas import subjects
 from remit_schemas.budget import Budget
@@ -32,11 +33,13 @@ class Run:
 
     def __init__(self, link: Link, resource: str, frames: Frames, on_end: OnEnd, window: int | None = None) -> None:
         """``window`` is that of the request: how many frames the callee may be ahead of what is read here."""
+        self.resume: Callable[..., Any] = _no_input(resource)
+        """Makes the call that goes on, from the id of the hop, the input and the wishes of a call."""
         self.resource: Final = resource
         self.id = ""
         self._link, self._frames, self._on_end = link, frames, on_end
         self._accepted: Accepted | None = None
-        self._final: Result | Error | None = None
+        self._final: Result | Error | InputRequired | None = None
         self._reading = asyncio.Lock()
         self._waiting: list[Progress | Event] = []
         self._joiner: Joiner | None = None
@@ -46,6 +49,11 @@ class Run:
     def done(self) -> bool:
         """Whether the end has come and was read."""
         return self._final is not None
+
+    @property
+    def asks(self) -> bool:
+        """Whether it has ended, for now, by asking for an input."""
+        return isinstance(self._final, InputRequired)
 
     async def accepted(self) -> None:
         """Wait until the call is open. Raises :class:`~remit.errors.Refused` where it never is."""
@@ -70,7 +78,7 @@ class Run:
         raise StopAsyncIteration
 
     async def result(self) -> Any:
-        """The value. Raises :class:`~remit.errors.Refused` or :class:`~remit.errors.ToolFailed`.
+        """The value. Raises :class:`~remit.errors.Refused`, :class:`~remit.errors.ToolFailed` or :class:`~remit.errors.InputNeeded`.
 
         Cancelled while it waits, it tells the callee that nobody waits any more.
         """
@@ -86,13 +94,19 @@ class Run:
             raise
         if isinstance(self._final, Error):
             raise Refused(self._final.error)
+        if isinstance(self._final, InputRequired):
+            raise InputNeeded(
+                self.resource, self.id, self._final.request, functools.partial(self.resume, self.id), self.cancel
+            )
         if self._final.failed:
             raise ToolFailed(self.resource, self._final.value)
         return self._final.value
 
     async def cancel(self) -> None:
-        """Ask the callee to stop. Best effort: what it has done stays done; the call still ends with a frame of its own."""
-        if self._final is None:
+        """Ask the callee to stop, or give up a call that asks for an input. Best effort: what it has done stays done; a call that
+        runs still ends with a frame of its own.
+        """
+        if self._final is None or isinstance(self._final, InputRequired):
             await self._say(CANCEL)
 
     def abandon(self) -> None:
@@ -117,7 +131,8 @@ class Run:
             if isinstance(frame, Accepted):
                 self._accepted, self.id = frame, frame.hop
             elif isinstance(frame, InputRequired):
-                self._fail(_no_input(self.resource))
+                self._final = frame
+                self._end(frame.cost, "happened")
             elif isinstance(frame, Part):
                 await self._take(frame)
             elif isinstance(frame, Result):
@@ -169,8 +184,11 @@ def _told(_: Budget | None, __: Effect) -> None:
     return None
 
 
-def _no_input(resource: str) -> Refused:
-    return refused(
-        Code.RESULT_INVALID, f"{resource} asks for an input, which cannot be given here", rule="client.input",
-        ask="send all it needs with the call", effect="unknown",
-    )  # fmt: skip
+def _no_input(resource: str) -> Callable[..., Any]:
+    def resume(*_: Any, **__: Any) -> Any:
+        raise refused(
+            Code.RESULT_INVALID, f"{resource} asks for an input, which cannot be given here", rule="client.input",
+            ask="send all it needs with the call", effect="unknown",
+        )  # fmt: skip
+
+    return resume

@@ -119,7 +119,7 @@ class Health:
         fresh = self.revocations is not None and self.revocations.fresh
         found: dict[str, tuple[str, str | None]] = {
             "ledger": (
-                "halted: an acknowledged record is missing or another one", self.ledger.halted if self.ledger else None
+                "an acknowledged record is missing or another one", self.ledger.trouble if self.ledger else None
             ),
             "revocations": ("no heartbeat was heard for two seconds", None if fresh else "the watch is silent"),
             "refusals": ("some could not be recorded", f"{lost} calls" if lost else None),

@@ -39,3 +39,20 @@ def parse_control(data: bytes) -> Control:
         return _decode(data)
     except (msgspec.DecodeError, RecursionError):
         return NOTHING
+
+
+class _Whole(msgspec.Struct, frozen=True):
+    resume: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    txn: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_whole = msgspec.json.Decoder(_Whole).decode
+
+
+def goes_on(data: bytes) -> bool:
+    """Whether it is no word but what a parked hop goes on with: the request that resumes it, or the dispatch. Never raises."""
+    try:
+        found = _whole(data)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return found.resume is not msgspec.UNSET or found.txn is not msgspec.UNSET

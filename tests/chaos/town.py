@@ -15,6 +15,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import httpx
+
 from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.credentials import credentials_file
 from tests.chaos.brokers import Broker
@@ -26,6 +28,8 @@ from tests.support.proxy import Proxy
 
 PEOPLE = {"clerk": "clerk", "clerk2": "clerk", "files": "clerk", "planner": "planner", "desk": "desk", "front": "desk"}
 """Processes by name, and the role each plays. ``clerk2`` is a second process of the agent ``clerk``."""
+RECOVERY = 180.0
+"""Seconds that a broker has to be ready again once all is whole; far more than it needs, as the machine may be busy with others."""
 STAGES = ("admit", "verify", "narrow", "approve", "open", "sent", "started", "dispatch", "inspect_result", "close")
 """Where a hop can be when its broker dies or freezes: the ends of the stages, and between sending and the first frame."""
 
@@ -293,10 +297,19 @@ class Town:
         for process in (*self.brokers, *self.people):
             process.thaw()
         for broker in self.brokers:
-            broker.failpoint = ""
-            await broker.ready(60)
+            await broker.ready(RECOVERY)
             await broker.look()
         self._tell()
+
+    async def ask(self, path: str) -> Any:
+        """What a broker's API says: whichever answers, and again for a while where none does."""
+        for _ in range(50):
+            for broker in self.brokers:
+                with contextlib.suppress(httpx.HTTPError, OSError):
+                    if broker.announced():
+                        return await broker.api("GET", path)
+            await asyncio.sleep(1)
+        raise AssertionError(f"no broker answers {path}")
 
     async def quiet(self) -> None:
         """Callers finish what they have begun, callees go on."""

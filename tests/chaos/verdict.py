@@ -19,7 +19,7 @@ from tests.chaos.stream import Stored, everything
 from tests.chaos.town import Town
 from tests.support.ledger_checker import Checker, Violation
 
-SETTLE = 60.0
+SETTLE = 120.0
 """Seconds for the scans to close what was left open: a deadline of at most 4 s, the grace, and some for a loaded machine."""
 _HALTED = re.compile(r"lost records|has halted|the projection failed", re.I)
 
@@ -55,8 +55,8 @@ async def judge(town: Town) -> Report:
     entries = await _settled(town, seed)
     refusals = await everything(town.urls, seed, "REFUSALS")
     await asyncio.sleep(3)  # what was leased and not used goes back after two
-    accounts = (await town.brokers[0].api("GET", "/api/budgets"))["budgets"]
-    jwks = await town.brokers[0].api("GET", "/.well-known/jwks.json")
+    accounts = (await town.ask("/api/budgets"))["budgets"]
+    jwks = await town.ask("/.well-known/jwks.json")
     keys = {key["kid"]: base64.urlsafe_b64decode(key["x"] + "=") for key in jwks["keys"]}
     events = sorted(read(town.folder / "journals"), key=itemgetter("at"))
     checker = Checker(CAPS, keys, skew=0.002)

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from remit_broker.testing import running_broker
+from remit import Agent
+from remit_broker.edges.attach.credentials import read_credentials
+from remit_broker.edges.attach.wire import connect, connection_name
+from remit_broker.testing import Lab, running_broker
 from remit_schemas.envelope import Result
 from remit_schemas.errors import Refusal
 from tests.attacks.test_budget_race import conserved
@@ -50,6 +53,25 @@ async def test_a_broker_runs_on_the_cluster_with_every_stream_on_three_nodes(clu
             streams = await nc.jetstream().streams_info()
         assert {stream.config.name for stream in streams} >= {"LEDGER", "REFUSALS", "KV_registry", "KV_revocations"}
         assert {stream.config.num_replicas for stream in streams} == {3}
+
+
+async def test_an_attached_server_and_an_agent_find_the_bus_by_the_first_server_that_answers(lab: Lab):
+    """``bus`` in their credentials names the servers of a cluster; the first of them is down."""
+    several = f"nats://127.0.0.1:1,{lab.url}"
+
+    async def nothing(*_: object) -> None:
+        return None
+
+    found = read_credentials(await lab.agent("files", kind="mcp"))
+    client = await connect(
+        found, connection_name(), bus=several, seconds=10, on_reconnect=nothing, on_error=nothing, on_closed=nothing
+    )
+    assert client.is_connected
+    await client.close()
+    agent = Agent("desk", await lab.agent("desk"), several)
+    await agent.connect()
+    assert agent.connected
+    await agent.stop(0)
 
 
 def on_cluster(lab: ProcessLab, cluster: Cluster) -> None:

@@ -32,7 +32,17 @@ class ProcessLab:
         self.seeds: dict[str, str] = {}
         self.url = ""
         self.process: asyncio.subprocess.Process | None = None
+        self.said = ""
+        """The first line that the broker printed: why it does not run, where it does not."""
         self.http: httpx.AsyncClient | None = None
+
+    @classmethod
+    def on(cls, folder: Path, seeds: dict[str, str]) -> ProcessLab:
+        """A folder on which a broker has run before, with the agents it knows."""
+        lab = cls.__new__(cls)
+        lab.folder, lab.config, lab.seeds = folder, folder / "remit.toml", dict(seeds)
+        lab.url, lab.process, lab.said, lab.http = "", None, "", None
+        return lab
 
     async def start(self, failpoint: str = "", *words: str) -> dict[str, Any]:
         """Start a broker that will die at ``failpoint``, where one is named; returns its first line when it is ready.
@@ -44,7 +54,8 @@ class ProcessLab:
             stdout=asyncio.subprocess.PIPE, env={**os.environ, "REMIT_FAILPOINT": failpoint},
         )  # fmt: skip
         assert self.process.stdout is not None
-        ready: dict[str, Any] = json.loads(await asyncio.wait_for(self.process.stdout.readline(), SECONDS))
+        self.said = (await asyncio.wait_for(self.process.stdout.readline(), SECONDS)).decode()
+        ready: dict[str, Any] = json.loads(self.said)
         self.url = ready["nats"]
         token = (self.folder / "data" / "keys" / "local.token").read_text(encoding="utf-8").strip()
         self.http = httpx.AsyncClient(

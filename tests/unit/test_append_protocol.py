@@ -352,3 +352,63 @@ async def test_folds_beyond_what_is_remembered_are_read_again(js: FakeJetStream)
         await ledger.create(opened(letter * 32), "g")
     assert len(ledger._memory) == 2
     assert (await ledger.fold("default", "a" * 32)).txn == "a" * 32
+
+
+async def _seen(tenant: str, txn: str) -> tuple[int, str, int] | None:
+    """What an index saw: record 1 of the txn, at the second place of the stream."""
+    story = Story()
+    story.open(A)
+    return (1, str(story.records[1]["hash"]), 2) if txn == TXN else None
+
+
+@pytest.mark.parametrize("left", [0, 1])
+async def test_a_txn_shorter_than_its_witness_halts_the_ledger(js: FakeJetStream, left: int) -> None:
+    """Its end is lost, and nothing that this replica remembers says so."""
+    writer = JetStreamLedger(js)
+    await writer.create(opened(), "g")
+    await opens(writer, A)
+    for seq in range(left + 1, 3):
+        del js.stored[seq]
+    ledger = JetStreamLedger(js, patience=0.3)
+    ledger.witnessed(_seen)
+    assert (await refusal_of(ledger.fold(*KEY))).body.rule == "ledger.halted"
+    assert ledger.halted is not None
+
+
+async def test_a_txn_longer_than_its_witness_is_read(js: FakeJetStream, ledger: JetStreamLedger) -> None:
+    await opens(ledger, A)
+    await opens(ledger, B)
+    fresh = JetStreamLedger(js)
+    fresh.witnessed(_seen)
+    assert (await fresh.fold(*KEY)).seq == 2
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_an_old_leaders_answer_is_no_loss(js: FakeJetStream) -> None:
+    ledger = JetStreamLedger(js, patience=0.3, certain=30.0)
+    await ledger.create(opened(), "g")
+    await opens(ledger, A)
+    newer, js.end = js.stored.pop(2), 1
+    js.connections += 1
+    assert (await refusal_of(opens(ledger, B))).body.rule == "ledger.suspect"
+    assert (await refusal_of(ledger.create(opened("b" * 32), "g"))).body.rule == "ledger.suspect", "nothing goes on"
+    js.stored[2], js.end = newer, 2
+    await _until(lambda: ledger.trouble is None)
+    assert isinstance(await opens(ledger, B), Fold)
+    assert ledger.halted is None
+
+
+async def test_a_loss_on_a_cluster_halts_the_ledger_once_it_is_certain(js: FakeJetStream) -> None:
+    ledger = JetStreamLedger(js, patience=0.3, certain=0.6)
+    await ledger.create(opened(), "g")
+    await opens(ledger, A)
+    lose_end(js)
+    js.connections += 1
+    assert (await refusal_of(opens(ledger, B))).body.rule == "ledger.suspect"
+    await _until(lambda: ledger.halted is not None)
+    assert (await refusal_of(opens(ledger, B))).body.rule == "ledger.halted"

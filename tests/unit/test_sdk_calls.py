@@ -8,18 +8,19 @@ import math
 import time
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remit import Budget, Hop, Refused, Run, ToolFailed, refused
+from remit import Budget, Hop, InputNeeded, Refused, Run, ToolFailed, refused
 from remit.plain import budget_of, micros, plain, seconds
 from remit.schema import skill_of
 from remit.serve import Trust, Worker, _body
-from remit_schemas.envelope import Error, Event, InputRequired, Progress, Result, encode
+from remit_schemas.envelope import Error, Event, InputRequired, Progress, Result, Resumed, encode
 from remit_schemas.errors import Code, Effect
 from remit_schemas.keys import KeySet
-from tests.support.sdk_broker import ISSUER, KEYS, FakeLink, accepted, dispatch, no, verified
+from tests.support.sdk_broker import ISSUER, KEYS, FakeLink, accepted, dispatch, grant, no, verified
 
 LIMIT = Budget(1_000_000, 1000, 9)
 
@@ -170,13 +171,13 @@ async def test_a_refusal_before_a_hop_is_raised_by_start() -> None:
 async def test_a_tool_that_failed_and_one_that_asks_are_told_apart() -> None:
     me, _ = hop(
         [accepted(), Result(value={"content": [{"type": "text", "text": "404"}]}, failed=True)],
-        [accepted(), InputRequired(request={})],
+        [accepted("a" * 16), InputRequired(request={"which": 1}, cost=Budget(5, 0, 1))],
     )
     with pytest.raises(ToolFailed, match="404"):
         await me.call("mcp/web/fetch")
-    with pytest.raises(Refused) as asks:
+    with pytest.raises(InputNeeded, match="asks for an input") as asks:
         await me.call("mcp/web/fetch")
-    assert asks.value.code is Code.RESULT_INVALID and asks.value.effect == "unknown"
+    assert (asks.value.request, asks.value.id, asks.value.resource) == ({"which": 1}, "a" * 16, "mcp/web/fetch")
 
 
 @pytest.mark.parametrize(
@@ -413,3 +414,28 @@ async def test_an_unknown_key_makes_it_read_the_keys_again_but_not_for_every_mes
         send(me)
     final = await link.until_final()
     assert isinstance(final, Error) and final.error.rule == "grant.kid" and len(read) == 1
+
+
+async def test_a_request_that_was_answered_is_not_said_again() -> None:
+    """The bus is slow to say whether the request was heard, and the answer is there first."""
+    call = dispatch("agent/researcher/brief", {})
+
+    class Slow(FakeLink):
+        async def tell(self, subject: str, data: bytes, seconds: float = 0) -> bool:
+            await super().tell(subject, data, seconds)
+            await asyncio.Event().wait()
+            return True
+
+    link = Slow()
+    hop = Hop(link, verified(call), call, "res.x")
+    asking = asyncio.ensure_future(hop.ask("well?"))
+    await link.grew.wait()
+    assert hop.parked and not asking.done()
+    later = msgspec.structs.replace(
+        call,
+        grant=grant(call.txn, call.hop, "researcher", jti=f"{call.txn}.{call.hop}.2"),
+        resumed=Resumed(n=2, input=7),
+    )
+    hop._go_on(verified(later), later, "res.y")
+    assert await asyncio.wait_for(asking, 5) == 7
+    assert len(link.told) == 1 and not hop.parked and hop.grant.jti.n == 2

@@ -82,6 +82,12 @@ class IndexQueries:
         more = _make_cursor(found[limit - 1]) if len(found) > limit else None
         return ChainPage(found[:limit], more)
 
+    async def head(self, tenant: str, txn: str) -> tuple[int, str, int] | None:
+        """The last record of a txn that was seen: its number, its hash, and where it stood in the stream."""
+        query = "SELECT last_seq, last_hash, last_stream_seq FROM txn WHERE tenant = ? AND txn = ?"
+        rows = await self._all(query, (tenant, txn))
+        return (int(rows[0][0]), str(rows[0][1]), int(rows[0][2])) if rows else None
+
     async def summary(self, tenant: str, txn: str) -> ChainRow | None:
         """One txn as a listing shows it."""
         rows = await self._all(f"{_CHAIN} AND t.txn = :txn", {"tenant": tenant, "txn": txn})

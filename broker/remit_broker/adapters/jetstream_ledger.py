@@ -13,14 +13,14 @@ stored). Then one of four things happens:
 Compare-and-set compares numbers, not content. So, after anything that could have lost or replaced records (a new
 connection, a new leader, a request without an answer), what is known is read back and its hash compared before it is
 built on; and where an acknowledged record is missing or differs, the ledger halts: everything is refused until an
-operator has looked.
+operator has looked. On a cluster that is made sure of first (:mod:`remit_broker.adapters.ledger_suspicion`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from nats.aio.client import Client
 
@@ -30,12 +30,12 @@ from remit_broker.adapters.jetstream import (
     EXPECT_SUBJECT,
     IN_FLIGHT,
     WRONG_LAST_SEQUENCE,
-    Ack,
     ApiError,
     JetStream,
     Message,
     Unreachable,
 )
+from remit_broker.adapters.ledger_append import Ready, Shot, Stored, ready
 from remit_broker.adapters.ledger_memory import (
     ADVISORIES,
     STREAM,
@@ -43,15 +43,17 @@ from remit_broker.adapters.ledger_memory import (
     Known,
     LedgerMemory,
     Lost,
+    Witness,
     parsed,
     subject_of,
+    unavailable,
 )
 from remit_broker.adapters.ledger_stream import MAY_DIFFER, SUBJECTS, settings
-from remit_broker.core.fold import Corrupt, Fold, extend
+from remit_broker.adapters.ledger_suspicion import SECONDS, Suspicion, suspected
+from remit_broker.core.fold import Corrupt, Fold
 from remit_broker.ports import LostRace
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.records import (
-    MAX_ENTRY,
     Following,
     GrantRenewed,
     HopClosed,
@@ -59,7 +61,6 @@ from remit_schemas.records import (
     HopResumed,
     Record,
     TxnOpened,
-    encode_entry,
 )
 
 __all__ = ["STREAM", "SUBJECTS", "JetStreamLedger", "Turn"]
@@ -75,11 +76,19 @@ _T = TypeVar("_T")
 class JetStreamLedger:
     """The ledger of one broker replica (port ``Ledger``). Times are in seconds.
 
-    ``patience`` is how long one operation may take before it refuses, ``remembered`` how many folds are kept.
+    ``patience`` is how long one operation may take before it refuses, ``remembered`` how many folds are kept, ``certain`` how
+    long a record must be missing before that is believed (see :class:`Suspicion`).
     """
 
     def __init__(
-        self, js: JetStream, *, patience: float = 5.0, attempt: float = 1.0, remembered: int = 4096, soft_mark: int = 0
+        self,
+        js: JetStream,
+        *,
+        patience: float = 5.0,
+        attempt: float = 1.0,
+        remembered: int = 4096,
+        soft_mark: int = 0,
+        certain: float = 0.0,
     ) -> None:
         self._js = js
         self._memory = LedgerMemory(js, remembered)
@@ -92,6 +101,7 @@ class JetStreamLedger:
         self._found = 0
         self._weigh_at = 0.0
         self._halted: str | None = None
+        self._suspicion = Suspicion(js, certain, self.halt, self._memory.doubt)
         self.races = 0
         """Appends before which another replica's came."""
         self.ambiguous = 0
@@ -120,6 +130,7 @@ class JetStreamLedger:
         js.require_version()
         info = await js.ensure(settings(replicas, max_bytes), unequal_ok=MAY_DIFFER)
         size = info["config"].get("max_bytes", -1)
+        limits = {"certain": SECONDS if replicas > 1 else 0.0, **limits}
         ledger = cls(js, soft_mark=int(size * soft_mark) if size > 0 else 0, **limits)
         if grouped and info["config"].get("allow_atomic"):
             ledger._groups = CommitGroups(js)
@@ -132,6 +143,15 @@ class JetStreamLedger:
     def halted(self) -> str | None:
         """Why the ledger refuses everything, or None while it works."""
         return self._halted
+
+    @property
+    def trouble(self) -> str | None:
+        """Why everything is refused just now: it has halted, or may have to. None while it works."""
+        return self._halted or self._suspicion.cause
+
+    def witnessed(self, witness: Witness) -> None:
+        """Compare what is read of a txn for the first time with what ``witness`` has seen of it."""
+        self._memory.witness = witness
 
     @property
     def high(self) -> int:
@@ -147,7 +167,7 @@ class JetStreamLedger:
         """Start a txn whose id this broker drew. Refuses LEDGER_UNAVAILABLE, or CONFLICT where the txn exists."""
         await self._within(self._require_room())
         key = (record.tenant, record.txn)
-        appended = await self._append(key, None, _ready(None, record, grant))
+        appended = await self._append(key, None, ready(None, record, grant))
         if isinstance(appended, LostRace):
             raise refusal(Code.CONFLICT, "a txn of this id exists", rule="ledger.txn-exists", ask="try again")
         return appended
@@ -167,7 +187,7 @@ class JetStreamLedger:
         """The record that closed a hop, read from the stream. Refuses LEDGER_UNAVAILABLE where there is none."""
         found = await self._within(self._memory.closing((tenant, txn), hop))
         if found is None:
-            raise _unavailable("ledger.no-closing", "the record of an ended hop is not there", f"{txn}.{hop}")
+            raise unavailable("ledger.no-closing", "the record of an ended hop is not there", f"{txn}.{hop}")
         return found
 
     async def grant(self, tenant: str, txn: str, rec: str) -> str:
@@ -175,7 +195,7 @@ class JetStreamLedger:
         known = self._memory.grant(rec)
         found = known if known is not None else await self._within(self._memory.read_grant((tenant, txn), rec))
         if found is None:
-            raise _unavailable("ledger.no-grant", "the record of a grant is not there", f"{txn}: no record {rec}")
+            raise unavailable("ledger.no-grant", "the record of a grant is not there", f"{txn}: no record {rec}")
         return found
 
     def turn(self, tenant: str, txn: str, patience: float | None = None) -> _Waiting:
@@ -234,7 +254,7 @@ class JetStreamLedger:
         self._require_working()
         due = asyncio.get_running_loop().time() + self._patience
         headers = {EXPECT_SUBJECT: str(known.at if known else 0), EXPECT_STREAM: STREAM}
-        shot = _Shot(key, known, subject_of(key), headers, ready)
+        shot = Shot(key, known, subject_of(key), headers, ready)
         try:
             stored = await self._publish(shot, min(self._attempt, self._patience))
             if stored is not None and stored.ack.error is None and self._is_same_stream(known, stored):
@@ -247,7 +267,7 @@ class JetStreamLedger:
             self._memory.forget(key)
             raise self._translated(error) from None
 
-    async def _publish(self, shot: _Shot, seconds: float, *, again: bool = False) -> _Stored | None:
+    async def _publish(self, shot: Shot, seconds: float, *, again: bool = False) -> Stored | None:
         """One attempt, the first perhaps together with others; None where it had no answer."""
         before, generation = self._memory.high.seq, self._memory.generation
         try:
@@ -261,9 +281,9 @@ class JetStreamLedger:
             self._memory.doubt()
             self.ambiguous += 1
             return None
-        return _Stored(ack, before, generation)
+        return Stored(ack, before, generation)
 
-    async def _insist(self, shot: _Shot, stored: _Stored | None) -> Fold | LostRace:
+    async def _insist(self, shot: Shot, stored: Stored | None) -> Fold | LostRace:
         """Until it is known what became of a record: the same bytes again at the same place, or what is there instead."""
         pause = 0.005
         while True:
@@ -278,12 +298,12 @@ class JetStreamLedger:
             pause = await _wait(pause)
             stored = await self._publish(shot, self._attempt, again=True)
 
-    def _is_same_stream(self, known: Known | None, stored: _Stored) -> bool:
+    def _is_same_stream(self, known: Known | None, stored: Stored) -> bool:
         """Whether nothing happened since the record was decided after which the stream may be another one."""
         generation = self._memory.generation
         return stored.generation == generation and (known is None or known.generation == generation)
 
-    def _acknowledged(self, shot: _Shot, stored: _Stored) -> None:
+    def _acknowledged(self, shot: Shot, stored: Stored) -> None:
         """What an ack says of the stream itself, which only grows."""
         seq = stored.ack.seq
         # INVARIANT: acknowledged sequences grow (test_a_stream_whose_sequence_goes_backwards_halts_the_ledger).
@@ -292,11 +312,11 @@ class JetStreamLedger:
         self._memory.raise_high(Message(seq, shot.subject, shot.ready.payload))
         self._bytes += len(shot.ready.payload) + _OVERHEAD
 
-    def _remembered(self, shot: _Shot, seq: int, generation: int) -> Fold:
+    def _remembered(self, shot: Shot, seq: int, generation: int) -> Fold:
         self._memory.keep_grant(shot.ready.record.hash, shot.ready.grant)
         return self._memory.remember(shot.key, Known(shot.ready.after, seq, generation)).fold
 
-    async def _stored(self, shot: _Shot, stored: _Stored) -> Fold:
+    async def _stored(self, shot: Shot, stored: Stored) -> Fold:
         """The record was acknowledged, perhaps by another stream: it counts when what it stands on is still there."""
         self._acknowledged(shot, stored)
         generation = self._memory.generation
@@ -334,7 +354,7 @@ class JetStreamLedger:
             self._weigh_at = now + _WEIGH
             self._bytes = (await self._js.state(STREAM))["bytes"]
         if self._bytes >= self._soft_mark:
-            raise _unavailable(
+            raise unavailable(
                 "ledger.soft-mark", "the ledger is nearly full; nothing new is opened", f"{self._bytes} B"
             )
 
@@ -354,47 +374,24 @@ class JetStreamLedger:
 
     def _require_working(self) -> None:
         if self._halted:
-            raise _unavailable("ledger.halted", "the ledger has halted; an operator must look at it", self._halted)
+            raise unavailable("ledger.halted", "the ledger has halted; an operator must look at it", self._halted)
+        if self._suspicion.cause:
+            raise suspected(self._suspicion.cause)
 
     def _translated(self, error: BaseException) -> BaseException:
         match error:
             case Lost():
+                if not self._suspicion.raised(error):
+                    return suspected(str(error))
                 self.halt(str(error))
-                return _unavailable("ledger.halted", "the ledger has halted; an operator must look at it", str(error))
+                return unavailable("ledger.halted", "the ledger has halted; an operator must look at it", str(error))
             case Corrupt():
-                return _unavailable("ledger.corrupt", "the records of this txn do not hold together", str(error))
+                return unavailable("ledger.corrupt", "the records of this txn do not hold together", str(error))
             case TimeoutError() | Unreachable() | ApiError():
                 cause = str(error) or "it could not be known in time whether the record is stored"
-                return _unavailable("ledger.unreachable", "the ledger does not answer as it must", cause)
+                return unavailable("ledger.unreachable", "the ledger does not answer as it must", cause)
             case _:
                 return error
-
-
-class _Stored(NamedTuple):
-    """An answer to a publish, with what was known when the record was published."""
-
-    ack: Ack
-    before: int
-    generation: int
-
-
-class Ready(NamedTuple):
-    """A sealed record that may stand where it is to be appended: what it makes of the fold, and its message."""
-
-    record: Record
-    after: Fold
-    payload: bytes
-    grant: str | None = None
-
-
-class _Shot(NamedTuple):
-    """One append, as it is published, however often."""
-
-    key: Key
-    known: Known | None
-    subject: str
-    headers: dict[str, str]
-    ready: Ready
 
 
 class _Waiting:
@@ -432,36 +429,9 @@ class Turn:
 
         Refuses LEDGER_UNAVAILABLE: then it may be stored or not, and nothing may be done on its authority.
         """
-        appended = await self._ledger.append(self._key, _ready(self._fold, record, grant))
+        appended = await self._ledger.append(self._key, ready(self._fold, record, grant))
         self._fold = appended.fold if isinstance(appended, LostRace) else appended
         return appended
-
-
-def _ready(fold: Fold | None, record: Record, grant: str | None) -> Ready:
-    try:
-        after = extend(fold, record)
-        payload = encode_entry(record, grant)
-    except (Corrupt, ValueError) as unfit:
-        raise refusal(
-            Code.INTERNAL, "the broker made a record that cannot stand here", rule="ledger.unfit", cause=str(unfit)
-        ) from None
-    if len(payload) > MAX_ENTRY:
-        raise refusal(
-            Code.TOO_LARGE, f"a record and its grant have {len(payload)} bytes, at most {MAX_ENTRY} are stored",
-            rule="ledger.entry", ask="ask for fewer scopes or shorter constraints",
-        )  # fmt: skip
-    return Ready(record, after, payload, grant)
-
-
-def _unavailable(rule: str, message: str, cause: str) -> Refusal:
-    return refusal(
-        Code.LEDGER_UNAVAILABLE,
-        message,
-        rule=rule,
-        ask="try again later; nothing was done",
-        retry_after=1.0,
-        cause=cause,
-    )
 
 
 async def _wait(pause: float) -> float:

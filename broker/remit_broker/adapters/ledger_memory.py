@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
 from nats.aio.msg import Msg
@@ -37,7 +38,22 @@ class Known(NamedTuple):
 
 
 class Lost(Exception):  # noqa: N818
-    """An acknowledged record is missing or another one."""
+    """An acknowledged record is missing or another one: that sealed by ``sealed`` was at ``seq`` of the stream.
+
+    ``seq`` of 0 says that no answer to another question could make it good.
+    """
+
+    def __init__(self, why: str, seq: int = 0, sealed: str = "") -> None:
+        super().__init__(why)
+        self.seq, self.sealed = seq, sealed
+
+
+Witness = Callable[[str, str], Awaitable[tuple[int, str, int] | None]]
+"""What is known of a txn outside of the stream: its last record seen there, the record's hash, and where it stood. Or None."""
+
+
+async def _nobody(tenant: str, txn: str) -> None:
+    return None
 
 
 class LedgerMemory:
@@ -53,6 +69,7 @@ class LedgerMemory:
         self._checking = asyncio.Lock()
         self.high = Message(0, "", b"")
         """The newest message of the stream that this replica has seen."""
+        self.witness: Witness = _nobody
 
     def __len__(self) -> int:
         return len(self._folds)
@@ -114,18 +131,19 @@ class LedgerMemory:
         generation = self.generation
         newest = await self._js.last(STREAM, subject_of(key))
         if newest is None or newest.seq < known.at:
-            raise Lost(f"{subject_of(key)} ended at {known.at}, now at {newest.seq if newest else 0}")
+            raise _ended(known, newest)
         if newest.seq > known.at:
             known = self.advance(known, await self.tail(key, known, newest))
         elif (found := parsed(key, newest).record["hash"]) != known.fold.hash:
-            raise Lost(f"{subject_of(key)} at {known.at} has the hash {found}, not {known.fold.hash}")
+            why = f"{subject_of(key)} at {known.at} has the hash {found}, not {known.fold.hash}"
+            raise Lost(why, known.at, known.fold.hash)
         return self.remember(key, known._replace(generation=generation))
 
     async def tail(self, key: Key, known: Known, newest: Message | None = None) -> list[Message]:
         """The records after ``known``, in order."""
         newest = newest or await self._js.last(STREAM, subject_of(key))
         if newest is None or newest.seq < known.at:
-            raise Lost(f"{subject_of(key)} ended at {known.at}, now at {newest.seq if newest else 0}")
+            raise _ended(known, newest)
         if newest.seq == known.at:
             return []
         missing = parsed(key, newest).record["seq"] - known.fold.seq
@@ -143,8 +161,11 @@ class LedgerMemory:
 
     async def read_all(self, key: Key) -> Known:
         generation = self.generation
+        seen = await self.witness(*key)
         newest = await self._js.last(STREAM, subject_of(key))
         if newest is None:
+            if seen is not None:
+                raise Lost(f"{subject_of(key)} is gone, record {seen[0]} of it was seen", seen[2], seen[1])
             raise unknown_txn()
         messages = [newest]
         if parsed(key, newest).record["seq"] != 0:
@@ -153,6 +174,9 @@ class LedgerMemory:
         # A follower may have served the consumer; the last record was read from the leader and seals all before it.
         if fold.hash != parsed(key, newest).record["hash"]:
             raise Corrupt(f"{key[1]}#{fold.seq}", "it does not end in the record that the leader has last")
+        # INVARIANT: a txn that lost its end is not used (test_a_txn_shorter_than_its_witness_halts_the_ledger).
+        if seen is not None and (fold.seq < seen[0] or hash_in(messages[seen[0]]) != seen[1]):
+            raise Lost(f"{subject_of(key)} lacks record {seen[0]} that was seen of it", seen[2], seen[1])
         self.raise_high(newest)
         return Known(fold, newest.seq, generation)
 
@@ -204,7 +228,8 @@ class LedgerMemory:
 
     async def check_message(self, known: Message) -> None:
         if known.seq and await self._js.at(STREAM, known.seq) != known:
-            raise Lost(f"the stream no longer has the acknowledged message {known.seq} of {known.subject}")
+            why = f"the stream no longer has the acknowledged message {known.seq} of {known.subject}"
+            raise Lost(why, known.seq, hash_in(known))
 
     async def check_known(self, known: Known | None) -> None:
         if known is None:
@@ -212,7 +237,8 @@ class LedgerMemory:
         key = (known.fold.tenant, known.fold.txn)
         found = await self._js.at(STREAM, known.at)
         if found is None or parsed(key, found).record["hash"] != known.fold.hash:
-            raise Lost(f"the stream no longer has record {known.fold.seq} of {subject_of(key)} at {known.at}")
+            why = f"the stream no longer has record {known.fold.seq} of {subject_of(key)} at {known.at}"
+            raise Lost(why, known.at, known.fold.hash)
 
     def raise_high(self, message: Message) -> None:
         if message.seq > self.high.seq:
@@ -242,6 +268,20 @@ def parsed(key: Key, message: Message) -> Entry:
     return entry
 
 
+def hash_in(message: Message) -> str:
+    """The hash of the record in a message; what is not readable has none."""
+    try:
+        return str(parse_entry(message.data).record.get("hash", ""))
+    except (ValueError, Refusal):
+        return ""
+
+
+def _ended(known: Known, newest: Message | None) -> Lost:
+    subject = subject_of((known.fold.tenant, known.fold.txn))
+    why = f"{subject} ended at {known.at}, now at {newest.seq if newest else 0}"
+    return Lost(why, known.at, known.fold.hash)
+
+
 def subject_of(key: Key) -> str:
     return f"ledger.{key[0]}.{key[1]}"
 
@@ -249,3 +289,15 @@ def subject_of(key: Key) -> str:
 def unknown_txn() -> Refusal:
     ask = "a grant issued by this broker, of a txn that it keeps"
     return refusal(Code.GRANT_INVALID, "the ledger has no such txn", rule="ledger.unknown-txn", ask=ask)
+
+
+def unavailable(rule: str, message: str, cause: str) -> Refusal:
+    """Nothing was done, and nobody can say when it can be. ``cause`` is for operators."""
+    return refusal(
+        Code.LEDGER_UNAVAILABLE,
+        message,
+        rule=rule,
+        ask="try again later; nothing was done",
+        retry_after=1.0,
+        cause=cause,
+    )

@@ -17,7 +17,7 @@ from remit_broker.core.revocations import Entry, Revoked
 from remit_broker.ports import MAX_FRAMES, CallerCancelled, Parties, Recipient, Withdrawn, at_once
 from remit_schemas import subjects
 from remit_schemas.callee import control_subject
-from remit_schemas.control import CANCEL, NOTHING, Control, encode_control, parse_control
+from remit_schemas.control import CANCEL, Control, encode_control, goes_on, parse_control
 from remit_schemas.envelope import (
     MAX_ENVELOPE,
     Dispatch,
@@ -217,10 +217,10 @@ class NatsBus:
         # (test_only_the_caller_cancels).
         if at is None:
             return
-        said = parse_control(message.data)
-        if said == NOTHING and message.reply:
+        if message.reply and goes_on(message.data):
             self.on_input(at, message)
             return
+        said = parse_control(message.data)
         listening = self._called.get((at.principal, at.txn, at.hop))
         if listening is None:
             if said.cancel:

@@ -28,7 +28,7 @@ from remit_broker.adapters.index_queries import IndexQueries
 from remit_broker.adapters.index_rows import Head, Key, Rows, refusal_row
 from remit_broker.adapters.jetstream import ApiError, JetStream, Message, Unreachable
 from remit_broker.adapters.private_files import private_folder
-from remit_broker.adapters.stream_tail import Regressed, StreamTail
+from remit_broker.adapters.stream_tail import Regressed, StreamTail, made_certain
 from remit_schemas.records import GENESIS, parse_entry
 
 _MIGRATION: Final = re.compile(r"(\d{4})_\w+\.sql")
@@ -117,12 +117,15 @@ class SqliteIndex(IndexQueries):
         """The stream sequence of the ledger up to which everything is in the tables."""
         return self._position[jetstream_ledger.STREAM]
 
-    async def check(self, nc: Client) -> None:
-        """Compare the ledger's stream with what this file knows of it.
+    async def check(self, nc: Client, certain: float = 0.0) -> None:
+        """Compare the ledger's stream with what this file knows of it, again and again for ``certain`` seconds where they differ.
 
         Raises :class:`Regressed` where the stream ends earlier, or another record stands where this one was seen. The
         check runs before anything is projected or appended, so that a ledger that lost records is not written on.
         """
+        await made_certain(lambda: self._check(nc), certain)
+
+    async def _check(self, nc: Client) -> None:
         seq, seen = await self._witness()
         if seq == 0:
             return
@@ -133,17 +136,17 @@ class SqliteIndex(IndexQueries):
         if (sealed := _hash(found)) != seen:
             raise Regressed(f"message {seq} of the ledger is sealed by {sealed}; the index has seen {seen}")
 
-    async def run(self, nc: Client, on_halt: Callable[[str], None] = lambda cause: None) -> None:
+    async def run(self, nc: Client, on_halt: Callable[[str], None] = lambda cause: None, certain: float = 0.0) -> None:
         """Project both streams until cancelled. Where the ledger lost something, says so to ``on_halt`` and stops.
 
         A disk that is full or a server that is away is waited for; meanwhile :attr:`trouble` says so.
         """
         self._running = True
         try:
-            await self._patiently(lambda: self.check(nc))
+            await self._patiently(lambda: self.check(nc, certain))
             self._position = await _positions(self._writer)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._follow_ledger(nc))
+                group.create_task(self._follow_ledger(nc, certain))
                 group.create_task(self._follow_refusals(nc))
         except* Regressed as regressed:
             self._halted = str(regressed.exceptions[0])
@@ -213,8 +216,9 @@ class SqliteIndex(IndexQueries):
             await self._commit([(_REFUSAL, rows), *_moves(refusal_stream.STREAM, fresh[-1])])
         self._moved_to(refusal_stream.STREAM, fresh[-1].seq)
 
-    async def _follow_ledger(self, nc: Client) -> None:
-        tail = StreamTail(nc, jetstream_ledger.STREAM, jetstream_ledger.SUBJECTS, whole=True, hurry=self._hurry)
+    async def _follow_ledger(self, nc: Client, certain: float) -> None:
+        names = (jetstream_ledger.STREAM, jetstream_ledger.SUBJECTS)
+        tail = StreamTail(nc, *names, whole=True, hurry=self._hurry, certain=certain)
         async for batch in tail.batches(self.position):
             await self._patiently(functools.partial(self.add, batch))
 

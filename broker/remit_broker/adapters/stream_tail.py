@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
@@ -33,21 +33,46 @@ class Regressed(Exception):  # noqa: N818
     """The stream ends before what was read of it, or lacks a message in the middle."""
 
 
+async def made_certain(look: Callable[[], Awaitable[None]], seconds: float) -> None:
+    """Look until nothing is found to be lost, for at most ``seconds``: on a cluster an old leader may answer with less.
+
+    Raises :class:`Regressed`.
+    """
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    while True:
+        try:
+            return await look()
+        except Regressed:
+            if loop.time() >= until:
+                raise
+        await asyncio.sleep(0.25)
+
+
 class StreamTail:
-    """One reader of one stream. ``whole`` says that no message of the stream may be missing.
+    """One reader of one stream. ``whole`` says that no message of the stream may be missing, ``certain`` for how many seconds
+    what looks like a loss is looked at again.
 
     Messages come in groups, since what is done with a group costs little more than what is done with one. While ``hurry``
     is set, somebody waits for the next one, and no message waits for more; nor does what was there before the reader.
     """
 
     def __init__(
-        self, nc: Client, stream: str, subjects: str, *, whole: bool, hurry: asyncio.Event | None = None
+        self,
+        nc: Client,
+        stream: str,
+        subjects: str,
+        *,
+        whole: bool,
+        hurry: asyncio.Event | None = None,
+        certain: float = 0.0,
     ) -> None:
         self._nc = nc
         self._js = JetStream(nc)
         self._stream = stream
         self._subjects = subjects
         self._whole = whole
+        self._certain = certain
         self._hurry = hurry or asyncio.Event()
         self._arrived: asyncio.Queue[Msg] = asyncio.Queue()
         self._newest: Message | None = None
@@ -77,7 +102,7 @@ class StreamTail:
 
     async def _consume(self, after: int) -> AsyncIterator[list[Message]]:
         """From one consumer, until it goes away."""
-        await self._still_there(after)
+        await made_certain(lambda: self._still_there(after), self._certain)
         inbox = self._nc.new_inbox()
         name = inbox.rsplit(".", 1)[-1]
         self._arrived = asyncio.Queue()

@@ -13,6 +13,7 @@ import typer
 from remit_broker import __version__
 from remit_broker.cli import (
     agents,
+    audit,
     bench,
     budgets,
     callout,
@@ -63,6 +64,7 @@ servers.register(app)
 app.add_typer(agents.app, name="agents")
 app.add_typer(servers.app, name="servers")
 app.add_typer(evidence.app, name="evidence")
+app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")
 
 

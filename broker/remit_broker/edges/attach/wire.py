@@ -51,7 +51,7 @@ async def connect(
     try:
         async with asyncio.timeout(seconds):
             await client.connect(
-                bus,
+                bus.split(","),
                 name=connection,
                 inbox_prefix=subjects.inbox_prefix(credentials.agent, connection).encode(),
                 nkeys_seed_str=credentials.nkey_seed,
