@@ -193,7 +193,7 @@ class LeanClient:
         self,
         subject: str,
         payload: bytes = b"",
-        timeout: float = 0.5,
+        timeout: float = 0.5,  # noqa: ASYNC109 - as in nats-py
         headers: dict[str, str] | None = None,
     ) -> LeanMsg:
         self._numbers += 1
