@@ -17,6 +17,7 @@ from remit_broker.adapters import jetstream_ledger as ledger
 from remit_broker.adapters import kv_accounts, ledger_memory, nats_bus, refusal_stream, revocations, sqlite_index
 from remit_broker.adapters.index_queries import IndexQueries, OpenHop
 from remit_broker.adapters.jetstream import IN_FLIGHT, Ack, Message
+from remit_broker.adapters.ledger_append import Stored
 from remit_broker.core import accounts, fold, tree
 from remit_broker.core.accounts import Account
 from remit_broker.hop import close, dispatch, pipeline, txn, verify
@@ -62,10 +63,10 @@ async def nothing(*_: Any, **__: Any) -> None:
 def an_append_without_an_answer_counts_as_done(stack: ExitStack) -> None:
     before = ledger.JetStreamLedger._publish
 
-    async def publish(self: Any, shot: Any, seconds: float) -> Any:
-        stored = await before(self, shot, seconds)
+    async def publish(self: Any, shot: Any, seconds: float, **more: Any) -> Any:
+        stored = await before(self, shot, seconds, **more)
         seq = self._memory.high.seq
-        return stored or ledger._Stored(Ack(ledger.STREAM, seq + 1), seq, self._memory.generation)
+        return stored or Stored(Ack(ledger.STREAM, seq + 1), seq, self._memory.generation)
 
     put(stack, ledger.JetStreamLedger, "_publish", publish)
 
@@ -102,8 +103,8 @@ def in_flight_counts_as_lost_without_reading(stack: ExitStack) -> None:
 def in_flight_counts_as_done(stack: ExitStack) -> None:
     before = ledger.JetStreamLedger._publish
 
-    async def publish(self: Any, shot: Any, seconds: float) -> Any:
-        stored = await before(self, shot, seconds)
+    async def publish(self: Any, shot: Any, seconds: float, **more: Any) -> Any:
+        stored = await before(self, shot, seconds, **more)
         if stored is not None and stored.ack.error is not None and stored.ack.error.err_code == IN_FLIGHT:
             return stored._replace(ack=Ack(ledger.STREAM, self._memory.high.seq + 1))
         return stored
