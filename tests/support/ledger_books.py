@@ -37,7 +37,8 @@ def sealed(record: Json) -> str:
 
 
 def plus(one: Json, other: Json) -> Json:
-    return {unit: one[unit] + other[unit] for unit in UNITS}
+    """A sum; what no JSON number holds exactly is held at the largest that one does."""
+    return {unit: min(one[unit] + other[unit], 2**53 - 1) for unit in UNITS}
 
 
 def minus(one: Json, other: Json) -> Json:
