@@ -9,10 +9,10 @@ ARGS ?=
 MINUTES ?= 5
 SEED ?=
 
-.PHONY: help setup check test guards chaos demo bench format lock clean
+.PHONY: help setup check test guards chaos simulate simulate-long simulate-bugs demo bench format lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## .venv with everything from the lock (quick when it is there; PYTHON=… picks another Python)
 	@$(PYTHON) tools/setup.py
@@ -28,6 +28,15 @@ test: setup ## every test (TESTS=tests/unit ARGS='-k scope' for some)
 
 guards: setup ## take each guard away in a copy and see its test fail (some minutes; ARGS='--only budget')
 	$(BIN)/python -m tools.prove_guards $(ARGS)
+
+simulate: setup ## hundreds of simulated runs of the whole broker (SEEDS=300); ARGS='--seed N' shows one
+	$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),300) $(ARGS)
+
+simulate-long: setup ## many, on all cores (SEEDS=100000)
+	$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),100000) $(ARGS)
+
+simulate-bugs: setup ## find every bug that can be planted, each within SEEDS=10000 runs
+	$(BIN)/python -m tests.simulation --bugs --seeds $(or $(SEEDS),10000) $(ARGS)
 
 chaos: setup ## kill, freeze and cut off real processes under load, then check every promise (MINUTES=30 SEED=… ARGS='--only cluster')
 	$(BIN)/python -m tests.chaos.run --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -202,6 +202,8 @@ class Broker:
         config, clock = self.settings.config, SystemClock()
         self.refusals = await RefusalStream.start(self.nats.core, replicas=config.bus.replicas)
         self._stack.push_async_callback(self.refusals.stop)
+        refusals = self.refusals
+        self.observer.watch("remit_refusals_lost", "Refusals that could not be recorded", lambda: refusals.lost)
         self.accounts = KvAccounts(JetStream(self.nats.core), self.settings.caps, clock, self.replica)
         await self.accounts.start(config.bus.replicas, self.observer.fault)
         self.health.accounts = self.accounts

@@ -115,7 +115,7 @@ class Health:
 
     def troubles(self) -> dict[str, tuple[str, str | None]]:
         """By part: what may be told to anybody, and the cause for operators (None where all is well)."""
-        lost = self.refusals.lost if self.refusals else 0
+        lost = self.refusals.lost if self.refusals and self.refusals.failing else 0
         fresh = self.revocations is not None and self.revocations.fresh
         found: dict[str, tuple[str, str | None]] = {
             "ledger": (

@@ -173,6 +173,8 @@ async def planner(folder: Path, name: str, seed: str) -> None:
                 return str(len(await hop.call(resource, number=number, budget="0.001usd 1000tokens 2calls")))
             except Refused as no:
                 return no.code
+            except Exception as failed:  # the callee worked, and says that it came to nothing
+                return type(failed).__name__
 
         return list(await asyncio.gather(*(part(number) for number in range(parts))))
 

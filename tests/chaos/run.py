@@ -81,7 +81,7 @@ async def rounds(minutes: float, seed: str, seconds: float, only: str) -> bool:
             well = False
             print(f"  kept in {folder}", flush=True)
     print(f"in all, {number} rounds, seed {seed}")
-    print("\n".join(f"  {name:<32}{count:>9,}" for name, count in total.items()), flush=True)
+    print("\n".join(f"  {name:<48}{count:>9,}" for name, count in total.items()), flush=True)
     return well
 
 

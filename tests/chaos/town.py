@@ -126,9 +126,12 @@ class Town:
         await self._busy()
 
     async def _busy(self, results: int = 20) -> None:
-        """Wait until calls come to their end."""
-        desk = self.folder / "journals" / "desk.jsonl"
-        async with asyncio.timeout(60):
+        """Wait until calls come to their end, and every callee has been called."""
+        journals = self.folder / "journals"
+        desk, callees = journals / "desk.jsonl", [journals / f"{name}.jsonl" for name in ("clerk", "files", "planner")]
+        async with asyncio.timeout(120):
+            while not all(path.exists() and path.stat().st_size for path in callees):
+                await asyncio.sleep(0.2)
             while not desk.exists() or desk.read_bytes().count(b'"frame":"result"') < results:
                 await asyncio.sleep(0.2)
 

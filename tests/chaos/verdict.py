@@ -40,7 +40,7 @@ class Report(NamedTuple):
 
     def lines(self) -> list[str]:
         """For people."""
-        shown = [f"  {name:<32}{count:>9,}" for name, count in self.counts.items()]
+        shown = [f"  {name:<48}{count:>9,}" for name, count in self.counts.items()]
         if self.proof:
             shown.append(f"  proves nothing: {self.proof}")
         shown += [f"  VIOLATION {one}" for one in self.violations[:50]]
@@ -67,6 +67,11 @@ async def judge(town: Town) -> Report:
             checker.event(event)
     found += checker.finish(refusals=[one.body["record"] for one in refusals], accounts=accounts)
     found += _halts(town.folder)
+    found += [
+        Violation("broker.fault", f"{event['txn']}.{event.get('hop')}", json.dumps(event["frame"]["error"]))
+        for event in events
+        if event["what"] == "heard" and event["frame"].get("error", {}).get("rule") == "broker.fault"
+    ]
     flight = in_flight(entries, events)
     counts = _counts(town, checker, events, flight)
     proof = "" if sum(flight.values()) else "nothing was in flight when something died or froze"
@@ -93,6 +98,14 @@ def _halts(folder: Path) -> list[Violation]:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             if _HALTED.search(line):
                 found.append(Violation("ledger.halted", path.stem, line[:300]))
+    return found
+
+
+def _faults(folder: Path) -> Counter[str]:
+    """What brokers logged as faults, by where: most are of a bus that was taken from them."""
+    found: Counter[str] = Counter()
+    for path in folder.glob("b*.stderr"):
+        found.update(re.findall(r"fault in ([\w.-]+):", path.read_text(encoding="utf-8", errors="replace")))
     return found
 
 
@@ -128,7 +141,9 @@ def _concerns(event: dict[str, Any], record: dict[str, Any]) -> bool:
 def _counts(town: Town, checker: Checker, events: list[dict[str, Any]], flight: Counter[str]) -> dict[str, int]:
     seen = checker.counts
     heard = Counter(
-        event["frame"]["error"]["code"] for event in events if event["what"] == "heard" and "error" in event["frame"]
+        f"{event['frame']['error']['code']} {event['frame']['error']['rule'][:24]}"
+        for event in events
+        if event["what"] == "heard" and "error" in event["frame"]
     )
     shown = {
         "txns": seen["txn.opened"],
@@ -142,6 +157,7 @@ def _counts(town: Town, checker: Checker, events: list[dict[str, Any]], flight: 
         "lost races": sum(broker.total("remit_ledger_races_total") for broker in town.brokers),
         "ambiguous acks": sum(broker.total("remit_ledger_ambiguous_total") for broker in town.brokers),
     }
+    shown |= {f"fault in {where}": count for where, count in sorted(_faults(town.folder).items())}
     shown |= {f"in flight at a {name.replace('.', ' of a ')}": count for name, count in sorted(flight.items())}
     shown |= {
         name.replace(".", " of a "): count

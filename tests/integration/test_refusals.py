@@ -13,6 +13,7 @@ import pytest
 from remit_broker.adapters.jetstream import JetStream
 from remit_broker.adapters.refusal_stream import MANY, STREAM, RefusalStream
 from remit_schemas.records import hash_of
+from tests.support.fake_jetstream import FakeJetStream, never_sent
 from tests.support.local_nats import LocalNats, local_nats
 from tests.support.story import TXN, refused
 
@@ -88,3 +89,16 @@ async def test_a_stream_that_cannot_be_reached_loses_the_record_and_says_so(serv
     await refusals.write(refused())
     await refusals.stop()
     assert refusals.lost == 1
+    assert refusals.failing
+
+
+async def test_a_refusal_that_was_lost_is_no_trouble_any_more_once_another_was_recorded(server: LocalNats) -> None:
+    refusals = await RefusalStream.start(await server.connect(), window=0.01)
+    refusals._js, there = FakeJetStream(), refusals._js
+    refusals._js.troubles = [never_sent]
+    await refusals.write(refused())
+    assert (refusals.lost, refusals.failing) == (1, True)
+    refusals._js = there
+    await refusals.write(refused("e" * 16, resource="mcp/files/other"))
+    await refusals.stop()
+    assert (refusals.lost, refusals.failing) == (1, False)

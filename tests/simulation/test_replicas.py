@@ -12,7 +12,7 @@ import pytest
 from remit_broker.core.fold import fold_all
 from remit_broker.hop import pipeline
 from remit_broker.hop.scan import close_orphans
-from remit_broker.hop.txn import Delegation, open_txn, revoke
+from remit_broker.hop.txn import Delegation, close_txn, open_txn, revoke
 from remit_schemas.budget import Budget
 from remit_schemas.envelope import Dispatch, Error, Frame, Result
 from remit_schemas.errors import Code, ErrorBody
@@ -142,6 +142,45 @@ def test_no_order_of_events_breaks_a_promise(crash_rate: float, with_revoke: boo
 def test_the_same_seed_gives_the_same_run():
     assert _run(7, 0.04, True) == _run(7, 0.04, True)
     assert _run(7, 0.04, True).log != _run(8, 0.04, True).log
+
+
+async def _closed_by_two(seed: int) -> list[str]:
+    world = World(random.Random(seed), ("desk", "worker"), 0.0)
+    replicas = [Replica(world, f"r{number}") for number in range(2)]
+    scope, budget = Scope.of([parse_scope("agent/**")]), Budget(1000, 0, 20)
+    opened = await open_txn(
+        Delegation(tenant="default", user="ann", agent="desk", scope=scope, budget=budget, ttl=600, auth="sim"),
+        replicas[0].ports,
+    )
+
+    go_on = asyncio.Event()
+
+    async def until_told(_: Dispatch) -> Frame:
+        await go_on.wait()
+        return Result(value={})
+
+    world.work = until_told
+    calls = [
+        asyncio.ensure_future(
+            replicas[number % 2].ask(
+                "desk", opened.txn, "agent/worker/do",
+                {"grant": opened.grant, "want": {"budget": {"usd_micros": 9, "tokens": 0, "calls": 1}}},
+                INBOX.format("desk", number),
+            )
+        )
+        for number in range(4)
+    ]  # fmt: skip
+    await asyncio.sleep(0.5)
+    folds = await asyncio.gather(*(close_txn("default", opened.txn, "desk", "closed", one.ports) for one in replicas))
+    go_on.set()
+    await asyncio.wait(calls)
+    await world.bury()
+    return [fold.state for fold in folds]
+
+
+def test_two_replicas_that_close_one_txn_both_find_it_closed():
+    for seed in range(50):
+        assert simulate(seed, _closed_by_two(seed)) == ["closed", "closed"]
 
 
 def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch):

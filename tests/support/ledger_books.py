@@ -37,7 +37,8 @@ def sealed(record: Json) -> str:
 
 
 def plus(one: Json, other: Json) -> Json:
-    return {unit: one[unit] + other[unit] for unit in UNITS}
+    """A sum; what no JSON number holds exactly is held at the largest that one does."""
+    return {unit: min(one[unit] + other[unit], 2**53 - 1) for unit in UNITS}
 
 
 def minus(one: Json, other: Json) -> Json:
@@ -60,6 +61,7 @@ class Account:
         self.parent = parent
         self.limit = dict(limit)
         self.spent, self.held, self.overrun = dict(NOTHING), dict(NOTHING), dict(NOTHING)
+        self.passed = dict(NOTHING)
         self.state = "open"
         self.revoked = False
         self.n = 1
@@ -197,19 +199,22 @@ class Books:
         return account
 
     def _settled(self, record: Json, account: Account) -> None:
-        """The charge of closing or parking, by the arithmetic of docs/wire.md."""
-        self._need(
-            not account.open_below, "use.after-close", record, f"hops are open below it: {sorted(account.open_below)}"
-        )
-        used = plus(account.spent, record["cost"])
+        """The charge of closing or parking, by the arithmetic of docs/wire.md. What parked children were charged stays in it."""
+        running = [
+            hop for hop in account.open_below if record["kind"] == "hop.closed" or self.accounts[hop].state == "open"
+        ]
+        self._need(not running, "use.after-close", record, f"hops are open below it: {sorted(running)}")
+        used, free = plus(account.spent, record["cost"]), minus(account.limit, account.held)
         whole = record.get("outcome") in WHOLE
-        spent = account.limit if whole else least(used, account.limit)
-        overrun = plus(account.overrun, minus(used, account.limit))
+        spent = account.limit if whole else plus(least(used, free), account.held)
+        overrun = plus(account.overrun, minus(used, free))
         said = f"spent {record['spent']}, it settles at {spent}"
         self._need(record["spent"] == spent, "budget.settled", record, said)
         self._need(
             record["overrun"] == overrun, "budget.settled", record, f"overrun {record['overrun']}, it is {overrun}"
         )
+        if account.parent is not None:  # of which it may have been told a part when the hop parked
+            account.parent.overrun = plus(account.parent.overrun, minus(record["overrun"], account.passed))
 
     def _hop_closed(self, record: Json) -> None:
         account = self._mine(record, "open", "parked")
@@ -219,7 +224,6 @@ class Books:
         parent = account.parent
         parent.held = minus(parent.held, account.limit)
         parent.spent = plus(parent.spent, record["spent"])
-        parent.overrun = plus(parent.overrun, record["overrun"])
         parent.open_below.discard(account.hop)
         account.state = "closed"
         self._need(within(parent.spent, parent.limit), "budget.overspent", record, f"hop {parent.hop} spent too much")
@@ -260,11 +264,8 @@ class Books:
             return
         self._settled(record, account)
         account.parent.held = plus(minus(account.parent.held, account.limit), record["spent"])
-        account.limit, account.spent, account.overrun = (
-            dict(record["spent"]),
-            dict(record["spent"]),
-            dict(record["overrun"]),
-        )
+        account.limit, account.spent = dict(record["spent"]), minus(record["spent"], account.held)
+        account.overrun = account.passed = dict(record["overrun"])
         account.state = "parked"
 
     def _resumed(self, record: Json) -> None:

@@ -19,6 +19,8 @@ from remit_schemas.records import HopRefused, plain, seal
 
 STREAM: Final = "REFUSALS"
 SUBJECTS: Final = "refusals.*"
+LATELY: Final = 10.0
+"""Seconds for which a refusal that could not be recorded counts as a trouble of now."""
 MANY: Final = "**"
 """The resource of a record that counts refusals of several resources."""
 
@@ -44,6 +46,7 @@ class RefusalStream:
         """The newest message of the stream that this replica has written."""
         self.lost = 0
         """Refusals (counted as calls) that could not be recorded since the start."""
+        self._lost_at = float("-inf")
 
     @classmethod
     async def start(
@@ -98,11 +101,21 @@ class RefusalStream:
             payload = _encode({"record": plain(msgspec.structs.replace(sealed, cause=record.cause))})
             ack = await self._js.publish(f"refusals.{record.tenant}", payload, {})
             if ack.error is not None or ack.stream != STREAM:
-                self.lost += record.count
+                self._lose(record)
             else:
                 self.high = max(self.high, ack.seq)
+                self._lost_at = float("-inf")
         except (Unreachable, ValueError):
-            self.lost += record.count
+            self._lose(record)
+
+    def _lose(self, record: HopRefused) -> None:
+        self.lost += record.count
+        self._lost_at = asyncio.get_running_loop().time()
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last one could not be recorded, and that is not long ago: what is over is not what is wrong now."""
+        return asyncio.get_running_loop().time() - self._lost_at < LATELY
 
 
 def _kind(record: HopRefused) -> _Kind:

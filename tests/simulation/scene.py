@@ -1,0 +1,95 @@
+"""The simulated world of one run: a network, a NATS server, replicas, agents, and who watches them.
+
+A scene is set up once for a *town* (how many replicas, which caps) from a fixed seed; what happens then comes from the seed of
+the run. So many runs can start from one scene, each in a process forked from it, and one run can be repeated by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from remit_broker.core.registry import Attachment, Definition
+from remit_broker.edges.callout import Admitted, Refused
+from tests.simulation.disk import Disk
+from tests.simulation.jetstream import Proposal
+from tests.simulation.loop import SimulatedLoop
+from tests.simulation.nats_server import Unanswered, Who
+from tests.simulation.people import Person, Raw, known
+from tests.simulation.replicas import ACCOUNTS, Replica, principal, wired
+from tests.simulation.seeded import Drawn, seeded
+from tests.simulation.town import Base, Town
+
+AGENTS = ("planner", "worker", "leaf")
+CALLERS = ("desk",)
+
+
+class Scene(Base):
+    """Everything there is. Made by :func:`scene`."""
+
+    def __init__(self, loop: SimulatedLoop, town: Town, drawn: Drawn) -> None:
+        super().__init__(loop, town, drawn)
+        told = self.checks.told
+        self.replicas = [Replica(f"r{n}", Disk(self.rng), self.config, self._fault) for n in range(town.replicas)]
+        self.agents = {name: Person(name, told) for name in AGENTS}
+        self.callers = {name: Person(name, told, serves=False) for name in CALLERS}
+        self.odd = {"odd": Raw("odd", "agent", told), "tools": Raw("tools", "mcp", told)}
+        self.server.authorize = self._authorize
+
+    def _authorize(self, options: dict[str, Any]) -> Who | None:
+        nkey = options.get("nkey", "")
+        if nkey in ACCOUNTS:
+            return ACCOUNTS[nkey], "broker"
+        serving = [replica for replica in self.replicas if replica.serves]
+        if not serving:
+            raise Unanswered
+        broker = self.rng.choice(serving).broker
+        assert broker is not None
+        try:
+            found = Admitted(broker.registry, broker.revocations, broker.connected).by_nkey(nkey)
+        except Refused:
+            return None
+        return None if found is None else ("BUS", found.name)
+
+    # Setting up
+
+    async def set_up(self) -> None:
+        """Replicas serve, agents are attached."""
+        self.js._create("KV_registry", {
+            "name": "KV_registry", "subjects": ["$KV.registry.>"], "max_msgs_per_subject": 5, "allow_rollup_hdrs": True,
+            "deny_delete": True, "allow_direct": True, "discard": "new", "max_bytes": -1, "num_replicas": 1, "storage": "file",
+            "retention": "limits", "max_age": 0, "max_consumers": -1, "max_msgs": -1, "max_msg_size": -1,
+        })  # fmt: skip
+        for name in (*AGENTS, *CALLERS, *self.odd):
+            self._put(f"principal.{name}", principal(name, "mcp" if name == "tools" else "agent"))
+        for name, kind, op in (("odd", "agent", "do"), ("tools", "mcp", "read")):
+            definitions = (Definition(op=op, input_schema={"type": "object"}),)
+            self._put(f"attachment.{name}", Attachment(name=name, kind=kind, definitions=definitions))  # type: ignore[arg-type]
+        for replica in self.replicas:
+            replica.start()
+        await self.until(lambda: all(replica.ready for replica in self.replicas), 20)
+        starting = [person.start() for person in (*self.agents.values(), *self.callers.values())]
+        for raw in self.odd.values():
+            await raw.start()
+        await asyncio.wait(starting)
+        await asyncio.sleep(0.2)
+
+    def _put(self, key: str, value: Any) -> None:
+        stream = self.js.streams["KV_registry"]
+        stream.store(Proposal(f"$KV.registry.{key}", "", b"", msgspec.json.encode(value), None, None))
+
+
+@contextlib.contextmanager
+def scene(town: Town) -> Iterator[Scene]:
+    """A scene that is set up, in a loop of its own. It is never taken down: the process that it is made in ends with it."""
+    loop = SimulatedLoop(0)
+    asyncio.set_event_loop(loop)
+    with wired(), known(), seeded(loop, 0) as drawn:
+        set_ = Scene(loop, town, drawn)
+        loop.run_until_complete(set_.set_up())
+        yield set_
+        asyncio.set_event_loop(None)
