@@ -250,6 +250,8 @@ class Consumer:
             self.next = 1
         self._quiet_since = stream.owner.loop.now
         self._interest_at = stream.owner.loop.now
+        if self.deliver:
+            stream.owner.account.waiting[self.deliver] = self.wake
         if self.beat and self.deliver:
             stream.owner.loop.call_later(self.beat, self._idle, context=SERVER)
         # The answer to whoever made it goes first.
@@ -320,6 +322,7 @@ class Consumer:
         """It is gone."""
         self.gone = True
         self.stream.consumers.pop(self.name, None)
+        self.stream.owner.account.waiting.pop(self.deliver, None)
 
     def _idle(self) -> None:
         """A heartbeat while there is nothing to say."""
