@@ -126,6 +126,8 @@ class Broker:
             max_bytes=config.bus.ledger_bytes or -1,
             grouped=not config.bus.url and config.bus.sync == "always",
         )
+        if not config.bus.url:
+            self.ledger.room.on_disk(settings.data / "jetstream")
         ledger = self.ledger
         self.observer.watch("remit_ledger_races", "Appends before which another replica's came", lambda: ledger.races)
         self.observer.watch("remit_ledger_ambiguous", "Attempts to append without an answer", lambda: ledger.ambiguous)

@@ -121,6 +121,7 @@ class Health:
             "ledger": (
                 "an acknowledged record is missing or another one", self.ledger.trouble if self.ledger else None
             ),
+            "room": ("the ledger is nearly full: nothing new is opened", self.ledger.room.full if self.ledger else None),
             "revocations": ("no heartbeat was heard for two seconds", None if fresh else "the watch is silent"),
             "refusals": ("some could not be recorded", f"{lost} calls" if lost else None),
         }  # fmt: skip

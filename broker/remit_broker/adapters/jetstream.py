@@ -159,9 +159,9 @@ class JetStream:
         return await self._get(stream, {"seq": seq, "next_by_subj": subject})
 
     async def state(self, stream: str) -> dict[str, Any]:
-        """The ``state`` of a stream: ``last_seq``, ``first_seq``, ``messages``, ``bytes`` …"""
-        state: dict[str, Any] = (await self.api(f"STREAM.INFO.{stream}"))["state"]
-        return state
+        """The ``state`` of a stream: ``last_seq``, ``first_seq``, ``messages``, ``bytes`` …, and its ``max_bytes``."""
+        info = await self.api(f"STREAM.INFO.{stream}")
+        return {**info["state"], "max_bytes": info["config"].get("max_bytes", -1)}
 
     async def read(self, stream: str, subject: str, after: int, upto: int) -> list[Message]:
         """All messages of ``subject`` after ``after``, ``upto`` included, through a consumer of its own.

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from nats.aio.client import Client
 
@@ -48,6 +48,7 @@ from remit_broker.adapters.ledger_memory import (
     subject_of,
     unavailable,
 )
+from remit_broker.adapters.ledger_room import Room
 from remit_broker.adapters.ledger_stream import MAY_DIFFER, SUBJECTS, settings
 from remit_broker.adapters.ledger_suspicion import SECONDS, Suspicion, suspected
 from remit_broker.core.fold import Corrupt, Fold
@@ -64,11 +65,6 @@ from remit_schemas.records import (
 )
 
 __all__ = ["STREAM", "SUBJECTS", "JetStreamLedger", "Turn"]
-
-_OVERHEAD: Final = 256
-"""What a message takes in the stream beside its payload, at most: subject, headers, framing. In bytes."""
-_WEIGH: Final = 5.0
-"""How often, in seconds, the stream is asked for its size: other replicas append to it too."""
 
 _T = TypeVar("_T")
 
@@ -94,12 +90,10 @@ class JetStreamLedger:
         self._memory = LedgerMemory(js, remembered)
         self._patience = patience
         self._attempt = attempt
-        self._soft_mark = soft_mark
+        self.room = Room(js, soft_mark)
         self._groups: CommitGroups | None = None
         self._locks: dict[Key, tuple[asyncio.Lock, int]] = {}
-        self._bytes = 0
         self._found = 0
-        self._weigh_at = 0.0
         self._halted: str | None = None
         self._suspicion = Suspicion(js, certain, self.halt, self._memory.doubt)
         self.races = 0
@@ -129,12 +123,12 @@ class JetStreamLedger:
         js = JetStream(nc)
         js.require_version()
         info = await js.ensure(settings(replicas, max_bytes), unequal_ok=MAY_DIFFER)
-        size = info["config"].get("max_bytes", -1)
-        limits = {"certain": SECONDS if replicas > 1 else 0.0, **limits}
-        ledger = cls(js, soft_mark=int(size * soft_mark) if size > 0 else 0, **limits)
+        cap = await _raised(js, info["config"], max_bytes)
+        ledger = cls(js, **{"certain": SECONDS if replicas > 1 else 0.0, **limits})
+        ledger.room = Room(js, 0, soft_mark)
+        ledger.room.weighed(info["state"]["bytes"], cap)
         if grouped and info["config"].get("allow_atomic"):
             ledger._groups = CommitGroups(js)
-        ledger._bytes = info["state"]["bytes"]
         ledger._found = info["state"]["last_seq"]
         await nc.subscribe(ADVISORIES, cb=ledger._memory.advised)
         return ledger
@@ -165,7 +159,8 @@ class JetStreamLedger:
 
     async def create(self, record: TxnOpened, grant: str) -> Fold:
         """Start a txn whose id this broker drew. Refuses LEDGER_UNAVAILABLE, or CONFLICT where the txn exists."""
-        await self._within(self._require_room())
+        if self.room.due:
+            await self._within(self.room.require())
         key = (record.tenant, record.txn)
         appended = await self._append(key, None, ready(None, record, grant))
         if isinstance(appended, LostRace):
@@ -241,8 +236,8 @@ class JetStreamLedger:
 
     async def append(self, key: Key, ready: Ready) -> Fold | LostRace:
         """Append a record that was made ready on a fold. For :class:`Turn`."""
-        if self._soft_mark and isinstance(ready.record, HopOpened | HopResumed | GrantRenewed):
-            await self._within(self._require_room())
+        if isinstance(ready.record, HopOpened | HopResumed | GrantRenewed) and self.room.due:
+            await self._within(self.room.require())
         known = await self._known(key)
         if ready.record.prev != known.fold.hash:
             self.races += 1
@@ -310,7 +305,7 @@ class JetStreamLedger:
         if stored.ack.stream != STREAM or seq <= stored.before:
             raise Lost(f"an append was acknowledged at {seq} of {stored.ack.stream!r} after {stored.before} was")
         self._memory.raise_high(Message(seq, shot.subject, shot.ready.payload))
-        self._bytes += len(shot.ready.payload) + _OVERHEAD
+        self.room.grew(len(shot.ready.payload))
 
     def _remembered(self, shot: Shot, seq: int, generation: int) -> Fold:
         self._memory.keep_grant(shot.ready.record.hash, shot.ready.grant)
@@ -345,18 +340,6 @@ class JetStreamLedger:
             return fold
         self.races += 1
         return LostRace(fold)
-
-    async def _require_room(self) -> None:
-        if not self._soft_mark:
-            return
-        now = asyncio.get_running_loop().time()
-        if now >= self._weigh_at:
-            self._weigh_at = now + _WEIGH
-            self._bytes = (await self._js.state(STREAM))["bytes"]
-        if self._bytes >= self._soft_mark:
-            raise unavailable(
-                "ledger.soft-mark", "the ledger is nearly full; nothing new is opened", f"{self._bytes} B"
-            )
 
     async def _within(self, work: Awaitable[_T], patience: float | None = None) -> _T:
         """Do ``work`` in time, or refuse."""
@@ -437,3 +420,13 @@ class Turn:
 async def _wait(pause: float) -> float:
     await asyncio.sleep(pause)
     return min(pause * 2, 0.25)
+
+
+async def _raised(js: JetStream, found: dict[str, Any], wanted: int) -> int:
+    """The stream's cap in bytes (-1: none), raised where the configuration allows more than when the stream was made."""
+    cap = int(found.get("max_bytes", -1))
+    if cap > 0 and (wanted < 0 or wanted > cap):
+        await js.api(f"STREAM.UPDATE.{STREAM}", {**found, "max_bytes": wanted})
+        return wanted
+    # A smaller one counts as a cap of this broker: what is there cannot be made to fit.
+    return cap if wanted < 0 else min(wanted, cap) if cap > 0 else wanted

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
+import logging
 import os
 import re
 import shutil
@@ -19,12 +20,15 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from remit_broker.adapters import leash
+from remit_broker.adapters import leash, tasks
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.keyfiles import KeyFiles
+from remit_broker.adapters.ledger_room import free_of
 from remit_broker.adapters.listeners import who_listens
 from remit_broker.adapters.nats_config import PublicKeys, ServerConfig, Sync, render
 from remit_broker.adapters.private_files import private_folder, write_private
+
+log = logging.getLogger("remit")
 
 START_SECONDS: Final = 15.0
 """Longest start: reading a large store back takes time; a server that is not ready by then is reported, not waited for."""
@@ -32,6 +36,8 @@ STOP_SECONDS: Final = 10.0
 LOCK_SECONDS: Final = 5.0
 """How long a start waits for a predecessor's server that is still closing its store."""
 _POLL: Final = 0.02
+_LOOK: Final = 1.0
+_WRITE_ERROR: Final = b"JetStream failed to store a msg"
 _LOG_PREFIX: Final = re.compile(r"^(nats-server: |\[\d+\] [\d/]+ [\d:.]+ \[\w+\] )")
 
 Died = Callable[[int], Awaitable[None]]
@@ -87,6 +93,7 @@ class EmbeddedServer:
         self._process: asyncio.subprocess.Process | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._stopping = False
+        self._mender: asyncio.Task[None] | None = None
         self.ended = asyncio.Event()
         """Set while no server runs."""
         self.ended.set()
@@ -102,6 +109,12 @@ class EmbeddedServer:
         if self._process is None:
             raise RuntimeError("the NATS server is not running")
         return self._process.pid
+
+    @property
+    def _store(self) -> Path:
+        """Where the streams are; it may be a disk of its own."""
+        store = self._data / "jetstream"
+        return store if store.exists() else self._data
 
     @property
     def log_file(self) -> Path:
@@ -129,9 +142,18 @@ class EmbeddedServer:
             self._drop_lock()
             raise
         self._watcher = asyncio.create_task(self._watch(process), name="nats-server")
+        if self._mender is None:
+            self._mender = asyncio.create_task(self._mend(), name="nats-server-room")
 
     async def stop(self) -> None:
         """Ask the server to close its store and end; kill it after :data:`STOP_SECONDS`. Does nothing where none runs."""
+        if self._mender is not None:
+            await tasks.ended(self._mender)
+            self._mender = None
+        await self._stop()
+        self._drop_lock()
+
+    async def _stop(self) -> None:
         self._stopping = True
         try:
             await self._end()
@@ -139,7 +161,37 @@ class EmbeddedServer:
                 await self._watcher
         finally:
             self._stopping = False
-            self._drop_lock()
+
+    async def _mend(self) -> None:
+        """Start the server again where it cannot store any more although its disk has room.
+
+        A stream of nats-server 2.15 whose write failed takes no more until the server is started again. What is on its disk is
+        whole; what it could not write it has not acknowledged.
+        """
+        mending = False
+        while True:
+            await asyncio.sleep(_LOOK)
+            free, reserve = free_of(self._store)
+            # INVARIANT: a full disk is recovered from without anybody (test_a_broker_whose_disk_was_full_goes_on_by_itself).
+            if free < reserve or not (mending or (not self.ended.is_set() and self._cannot_store())):
+                continue
+            log.warning("the NATS server could not write to its disk, which has room again: it is started anew")
+            mending = True
+            await self._stop()
+            try:
+                await self.start()
+                mending = False
+            except ConfigError as error:
+                log.error("the NATS server does not start: %s", error.message)
+
+    def _cannot_store(self) -> bool:
+        """Whether the server has said, since its start, that a write failed."""
+        with contextlib.suppress(OSError), self.log_file.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            # Such an error is said again at every attempt, so the end of the log is enough; it may have been rotated since.
+            file.seek(max(self._log_start if self._log_start <= end else 0, end - 256 * 1024))
+            return _WRITE_ERROR in file.read()
+        return False
 
     async def _take_lock(self) -> int:
         """One server per data folder: the lock is shared with the child, so that it lasts until both are gone."""
