@@ -243,6 +243,7 @@ class Broker:
             limits=Limits(
                 hop_ttl=config.limits.hop_ttl,
                 concurrency=config.limits.concurrency,
+                replica_silence=config.limits.replica_silence,
                 allowed_cycles=self.settings.cycles,
             ),
         )

@@ -137,6 +137,9 @@ class Checks:
     def _look(self) -> None:
         """What the checker has found since the last time."""
         found = self.checker.violations
+        if not self.strict:
+            # What was appended on a lost prefix is a broken chain; what counts now is that nothing is dispatched on it.
+            self._found = len(found)
         for one in found[self._found :] if len(found) > self._found else ():
             # What was reported beyond a hold may exceed a cap once; here it is judged by what was held (_within_caps).
             if one.rule != "account.overspent":

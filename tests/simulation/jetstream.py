@@ -30,6 +30,7 @@ FULL = 10077
 NOT_AVAILABLE = 10008
 STREAM_EXISTS = 10058
 
+LEDGER = "LEDGER"
 EPOCH_NS = 1_800_000_000 * 10**9
 
 
@@ -231,7 +232,6 @@ class Consumer:
         self.stream, self.name, self.config = stream, name, config
         self.filter = (config.get("filter_subject") or ">").split(".")
         self.deliver: str = config.get("deliver_subject") or ""
-        self.maker: Peer | None = None
         self.delivered = 0
         self.pulls: deque[Pull] = deque()
         self.gone = False
@@ -250,6 +250,8 @@ class Consumer:
             self.next = 1
         self._quiet_since = stream.owner.loop.now
         self._interest_at = stream.owner.loop.now
+        if self.deliver:
+            stream.owner.account.waiting[self.deliver] = self.wake
         if self.beat and self.deliver:
             stream.owner.loop.call_later(self.beat, self._idle, context=SERVER)
         # The answer to whoever made it goes first.
@@ -308,9 +310,8 @@ class Consumer:
             self.delivered += 1
             stamp = EPOCH_NS + int(kept.at * 1e9)
             back = f"$JS.ACK.{self.stream.name}.{self.name}.1.{kept.seq}.{self.delivered}.{stamp}.{self.pending()}"
-            if self.deliver:
-                owner.tell(self.stream, self.maker, kept.seq)
-            owner.send(target, kept.subject, back, kept.headers, kept.data)
+            seen = kept.seq if self.deliver and self.stream.name == LEDGER else 0
+            owner.send(target, kept.subject, back, kept.headers, kept.data, seen)
 
     def _abandoned(self) -> None:
         limit = (self.config.get("inactive_threshold") or 5e9) / 1e9
@@ -321,6 +322,7 @@ class Consumer:
         """It is gone."""
         self.gone = True
         self.stream.consumers.pop(self.name, None)
+        self.stream.owner.account.waiting.pop(self.deliver, None)
 
     def _idle(self) -> None:
         """A heartbeat while there is nothing to say."""
@@ -390,10 +392,9 @@ class JetStreams:
              "leader changes", "power cuts", "restarts"), 0,
         )  # fmt: skip
         self.on_stored: list[Callable[[Stream, Kept], None]] = []
-        self.on_told: list[Callable[[Stream, Peer | None, int], None]] = []
-        """Told whom the server lets know that a message is stored: by its acknowledgement, or by showing it."""
         self.api_up = True
-        self._asking: Peer | None = None
+        self.life = 0
+        self._shown = 0
         self._names = 0
         self._first: dict[str, list[Stream]] = {}
         server.services[account, "$JS"] = self._asked
@@ -420,14 +421,14 @@ class JetStreams:
         if rng.random() < faults.lost_acks:
             self.counts["lost acks"] += 1
             return
-        self.tell(stream, proposal.peer, seq)
+        seen = seq if stream.name == LEDGER else 0
         body = msgspec.json.encode({"stream": stream.name, "seq": seq})
         if rng.random() < faults.late_acks:
             self.counts["late acks"] += 1
             seconds = rng.random() * faults.late
-            self.loop.call_later(seconds, self.send, proposal.reply, proposal.reply, "", b"", body, context=SERVER)
+            self._later(seconds, proposal.reply, body, seen)
         else:
-            self.send(proposal.reply, proposal.reply, "", b"", body)
+            self.send(proposal.reply, proposal.reply, "", b"", body, seen)
 
     def refuse(self, stream: Stream, proposal: Proposal, code: int, text: str) -> None:
         error = {"code": 400, "err_code": code, "description": text}
@@ -435,19 +436,28 @@ class JetStreams:
         if proposal.reply:
             self.send(proposal.reply, proposal.reply, "", b"", body)
 
-    def send(self, to: str, subject: str, reply: str, headers: bytes, data: bytes) -> None:
-        """A message of the server's own, to whoever listens at ``to`` (a delivery names the subject it was stored under)."""
+    def send(self, to: str, subject: str, reply: str, headers: bytes, data: bytes, seen: int = 0) -> None:
+        """A message of the server's own, to whoever listens at ``to`` (a delivery names the subject it was stored under).
+
+        ``seen`` is the sequence in the ledger that whoever gets it knows to be stored.
+        """
+        self.server.network.saying = seen
         for one in self.account.interested(to):
             one.peer.deliver(one, subject, reply, headers, data)
+        self.server.network.saying = 0
 
     def clock(self) -> str:
         """What the server's own clock says."""
         now = datetime.fromtimestamp(EPOCH_NS / 1e9 + self.loop.now, UTC)
         return now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
-    def tell(self, stream: Stream, peer: Peer | None, seq: int) -> None:
-        for told in self.on_told:
-            told(stream, peer, seq)
+    def _later(self, seconds: float, reply: str, body: bytes, seen: int) -> None:
+        """An answer that takes a while, and is lost with the server."""
+        self.loop.call_later(seconds, self._answered, self.life, reply, body, seen, context=SERVER)
+
+    def _answered(self, life: int, reply: str, body: bytes, seen: int) -> None:
+        if life == self.life:
+            self.send(reply, reply, "", b"", body, seen)
 
     def advise(self, stream: str) -> None:
         self.server.route(self.account, f"$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.{stream}", "", b"", b"{}")
@@ -461,7 +471,7 @@ class JetStreams:
             return self.rng.random() < 0.5
         words = subject.split(".")[2:]
         try:
-            self._asking = peer
+            self._shown = 0
             answer = self._answer(words, json.loads(data) if data else {}, reply)
         except Wrong as wrong:
             answer = {
@@ -474,9 +484,7 @@ class JetStreams:
             return False
         if answer is not None and reply:
             body = json.dumps(answer).encode()
-            self.loop.call_later(
-                self.rng.expovariate(1.0) * 0.0001, self.send, reply, reply, "", b"", body, context=SERVER
-            )
+            self._later(self.rng.expovariate(1.0) * 0.0001, reply, body, self._shown)
         return True
 
     def _stream(self, name: str) -> Stream:
@@ -550,7 +558,7 @@ class JetStreams:
         kept = self._lookup(stream, body)
         if kept is None:
             raise Wrong(404, NO_MESSAGE, "no message found")
-        self.tell(stream, self._asking, kept.seq)
+        self._shown = kept.seq if stream.name == LEDGER else 0
         found: dict[str, Any] = {
             "subject": kept.subject, "seq": kept.seq, "data": base64.b64encode(kept.data).decode(),
             "time": "2027-01-15T08:00:00Z",
@@ -597,7 +605,6 @@ class JetStreams:
         if (old := stream.consumers.get(name)) is not None:
             old.remove()
         stream.consumers[name] = consumer = Consumer(stream, name, config)
-        consumer.maker = self._asking
         return consumer.info()
 
     def _found(self, name: str, consumer: str) -> Consumer:
@@ -623,6 +630,7 @@ class JetStreams:
     def crash(self, lose: dict[str, int]) -> dict[str, list[Kept]]:
         """The server dies: what was not committed is gone, consumers too; with ``lose``, so many messages of a stream also."""
         self.counts["power cuts" if lose else "restarts"] += 1
+        self.life += 1
         lost = {}
         for name, stream in self.streams.items():
             stream.under_way.clear()

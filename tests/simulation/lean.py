@@ -112,7 +112,7 @@ class LeanClient:
         self._peer: LeanPeer | None = None
         self._up_at = self._down_at = 0.0
         self._up: deque[tuple[LeanPeer, Callable[[], None]]] = deque()
-        self._down: deque[tuple[Peer | None, str, LeanMsg]] = deque()
+        self._down: deque[tuple[Peer | None, str, LeanMsg, int]] = deque()
         self._held: list[Callable[[], None]] = []
         self._requests: dict[str, asyncio.Future[LeanMsg]] = {}
         if self.process is not None:
@@ -121,6 +121,7 @@ class LeanClient:
 
     async def connect(self) -> LeanClient:
         """Connect at once; the server must be up."""
+        self._network.wires.append(self)  # type: ignore[arg-type]
         self._join()
         await self.subscribe(f"{self._inbox}.r.*", cb=self._answered)
         return self
@@ -243,7 +244,7 @@ class LeanClient:
     def coming(self, sid: str, subject: str, reply: str, headers: bytes, data: bytes) -> None:
         """The server sends a message."""
         message = LeanMsg(subject, reply, data, _parsed(headers))
-        self._down.append((self._peer, sid, message))
+        self._down.append((self._peer, sid, message, self._network.saying))
         if self.severed:
             self._held.append(self._schedule)
         else:
@@ -254,9 +255,11 @@ class LeanClient:
         self._loop.call_at(self._down_at, self._deliver, context=self._context)
 
     def _deliver(self) -> None:
-        peer, sid, message = self._down.popleft()
+        peer, sid, message, said = self._down.popleft()
         one = self._subscriptions.get(sid)
         if peer is not None and peer is self._peer and one is not None:
+            if said:
+                self._network.heard(self.process, said)
             one.hear(message)
 
     # The connection

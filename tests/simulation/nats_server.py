@@ -60,9 +60,13 @@ class Account:
         self.name = name
         self._first: dict[str, list[Subscription]] = {}
         self._exact: dict[str, list[Subscription]] = {}
+        self.waiting: dict[str, Callable[[], None]] = {}
+        """By subject: who wants to know that somebody listens there at last."""
 
     def add(self, subscription: Subscription) -> None:
         self._place(subscription).append(subscription)
+        if (told := self.waiting.get(".".join(subscription.tokens))) is not None:
+            told()
 
     def remove(self, subscription: Subscription) -> None:
         place = self._place(subscription)

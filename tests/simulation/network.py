@@ -36,6 +36,10 @@ class Network:
         self.loop, self.rng, self.latency = loop, rng, latency
         self.hosts: dict[str, Accept] = {}
         self.wires: list[Wire] = []
+        self.saying = 0
+        """What the server lets its client know with what it sends at this moment: a sequence of the ledger, or 0."""
+        self.heard: Callable[[Process | None, int], None] = lambda process, seq: None
+        """Told when that has arrived."""
         self.severed: set[str] = set()
         """Hosts of processes that are cut off: bytes wait, as in a partition, until it heals."""
         loop.dial = self.dial
@@ -73,8 +77,8 @@ class Wire:
         self._context = contextvars.copy_context()
         self._up_at = self._down_at = 0.0
         self._up: deque[bytes] = deque()
-        self._down: deque[bytes] = deque()
-        self._held: list[tuple[bool, bytes]] = []
+        self._down: deque[tuple[bytes, int]] = deque()
+        self._held: list[tuple[bool, bytes, int]] = []
         self.open = True
         self._told_remote = self._told_client = False
         if process is not None:
@@ -97,7 +101,7 @@ class Wire:
         if not self.open or (self.process is not None and not self.process.alive):
             return
         if self.severed:
-            self._held.append((True, data))
+            self._held.append((True, data, 0))
             return
         self._up_at = max(self._up_at, self._loop.now + self.network.delay())
         self._up.append(data)
@@ -108,17 +112,19 @@ class Wire:
         if not self.open:
             return
         if self.severed:
-            self._held.append((False, data))
+            self._held.append((False, data, self.network.saying))
             return
         self._down_at = max(self._down_at, self._loop.now + self.network.delay())
-        self._down.append(data)
+        self._down.append((data, self.network.saying))
         self._loop.call_at(self._down_at, self._deliver, context=self._context)
 
     def heal(self) -> None:
         """What waited while the connection was severed goes on its way."""
         held, self._held = self._held, []
-        for up, data in held:
+        for up, data, saying in held:
+            self.network.saying = saying
             (self.write if up else self.send)(data)
+        self.network.saying = 0
 
     def _arrive(self) -> None:
         # Whichever callback comes first takes the first bytes: a stream is never out of order.
@@ -127,8 +133,10 @@ class Wire:
             self._remote.received(data)
 
     def _deliver(self) -> None:
-        data = self._down.popleft()
+        data, said = self._down.popleft()
         if self.open:
+            if said:
+                self.network.heard(self.process, said)
             self.protocol.data_received(data)
 
     def close(self) -> None:

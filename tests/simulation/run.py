@@ -301,8 +301,9 @@ class Run(Troubles):
             "calls": [{"to": "agent/leaf/do", "plan": {}, "ttl": 5.0, "budget": [10, 10, 1]}], "together": False,
         }  # fmt: skip
         opened = None
-        for _ in range(4):
+        for _ in range(20):
             opened = opened or await self._open(plan)
+            await asyncio.sleep(0.0 if opened else 1.0)
         if opened is None:
             self.at.checks.broken("calm.open", "probe", "no txn can be opened when all is calm")
             return

@@ -14,7 +14,7 @@ from remit_broker.adapters.jetstream import ApiError, Unreachable
 from remit_broker.config import BusConfig, Config, LimitsConfig
 from remit_schemas.errors import Code, Refusal
 from tests.simulation.checks import Caps, Checks
-from tests.simulation.jetstream import JetStreams, Stream
+from tests.simulation.jetstream import JetStreams
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.nats_server import NatsServer, Peer
 from tests.simulation.network import Network
@@ -82,7 +82,7 @@ class Base:
         self.server.watchers.append(self.checks.published)
         self.server.on_connected.append(self._connected)
         self.js.on_stored.append(self.checks.stored_in)
-        self.js.on_told.append(self._told)
+        self.network.heard = self.checks.knows
 
     def reseed(self, seed: int) -> None:
         """From here on everything comes from ``seed``."""
@@ -94,10 +94,6 @@ class Base:
     def _connected(self, peer: Peer) -> None:
         if peer.who == ("CORE", "broker") and peer.wire.process is not None:
             self.checks.looked.add(peer.wire.process)
-
-    def _told(self, stream: Stream, peer: Peer | None, seq: int) -> None:
-        if stream.name == "LEDGER" and peer is not None:
-            self.checks.knows(peer.wire.process, seq)
 
     def _fault(self, who: str, where: str, error: BaseException) -> None:
         said = error.cause if isinstance(error, Refusal) else ""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from remit_broker.adapters.jetstream import IN_FLIGHT, Ack, Message
+from remit_broker.adapters.jetstream import IN_FLIGHT, Ack, Message, Unreachable
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.core.fold import Fold
 from remit_broker.ports import LostRace
@@ -249,6 +249,24 @@ async def test_a_prefix_that_was_replaced_while_an_append_was_under_way_halts_th
 
     js.troubles = [restarted]
     assert (await refusal_of(opens(ledger, B))).body.rule == "ledger.halted"
+
+
+async def test_a_record_that_was_only_seen_and_then_lost_halts(js: FakeJetStream, ledger: JetStreamLedger) -> None:
+    """Reading two records of others was cut short after the newest had been shown; then that one is gone."""
+    first = put(js, opening(await ledger.fold(*KEY), A))
+    assert first.error is None
+    fold = await JetStreamLedger(js, patience=0.3).fold(*KEY)
+    put(js, opening(fold, B))
+
+    async def cut(*_: object) -> None:
+        raise Unreachable("the server is gone")
+
+    reading, js.next = js.next, cut  # type: ignore[method-assign,assignment]
+    assert (await refusal_of(ledger.newest(*KEY))).body.code is Code.LEDGER_UNAVAILABLE
+    js.next = reading  # type: ignore[method-assign]
+    del js.stored[js.end]
+    js.connections += 1
+    assert (await refusal_of(ledger.newest(*KEY))).body.rule == "ledger.halted"
 
 
 async def test_a_continuation_of_another_past_halts_the_ledger(js: FakeJetStream, ledger: JetStreamLedger) -> None:

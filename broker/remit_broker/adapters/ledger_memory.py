@@ -93,7 +93,7 @@ class LedgerMemory:
 
     async def read_grant(self, key: Key, rec: str) -> str | None:
         """The grant of a record of a txn, from the stream."""
-        newest = await self._js.last(STREAM, subject_of(key))
+        newest = await self._last(key)
         if newest is None:
             raise unknown_txn()
         for message in await self._js.read(STREAM, subject_of(key), 0, newest.seq):
@@ -129,7 +129,7 @@ class LedgerMemory:
     async def _catch_up(self, key: Key, known: Known) -> Known:
         """``known`` made the newest, its last record having been seen in the stream."""
         generation = self.generation
-        newest = await self._js.last(STREAM, subject_of(key))
+        newest = await self._last(key)
         if newest is None or newest.seq < known.at:
             raise _ended(known, newest)
         if newest.seq > known.at:
@@ -139,9 +139,19 @@ class LedgerMemory:
             raise Lost(why, known.at, known.fold.hash)
         return self.remember(key, known._replace(generation=generation))
 
+    async def _last(self, key: Key) -> Message | None:
+        """The newest record of a txn. That it was seen counts at once, whatever becomes of reading the others.
+
+        INVARIANT: what was shown once and is not there any more halts (test_a_record_that_was_only_seen_and_then_lost_halts).
+        """
+        newest = await self._js.last(STREAM, subject_of(key))
+        if newest is not None:
+            self.raise_high(newest)
+        return newest
+
     async def tail(self, key: Key, known: Known, newest: Message | None = None) -> list[Message]:
         """The records after ``known``, in order."""
-        newest = newest or await self._js.last(STREAM, subject_of(key))
+        newest = newest or await self._last(key)
         if newest is None or newest.seq < known.at:
             raise _ended(known, newest)
         if newest.seq == known.at:
@@ -162,7 +172,7 @@ class LedgerMemory:
     async def read_all(self, key: Key) -> Known:
         generation = self.generation
         seen = await self.witness(*key)
-        newest = await self._js.last(STREAM, subject_of(key))
+        newest = await self._last(key)
         if newest is None:
             if seen is not None:
                 raise Lost(f"{subject_of(key)} is gone, record {seen[0]} of it was seen", seen[2], seen[1])
@@ -182,7 +192,7 @@ class LedgerMemory:
 
     async def closing(self, key: Key, hop: str) -> HopClosed | None:
         """The record that closed ``hop``."""
-        newest = await self._js.last(STREAM, subject_of(key))
+        newest = await self._last(key)
         if newest is None:
             return None
         for message in await self._js.read(STREAM, subject_of(key), 0, newest.seq):
