@@ -7,6 +7,7 @@ import contextlib
 import json
 import random
 import shutil
+import signal
 import socket
 import time
 from collections import Counter
@@ -55,6 +56,7 @@ class Child:
 
     def __init__(self, broker: Broker) -> None:
         self.name, self._broker = "embedded", broker
+        self._frozen: set[int] = set()
 
     @property
     def pid(self) -> int:
@@ -65,22 +67,18 @@ class Child:
         return self.pid != 0
 
     async def kill(self) -> None:
-        import signal
-
         if pid := self.pid:
             signal_to(pid, signal.SIGKILL)
 
     def freeze(self) -> None:
-        import signal
-
         if pid := self.pid:
+            self._frozen.add(pid)
             signal_to(pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        import signal
-
-        if pid := self.pid:
-            signal_to(pid, signal.SIGCONT)
+        """Also one whose broker died meanwhile: it ends then, as its leash told it to, and the next one can have its folder."""
+        while self._frozen:
+            signal_to(self._frozen.pop(), signal.SIGCONT)
 
 
 class Town:
