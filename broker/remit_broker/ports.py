@@ -141,6 +141,9 @@ class Revocations(Protocol):
     def check(self, actors: tuple[str, ...], user: str, resource: Resource | None = None) -> Entry | None:
         """The first entry that stops a call of ``resource`` by ``actors`` for ``user``; tenant and pause are not looked at."""
 
+    def silence(self, replica: str) -> float:
+        """For how many seconds a replica has certainly said nothing; 0 while this one cannot tell."""
+
 
 class RevocationList(Revocations, Protocol):
     """Revocations as operators see them."""
@@ -349,6 +352,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     hop_ttl: float = 3600.0
     max_depth: int = 8
     concurrency: int = 2048
+    replica_silence: float = 30.0
     allowed_cycles: frozenset[tuple[str, str]] = frozenset()
 
 

@@ -60,7 +60,7 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 # "mcp/*" = "usd=0.0005,calls=1"
 
 [models]                     # what calls of models cost by hop.meter: dollars per million tokens, and per call without usage
-# default = "in=15,out=75,call=0.25"
+# "default" = "in=15,out=75,call=0.25"
 # "gpt-4o*" = "in=2.5,out=10,call=0.05"
 
 [labels]                     # labels that results of a target carry from then on

@@ -274,7 +274,7 @@ async def test_no_two_installations_share_a_secret(stage: Stage, tmp_path: Path)
          *(keys.seed(n) for n in ("issuer", "core", "bus", "auth", "sys"))}
         for keys in made
     ]  # fmt: skip
-    assert not secrets[0] & secrets[1] and all(len(found) == 8 for found in secrets)
+    assert not secrets[0] & secrets[1] and all(len(found) == 9 for found in secrets)
     assert len(made[0].local_token) >= 32
     for folder in folders:
         for file in (folder / "keys").iterdir():

@@ -694,6 +694,25 @@ async def test_no_grant_is_renewed_that_is_of_no_use(stage: Stage, later: Callab
     await calling
 
 
+async def test_a_hop_of_a_silent_replica_is_not_kept_alive_by_its_callee(
+    stage: Stage, later: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = await stage.root(ttl=3600)
+    calling, bob = await stage.brief(root, want={"budget": HOLD, "ttl_ms": 1_800_000})
+    later(40)
+    opener = (await stage.arena.lab.records(root.txn))[-1]["by"]
+    said = stage.arena.lab.broker.revocations
+    with monkeypatch.context() as gone:
+        gone.setattr(said, "silence", lambda replica: 31.0 if replica == opener else 0.0)
+        body = await stage.bob.error(RENEW, root.txn, bob.grant)
+    assert (body.code, body.rule) == ("GRANT_CLOSED", "renew.replica")
+    assert "grant.renewed" not in await stage.arena.kinds(root.txn)
+    # Heard again, it is renewed as ever.
+    await renewed(stage, stage.bob, root, bob.grant)
+    await bob.done()
+    await calling
+
+
 async def test_a_renewed_grant_does_not_outlive_the_one_above_it(stage: Stage, later: Callable[[float], None]) -> None:
     root = await stage.root(ttl=3600)
     calling, bob = await stage.brief(root, want={"budget": HOLD, "ttl_ms": 1_800_000})

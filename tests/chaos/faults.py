@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -116,8 +117,19 @@ async def move_clock(town: Town) -> str:
     return f"{broker.name} {seconds:+g} s"
 
 
+async def _node(town: Town) -> int:
+    """The number of a node: that of the ledger's leader half of the time."""
+    server = await _server(town)
+    return town.servers.index(server) if server is not None else town.rng.randrange(len(town.servers))
+
+
 async def partition(town: Town) -> str:
-    """Nothing gets through between a broker and its NATS server, and nobody is told."""
+    """Nothing gets through between a broker and its NATS server, or to one server of a cluster, and nobody is told."""
+    if town.network is not None:
+        net, node = town.network, await _node(town)
+        await net.pull(node)
+        town.later(town.rng.uniform(1.0, 12.0), lambda: net.plug(node))
+        return f"cable of n{node + 1}"
     if not town.proxies:
         return ""
     proxy = town.rng.choice(town.proxies)
@@ -126,8 +138,27 @@ async def partition(town: Town) -> str:
     return proxy.url
 
 
+async def part_servers(town: Town) -> str:
+    """A server of a cluster does not reach one or both of the others, brokers and agents reach all: an old leader is asked."""
+    if town.network is None:
+        return ""
+    net, one = town.network, await _node(town)
+    others = [(one + 1) % 3, (one + 2) % 3]
+    if town.rng.random() < 0.4:
+        others.pop(town.rng.randrange(2))
+    for other in others:
+        await net.part(one, other)
+        town.later(town.rng.uniform(1.0, 12.0), functools.partial(net.join, one, other))
+    return f"n{one + 1} from {' and '.join(f'n{other + 1}' for other in others)}"
+
+
 async def slow_network(town: Town) -> str:
-    """Everything between a broker and its NATS server takes its time."""
+    """Everything between a broker and its NATS server takes its time; of a cluster, everything that goes to one server."""
+    if town.network is not None:
+        net, node = town.network, await _node(town)
+        await net.throttle(node, town.rng.choice((64, 256, 1024)))
+        town.later(town.rng.uniform(1.0, 6.0), lambda: net.plug(node))
+        return f"cable of n{node + 1}"
     if not town.proxies:
         return ""
     proxy = town.rng.choice(town.proxies)
@@ -155,6 +186,7 @@ FAULTS: dict[Fault, int] = {
     slow_disk: 2,
     move_clock: 3,
     partition: 4,
+    part_servers: 3,
     slow_network: 2,
     cut_network: 2,
 }

@@ -60,7 +60,7 @@ async def one_round(
     return report
 
 
-async def rounds(minutes: float, seed: str, seconds: float, only: str) -> bool:
+async def rounds(minutes: float, seed: str, seconds: float, only: str, *, keep: bool) -> bool:
     """Rounds until ``minutes`` are over. Whether all was well."""
     until, total, well, number = time.monotonic() + minutes * 60, Counter[str](), True, 0
     while time.monotonic() < until:
@@ -75,10 +75,10 @@ async def rounds(minutes: float, seed: str, seconds: float, only: str) -> bool:
         print("\n".join(report.lines()), flush=True)
         total.update(report.counts)
         total["violations"] += len(report.violations)
-        if report.ok:
+        if report.ok and not keep:
             shutil.rmtree(folder, ignore_errors=True)
         else:
-            well = False
+            well = well and report.ok
             print(f"  kept in {folder}", flush=True)
     print(f"in all, {number} rounds, seed {seed}")
     print("\n".join(f"  {name:<48}{count:>9,}" for name, count in total.items()), flush=True)
@@ -92,9 +92,12 @@ def main() -> int:
     parser.add_argument("--seed", default=secrets.token_hex(4))
     parser.add_argument("--seconds", type=float, default=60, help="of trouble in each round")
     parser.add_argument("--only", choices=("both", "single", "cluster"), default="both")
+    parser.add_argument(
+        "--keep", action="store_true", help="the folder of every round, not of those with a violation alone"
+    )
     given = parser.parse_args()
     logging.disable(logging.CRITICAL)
-    return 0 if asyncio.run(rounds(given.minutes, given.seed, given.seconds, given.only)) else 1
+    return 0 if asyncio.run(rounds(given.minutes, given.seed, given.seconds, given.only, keep=given.keep)) else 1
 
 
 if __name__ == "__main__":

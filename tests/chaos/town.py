@@ -21,6 +21,7 @@ from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.credentials import credentials_file
 from tests.chaos.brokers import Broker
 from tests.chaos.journal import Journal
+from tests.chaos.network import POSSIBLE, Network, network
 from tests.chaos.processes import Person, Process, children, signal_to, state_of
 from tests.chaos.stream import follow
 from tests.support.cluster import Cluster
@@ -98,6 +99,7 @@ class Town:
         self.people: list[Person] = []
         self.servers: list[Any] = []
         self.proxies: list[Proxy] = []
+        self.network: Network | None = None
         self.urls = ""
         self._size = brokers
         self._stack = AsyncExitStack()
@@ -146,7 +148,11 @@ class Town:
             self._broker({"url": (await self._proxy(self.urls)).url})
 
     async def _on_a_cluster(self) -> None:
-        cluster = Cluster(self.folder)
+        places = []
+        if POSSIBLE:
+            self.network = await self._stack.enter_async_context(network(3))
+            places = self.network.places
+        cluster = Cluster(self.folder, places=places)
         self._stack.push_async_callback(cluster.close)
         await cluster.start()
         self.servers, self.urls = list(cluster.nodes), cluster.url
@@ -293,6 +299,8 @@ class Town:
                 await asyncio.wait_for(asyncio.shield(task), 10)
         for proxy in self.proxies:
             proxy.heal()
+        if self.network is not None:
+            await self.network.heal()
         for server in self.servers:
             server.thaw()
         for broker in self.brokers:

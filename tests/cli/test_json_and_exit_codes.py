@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -159,10 +158,8 @@ def test_starting_does_not_load_what_only_the_broker_needs() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_help_is_there_at_once() -> None:
-    def seconds() -> float:
-        begun = time.monotonic()
-        remit("--help", fresh=True)
-        return time.monotonic() - begun
-
-    assert min(seconds() for _ in range(3)) < 0.5
+def test_help_loads_little() -> None:
+    """What is loaded is what it waits for, and, unlike the clock, it is the same on a busy machine."""
+    code = "import sys, remit_broker.cli.main\nprint(len(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 400

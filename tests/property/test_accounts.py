@@ -26,6 +26,7 @@ from remit_broker.core.accounts import (
     turned,
 )
 from remit_schemas.budget import ZERO, Budget
+from remit_schemas.canonical import MAX_INTEGER
 
 DAY = 86400
 CAP = Cap(usd_micros=1000, calls=50)
@@ -161,6 +162,23 @@ def test_a_used_up_cap_refuses_also_a_call_that_costs_nothing_of_it() -> None:
     assert account.left(cap) == ZERO
     assert grant(account, "a", part, cap.needed(Budget(0, 0, 1))) is None
     assert grant(account, "b", Slice(cap, 0), cap.needed(Budget(0, 0, 1))) is None
+
+
+def test_the_largest_cost_there_is_blocks_what_follows() -> None:
+    cap, most = Cap(calls=30), Budget(0, 0, MAX_INTEGER)
+    need = cap.needed(Budget(0, 0, 1))
+    account, part = Account(window=0), Slice(cap, 0)
+    for _ in range(2):
+        leased = grant(account, "a", part, need)
+        assert leased is not None
+        account, part.granted = leased, leased.leases["a"].granted
+        part.hold(need)
+    part.settle(need, most)
+    account = report(account, "a", part)
+    part.granted = account.leases["a"].granted
+    assert part.granted == most and not part.fits(need)
+    assert grant(account, "a", part, need) is None
+    assert grant(account, "b", Slice(cap, 0), need) is None
 
 
 def test_an_account_in_a_later_window_is_not_turned_back() -> None:

@@ -352,6 +352,9 @@ class NothingRevoked:
     def check(self, actors: tuple[str, ...], user: str, resource: Resource | None = None) -> None:
         return None
 
+    def silence(self, replica: str) -> float:
+        return 0.0
+
 
 class Permissive:
     revision = "r" * 64

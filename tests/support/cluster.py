@@ -18,10 +18,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import nats
@@ -38,12 +38,19 @@ SECONDS: Final = 30.0
 _POLL: Final = 0.05
 
 
-class Node:
-    """One server of the cluster. ``url`` is where clients connect."""
+class Place(NamedTuple):
+    """Where a node listens, and the words that start a process there."""
 
-    def __init__(self, folder: Path, config: ServerConfig) -> None:
-        self.folder, self.name, self.port = folder, config.server_name, config.port
-        self.url = f"nats://127.0.0.1:{config.port}"
+    host: str
+    inside: tuple[str, ...] = ()
+
+
+class Node:
+    """One server of the cluster. ``url`` is where clients connect, ``inside`` are words before its command."""
+
+    def __init__(self, folder: Path, config: ServerConfig, inside: Sequence[str] = ()) -> None:
+        self.folder, self.name, self.port, self._inside = folder, config.server_name, config.port, inside
+        self.url = f"nats://{config.host}:{config.port}"
         folder.mkdir(parents=True)
         self.config = folder / "nats.conf"
         self.config.write_text(render(config), encoding="utf-8")
@@ -71,7 +78,7 @@ class Node:
         with (self.folder / "nats.stderr").open("ab") as errors:
             # On the broker's own leash: a node does not outlive the test run, however that ends.
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), "--", *command,
+                *self._inside, sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), "--", *command,
                 stdin=asyncio.subprocess.DEVNULL, stdout=errors, stderr=errors,
             )  # fmt: skip
         self.frozen = False
@@ -114,12 +121,13 @@ class Node:
 class Cluster:
     """The nodes, and questions about what they agreed on."""
 
-    def __init__(self, folder: Path, size: int = SIZE, **options: Any) -> None:
-        """``options`` are fields of the server's configuration, such as ``sync``."""
+    def __init__(self, folder: Path, size: int = SIZE, places: Sequence[Place] = (), **options: Any) -> None:
+        """``options`` are fields of the server's configuration, such as ``sync``; ``places`` where each node is, if not on loopback."""
+        places = places or [Place("127.0.0.1")] * size
         self.keys = KeyFiles.open(folder / "data", create=True)
         ports = _free_ports(2 * size)
         clients, routes = ports[:size], ports[size:]
-        peers = tuple(f"nats://127.0.0.1:{port}" for port in routes)
+        peers = tuple(f"nats://{place.host}:{port}" for place, port in zip(places, routes, strict=True))
         self.nodes = [
             Node(
                 folder / f"n{number + 1}",
@@ -127,11 +135,13 @@ class Cluster:
                     keys=public_keys(self.keys),
                     store_dir=str(folder / f"n{number + 1}" / "store"),
                     server_name=f"n{number + 1}",
+                    host=places[number].host,
                     port=clients[number],
                     log_file=str(folder / f"n{number + 1}" / "nats.log"),
-                    cluster=Routes(port=routes[number], routes=peers),
+                    cluster=Routes(host=places[number].host, port=routes[number], routes=peers),
                     **{"max_file_store": 2 * 1024**3, **options},
                 ),
+                places[number].inside,
             )
             for number in range(size)
         ]

@@ -119,6 +119,10 @@ class KvRevocations:
         """The first entry that stops this call."""
         return self._revoked.check(actors, user, resource)
 
+    def silence(self, replica: str) -> float:
+        """For how many seconds a replica has certainly said nothing."""
+        return self.presence.silence(replica, self._clock.monotonic())
+
     def entries(self) -> list[Entry]:
         """What was last said of each thing, in force or reinstated, oldest first."""
         return sorted(self._revoked.last.values(), key=lambda entry: (entry.at, entry.kind, entry.name))

@@ -145,7 +145,7 @@ def _open_txn(record: Record) -> Fold:
     root = Node(
         hop=record.hop, parent=None, caller=record.user, callee=record.agent, resource="", seq=0, at=record.at,
         depth=0, max_depth=record.max_depth, limit=record.budget, spent=ZERO, exp=record.exp,
-        deadline=record.exp * 1000, recs=(record.hash,), scope=record.scope, labels=labels,
+        deadline=record.exp * 1000, recs=(record.hash,), by=record.by, scope=record.scope, labels=labels,
     )  # fmt: skip
     return Fold(
         tenant=record.tenant, txn=record.txn, user=record.user, root=record.hop, seq=0, hash=record.hash,
@@ -200,7 +200,7 @@ def _open_hop(fold: Fold, record: HopOpened) -> Fold:
         hop=record.hop, parent=parent.hop, caller=record.caller, callee=_callee(record.resource),
         resource=record.resource, seq=record.seq, at=record.at,
         depth=record.depth, max_depth=record.max_depth, limit=record.budget,
-        spent=ONE_CALL, exp=record.exp, deadline=record.deadline, recs=(record.hash,), scope=record.scope,
+        spent=ONE_CALL, exp=record.exp, deadline=record.deadline, recs=(record.hash,), by=record.by, scope=record.scope,
         labels=frozenset(record.labels), args_digest=record.args_digest,
     )  # fmt: skip
     holding = replace(
@@ -314,7 +314,7 @@ def _resume(fold: Fold, record: HopResumed) -> Fold:
     resumed = replace(
         node, state="open", limit=node.limit + record.budget, spent=node.spent + ONE_CALL, n=node.n + 1,
         recs=(record.hash,), exp=record.exp, deadline=record.deadline, max_depth=record.max_depth, scope=record.scope,
-        labels=node.labels | labels, connection="",
+        labels=node.labels | labels, connection="", by=record.by,
     )  # fmt: skip
     holding = replace(parent, held=parent.held + record.budget)
     return replace(

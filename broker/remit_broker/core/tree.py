@@ -50,7 +50,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     that count, that of the latest last. ``exp`` (of the latest) is Unix seconds, ``deadline`` Unix milliseconds (the root: its
     ``exp``). ``open_children`` maps each child that has not ended to the ``seq`` that opened it. ``labels`` are those of what it
     was sent and of what its children returned. ``passed`` is the overrun that its parent was charged when it parked,
-    ``connection`` the one that parked it.
+    ``connection`` the one that parked it, ``by`` the replica that opened or resumed it and takes its frames.
     """
 
     hop: str
@@ -68,6 +68,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     deadline: int
     recs: tuple[str, ...]
     scope: tuple[Detail, ...]
+    by: str = ""
     held: Budget = ZERO
     overrun: Budget = ZERO
     passed: Budget = ZERO

@@ -62,6 +62,13 @@ def _may_go_on(hop: Hop, ports: Ports) -> None:
         )  # fmt: skip
     if found := ports.revocations.check((), "", parse_resource(hop.above.resource)):
         raise withheld(found)
+    # INVARIANT: nobody keeps a hop alive whose answer nobody takes any more
+    # (test_a_hop_of_a_silent_replica_is_not_kept_alive_by_its_callee).
+    if ports.revocations.silence(hop.above.by) > ports.limits.replica_silence:
+        raise refusal(
+            Code.GRANT_CLOSED, "the broker process that would take the answer of this hop is gone", rule="renew.replica",
+            ask="stop this work; the hop is about to be closed, and its caller may call again",
+        )  # fmt: skip
 
 
 class _Newest(msgspec.Struct, frozen=True):
