@@ -299,9 +299,12 @@ class Broker:
         # INVARIANT: a txn that lost its end is not used (test_a_flipped_bit_in_the_end_of_a_txn_is_not_taken_for_its_end).
         self.ledger.witnessed(self.index.head)
         self.health.index = self.index
-        self._task(
-            self.index.run(self.nats.core, self.ledger.halt, CERTAIN if self.settings.config.bus.replicas > 1 else 0.0)
-        )
+        self._task(self._follow())
+
+    async def _follow(self) -> None:
+        certain = CERTAIN if self.settings.config.bus.replicas > 1 else 0.0
+        await self.index.run(self.nats.core, self.ledger.halt, certain)
+        self.observer.fault("index", RuntimeError(self.index.halted or "the projection ended"))
 
     async def caught_up(self) -> None:
         """Wait until what was written before is in the index, so that nobody misses what they just did."""

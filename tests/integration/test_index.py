@@ -20,7 +20,7 @@ from remit_broker.adapters.jetstream import JetStream, Message
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.refusal_stream import RefusalStream
 from remit_broker.adapters.sqlite_index import SqliteIndex
-from remit_broker.adapters.stream_tail import Regressed, StreamTail
+from remit_broker.adapters.stream_tail import Regressed, StreamTail, made_certain
 from remit_broker.core.fold import fold_all
 from remit_broker.core.listing import ChainFilter
 from remit_schemas.budget import ONE_CALL, Budget
@@ -424,3 +424,49 @@ async def test_a_reader_waits_for_what_is_not_projected_yet(index: SqliteIndex) 
     await index.add(messages(Story()))
     await waiting
     assert await index.summary("default", TXN) is not None
+
+
+async def test_refusals_that_were_lost_keep_nobody_from_following_the_ledger(
+    server: LocalNats, index: SqliteIndex
+) -> None:
+    nc = await server.connect()
+    ledger, refused_ = await JetStreamLedger.start(nc), await RefusalStream.start(nc)
+    await ledger.create(opened(), "g")
+    await refused_.write(refused(txn=TXN))
+    async with running(index, nc):
+        await index.wait_for(1)
+        await index.wait_for_refusals(1)
+    await server.kill()
+    for lost in server.folder.rglob("REFUSALS"):
+        shutil.rmtree(lost)
+    await server.start()
+    fresh = await server.connect()
+    ledger = await JetStreamLedger.start(fresh)
+    await RefusalStream.start(fresh)
+    async with running(index, fresh):
+        await ledger.create(opened(OTHER), "g")
+        await index.wait_for(2)
+        with pytest.raises(TimeoutError):
+            await index.wait_for_refusals(2)
+        assert index.halted is None and ledger.halted is None
+        assert index.trouble is not None and "REFUSALS" in index.trouble, "operators are told"
+
+
+async def test_what_looks_lost_is_looked_at_again_where_an_old_leader_may_have_answered() -> None:
+    answers = iter([Regressed("it ends at 3"), Regressed("it ends at 3"), None])
+    looks = 0
+
+    async def look() -> None:
+        nonlocal looks
+        looks += 1
+        if (answer := next(answers)) is not None:
+            raise answer
+
+    await made_certain(look, 5.0)
+    assert looks == 3
+
+    async def gone() -> None:
+        raise Regressed("it ends at 3")
+
+    with pytest.raises(Regressed):
+        await made_certain(gone, 0.3)

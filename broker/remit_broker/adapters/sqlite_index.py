@@ -81,6 +81,7 @@ class SqliteIndex(IndexQueries):
         self._running = False
         self._halted: str | None = None
         self._trouble: str | None = None
+        self._without_refusals: str | None = None
 
     @classmethod
     async def open(cls, path: Path) -> SqliteIndex:
@@ -147,7 +148,7 @@ class SqliteIndex(IndexQueries):
             self._position = await _positions(self._writer)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow_ledger(nc, certain))
-                group.create_task(self._follow_refusals(nc))
+                group.create_task(self._follow_refusals(nc, certain))
         except* Regressed as regressed:
             self._halted = str(regressed.exceptions[0])
             on_halt(self._halted)
@@ -159,8 +160,8 @@ class SqliteIndex(IndexQueries):
 
     @property
     def trouble(self) -> str | None:
-        """What the projection is waiting for, or None while it goes on."""
-        return self._trouble
+        """What the projection is waiting for, or what it goes on without, or None."""
+        return self._trouble or self._without_refusals
 
     async def wait_for(self, stream_seq: int, seconds: float = 5.0) -> None:
         """Wait until the ledger's message ``stream_seq`` is projected. Raises ``TimeoutError`` (at once if halted)."""
@@ -178,8 +179,8 @@ class SqliteIndex(IndexQueries):
         try:
             async with asyncio.timeout(seconds):
                 while self._position[stream] < seq:
-                    if self._halted:
-                        raise TimeoutError(self._halted)
+                    if gone := self._halted or (self._without_refusals if stream == refusal_stream.STREAM else None):
+                        raise TimeoutError(gone)
                     await self._moved.wait()
         finally:
             self._waiters -= 1
@@ -222,14 +223,17 @@ class SqliteIndex(IndexQueries):
         async for batch in tail.batches(self.position):
             await self._patiently(functools.partial(self.add, batch))
 
-    async def _follow_refusals(self, nc: Client) -> None:
-        tail = StreamTail(nc, refusal_stream.STREAM, refusal_stream.SUBJECTS, whole=False, hurry=self._hurry)
+    async def _follow_refusals(self, nc: Client, certain: float) -> None:
+        names = (refusal_stream.STREAM, refusal_stream.SUBJECTS)
+        tail = StreamTail(nc, *names, whole=False, hurry=self._hurry, certain=certain)
         try:
             async for batch in tail.batches(self._position[refusal_stream.STREAM]):
                 await self._patiently(functools.partial(self.add_refusals, batch))
         except Regressed as lost:
-            # No decision stands on a refusal: the index stops and says so, the ledger goes on.
-            raise RuntimeError(str(lost)) from None
+            # INVARIANT: no decision and no scan stands on a refusal: the ledger is followed as before
+            # (test_refusals_that_were_lost_keep_nobody_from_following_the_ledger).
+            self._without_refusals = str(lost)
+            self._wake()
 
     async def _patiently(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do ``work``, again and again while the disk or the server does not let it be done."""
