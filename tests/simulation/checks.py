@@ -13,10 +13,10 @@ from typing import Any
 
 import msgspec
 
-from tests.simulation.jetstream import Kept, Stream
 from tests.simulation.loop import Process, SimulatedLoop
 from tests.simulation.nats_server import Peer
 from tests.simulation.seeded import EPOCH
+from tests.simulation.streams import Kept, Stream
 from tests.support.ledger_books import Books, Violation
 from tests.support.ledger_checker import Checker
 
@@ -163,6 +163,8 @@ class Checks:
         elif stream.name == "REFUSALS":
             record = _json(kept.data)["record"]
             self.refusals.append(record)
+            if record["code"] == "INTERNAL":
+                self.broken("fault", record["hop"], f"refused by {record['rule']}: {record['cause']}")
             self._refused[record["caller"]] += record["count"]
             self.totals[f"refused {record['code']}"] += record["count"]
             self.say("refused", record["caller"], record["resource"], record["code"], record["rule"], record["count"])

@@ -104,7 +104,7 @@ class SimulatedLoop(asyncio.base_events.BaseEventLoop):
         self.now, self.rng, self.fifo = 0.0, random.Random(seed), fifo
         self.numbers = 0
         self.handles = 0
-        self.limit = 5_000_000
+        self.limit = 400_000
         self.faults: list[str] = []
         self.dial: Callable[..., Coroutine[Any, Any, Any]] | None = None
         """How connections are made (:mod:`tests.simulation.network`)."""

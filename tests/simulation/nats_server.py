@@ -103,7 +103,7 @@ class Peer:
 
     def received(self, data: bytes) -> None:
         """Parse what can be parsed."""
-        if self.closed:
+        if self.closed or self.server.hold(self, data):
             return
         buffer = self._buffer + data if self._buffer else data
         at = 0
@@ -216,6 +216,7 @@ class NatsServer:
         self.peers: dict[int, Peer] = {}
         self.accounts: dict[str, Account] = {}
         self.up = True
+        self._held: list[tuple[Peer, bytes]] | None = None
         self.duplicates = 0.0
         """The probability that a dispatch is delivered twice, as when routes of a cluster change."""
         self.connections = 0
@@ -302,6 +303,23 @@ class NatsServer:
                 if one.peer is peer:
                     peer.deliver(one, reply, "", NO_RESPONDERS, b"")
         return heard
+
+    def freeze(self) -> None:
+        """Stand still: what clients say waits."""
+        self._held = []
+
+    def thaw(self) -> None:
+        """Go on."""
+        held, self._held = self._held or [], None
+        for peer, data in held:
+            peer.received(data)
+
+    def hold(self, peer: Peer, data: bytes) -> bool:
+        """Whether the server stands still, and so reads nothing."""
+        if self._held is None:
+            return False
+        self._held.append((peer, data))
+        return True
 
     def stop(self) -> None:
         """The server's process ends: every connection with it."""

@@ -16,12 +16,12 @@ import msgspec
 from remit_broker.core.registry import Attachment, Definition
 from remit_broker.edges.callout import Admitted, Refused
 from tests.simulation.disk import Disk
-from tests.simulation.jetstream import Proposal
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.nats_server import Unanswered, Who
 from tests.simulation.people import Person, Raw, known
 from tests.simulation.replicas import ACCOUNTS, Replica, principal, wired
 from tests.simulation.seeded import Drawn, seeded
+from tests.simulation.streams import Proposal
 from tests.simulation.town import Base, Town
 
 AGENTS = ("planner", "worker", "leaf")
