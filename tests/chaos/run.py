@@ -59,7 +59,7 @@ async def one_round(
     except (AssertionError, TimeoutError) as late:
         if begun:
             raise
-        report = Report({}, [], f"it did not begin: {late or 'no calls in time'}")
+        report = Report({}, [], f"it did not begin: {str(late) or 'no calls in time'}")
     clock.lap("end")
     report = report._replace(laps=clock.laps)
     save(report, folder / "report.json")
