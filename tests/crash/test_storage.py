@@ -200,7 +200,15 @@ def _cut(part: float) -> Callable[[Path], None]:
     return cut
 
 
-@pytest.mark.parametrize("damage", [_cut(0.97), _cut(0.4), _cut(0.0), Path.unlink], ids=["end", "half", "all", "gone"])
+def _counted_anew(file: Path) -> None:
+    """A flipped bit in the middle, and no description of the block: the server counts it anew, and stops there."""
+    flip(file, file.stat().st_size // 2)
+    file.with_name("index.db").unlink()
+
+
+@pytest.mark.parametrize(
+    "damage", [_cut(0.97), _cut(0.4), _cut(0.0), Path.unlink, _counted_anew], ids=["end", "half", "all", "gone", "anew"]
+)
 async def test_a_block_that_lost_its_end_is_not_written_on(
     killed: Base, tmp_path: Path, damage: Callable[[Path], None]
 ):
