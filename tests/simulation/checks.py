@@ -18,7 +18,7 @@ from tests.simulation.nats_server import Peer
 from tests.simulation.seeded import EPOCH
 from tests.simulation.streams import Kept, Stream
 from tests.support.ledger_books import Books, Violation
-from tests.support.ledger_checker import Checker
+from tests.support.ledger_checker import Checker, claims_of
 
 LEDGER = "LEDGER"
 REVOCATION_SECONDS = 2.0
@@ -92,6 +92,9 @@ class Checks:
         self._stored_at: dict[int, float] = {}
         self._working: dict[str, float] = {}
         self._stop_by: dict[str, float] = {}
+        self._asked: dict[str, str] = {}
+        self._floor: dict[str, tuple[int, int]] = {}
+        """By hop: the sequence of its last resumption, and the number of the first grant that counts since."""
         self.refusals: list[dict[str, Any]] = []
 
     # What is told
@@ -202,6 +205,7 @@ class Checks:
             }
             self._opens[self._about[hop]["caller"]] += 1
             self._n[hop] += 1
+            self._floor[hop] = seq, int(record["jti"].rsplit(".", 1)[1])
 
     def _closed_rightly(self, hop: str, record: dict[str, Any]) -> None:
         if self.timely and record["outcome"] == "unknown" and record["rule"] == "close.abandoned":
@@ -254,6 +258,8 @@ class Checks:
             self._dispatch(peer, data)
         elif head == "req":
             caller, _, kind = subject.split(".")[1:4]
+            if reply and (token := _json(data).get("grant")):
+                self._asked[reply] = token
             (self._services if kind == "remit" else self._requests)[caller] += 1
         elif head.startswith("_INBOX_") and peer.who is not None and peer.who[1] == "broker":
             self._answer(peer, subject, data)
@@ -287,6 +293,7 @@ class Checks:
         kind = frame.get("frame")
         if kind == "accepted":
             self._hop_of[subject] = (frame["txn"], frame["hop"])
+            self._by_a_grant_that_counts(subject, frame["hop"])
         txn, hop = self._hop_of.get(subject, ("", ""))
         if kind == "result" and hop:
             self.totals["releases"] += 1
@@ -308,6 +315,16 @@ class Checks:
                 {"what": "heard", "at": self.loop.now, "frame": frame, "call": subject, "txn": txn, "hop": hop or None}
             )
             self._look()
+
+    def _by_a_grant_that_counts(self, subject: str, hop: str) -> None:
+        """What was opened with a grant from before a resumption must have been opened before it."""
+        token, about = self._asked.get(subject), self._about.get(hop)
+        if token is None or about is None or about["parent"] not in self._floor:
+            return
+        seq, n = self._floor[about["parent"]]
+        used = int(str(claims_of(token).get("jti", "..0")).rsplit(".", 1)[1])
+        if used < n and self._opened[hop] > seq:
+            self.broken("grant.superseded", hop, f"opened with grant {used} of its parent, which was resumed with {n}")
 
     # Caps and revocations
 

@@ -35,8 +35,8 @@ Plan = dict[str, Any]
 Told = Callable[..., None]
 
 
-class Hung(asyncio.CancelledError):
-    """Never raised; names the future that a hanging skill waits for."""
+STALE: Plan = {"to": "agent/odd/do", "plan": {}, "budget": [1, 1, 1], "ttl": 1.0}
+"""A call that nobody may make."""
 
 
 def credentials(name: str) -> Credentials:
@@ -97,7 +97,18 @@ async def follow(hop: Any, plan: Plan) -> Any:
     answers = await all_calls(hop, plan.get("calls", ()), together=plan.get("gather", False))
     if plan.get("ask"):
         process_told("asks", hop.id)
-        await hop.ask({"may I": True}, wait=plan["ask"])
+        old, limit = hop.grant.token, hop.grant.claims.budget
+        asking = asyncio.ensure_future(hop.ask({"may I": True}, wait=plan["ask"]))
+        try:
+            if plan.get("stale"):
+                # While it is parked, and with the grant that it had before.
+                await asyncio.sleep(0.05)
+                await all_calls(Caller(hop._link, old, hop.txn, limit, hop.until), [STALE])
+            await asking
+        finally:
+            asking.cancel()
+        if plan.get("stale"):
+            await all_calls(Caller(hop._link, old, hop.txn, limit, hop.until), [STALE])
     if plan.get("cost") is not None:
         hop.cost(tokens=plan["cost"], usd=plan.get("usd", 0))
     match plan.get("end", "value"):

@@ -101,6 +101,7 @@ def _long(rng: random.Random, found: Plan) -> None:
     plan, draw = found["plan"], rng.random()
     if draw < 0.08:
         plan["ask"] = rng.choice((0.05, 0.5, 2.0))
+        plan["stale"] = rng.random() < 0.3
     elif draw < 0.14:
         plan["park"] = True
     elif draw < 0.18:
