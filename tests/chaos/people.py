@@ -130,6 +130,9 @@ class Clerk(Raw):
         cost = {"usd_micros": rng.choice((0, 100, 700)), "tokens": rng.choice((0, 10)), "calls": 0}
         if lot > 0.98:
             return  # it never answers
+        if rng.random() < 0.05:
+            await self._say(where, {"frame": "input_required", "request": {"what": "a word"}, "cost": cost})
+            return
         if lot > 0.96:
             body = {
                 "code": "TARGET_UNAVAILABLE",
@@ -264,6 +267,9 @@ class Desk(Raw):
         for _ in range(3):
             frames = await self._attempt(txn, resource, request)
             final = frames[-1] if frames and frames[-1]["frame"] in FINAL else None
+            if final is not None and final["frame"] == "input_required":
+                await self._answer(txn, resource, request, frames)
+                return
             if final is not None and final["frame"] != "error":
                 return
             if final is not None and (final["error"]["effect"] != "none" or not final["error"]["retryable"]):
@@ -272,6 +278,17 @@ class Desk(Raw):
                 return
             # Nothing happened, or nobody knows: the same call under the same key, which happens at most once.
             await asyncio.sleep(self.rng.uniform(0.05, 0.5))
+
+    async def _answer(self, txn: str, resource: str, request: Json, frames: list[Json]) -> None:
+        """Give what was asked for, or leave it parked."""
+        hop = next((frame["hop"] for frame in frames if frame["frame"] == "accepted"), None)
+        if hop is None or self.rng.random() < 0.2:
+            return
+        await asyncio.sleep(self.rng.expovariate(1 / 0.2))
+        resumed = {key: value for key, value in request.items() if key != "key"}
+        frames = await self._attempt(txn, resource, {**resumed, "resume": hop, "input": {"word": "yes"}})
+        if frames and frames[-1]["frame"] == "input_required" and not self.stopping.is_set():
+            await self._answer(txn, resource, request, [{"frame": "accepted", "hop": hop}])
 
     async def _attempt(self, txn: str, resource: str, request: Json) -> list[Json]:
         call = secrets.token_hex(16)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import random
 import shutil
+import signal
 import socket
 import time
 from collections import Counter
@@ -55,6 +56,7 @@ class Child:
 
     def __init__(self, broker: Broker) -> None:
         self.name, self._broker = "embedded", broker
+        self._frozen: set[int] = set()
 
     @property
     def pid(self) -> int:
@@ -65,22 +67,18 @@ class Child:
         return self.pid != 0
 
     async def kill(self) -> None:
-        import signal
-
         if pid := self.pid:
             signal_to(pid, signal.SIGKILL)
 
     def freeze(self) -> None:
-        import signal
-
         if pid := self.pid:
+            self._frozen.add(pid)
             signal_to(pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        import signal
-
-        if pid := self.pid:
-            signal_to(pid, signal.SIGCONT)
+        """Also one whose broker died meanwhile: it ends then, as its leash told it to, and the next one can have its folder."""
+        while self._frozen:
+            signal_to(self._frozen.pop(), signal.SIGCONT)
 
 
 class Town:
@@ -103,7 +101,8 @@ class Town:
         self.urls = ""
         self._size = brokers
         self._stack = AsyncExitStack()
-        self._known: dict[str, tuple[int, bool]] = {}
+        self._killed: dict[str, int] = {}
+        self._still: set[str] = set()
         self._later: set[asyncio.Task[None]] = set()
         self._resting: set[str] = set()
 
@@ -241,13 +240,16 @@ class Town:
             self._tell()
         if process.wanted and not process.alive and process.name not in self._resting:
             self._resting.add(process.name)
-            known, _ = self._known.get(process.name, (-1, False))
-            if known != process.starts:  # nobody here killed it: it did itself, or its server did
+            if (
+                self._killed.get(process.name) != process.starts
+            ):  # nobody here killed it: it did itself, or its server did
                 self.died(process)
             if isinstance(process, Broker):
                 process.failpoint = self._failpoint()
             self.later(self._pause(1.5), lambda: self._relaunch(process))
-        elif process.frozen and self._known.get(process.name) != (process.starts, True):
+        elif not process.frozen:
+            self._still.discard(process.name)
+        elif process.name not in self._still:  # nobody here froze it
             self.froze(process)
             self.later(self.rng.uniform(0.3, 6.0), process.thaw)
 
@@ -273,13 +275,13 @@ class Town:
         """Write down that something ended, and what it was."""
         self._note("death", process)
         if isinstance(process, Process):
-            self._known[process.name] = (process.starts, False)
+            self._killed[process.name] = process.starts
 
     def froze(self, process: Any) -> None:
         """Write down that something stands still."""
         self._note("freeze", process)
         if isinstance(process, Process):
-            self._known[process.name] = (process.starts, True)
+            self._still.add(process.name)
 
     def _note(self, what: str, process: Any) -> None:
         kind = "broker" if isinstance(process, Broker) else "person" if isinstance(process, Person) else "server"

@@ -85,8 +85,11 @@ async def _settled(town: Town, seed: str) -> list[Stored]:
     until = asyncio.get_running_loop().time() + SETTLE
     while True:
         entries = await everything(town.urls, seed, "LEDGER")
-        kinds = Counter(entry.body["record"]["kind"] for entry in entries)
-        if kinds["hop.opened"] == kinds["hop.closed"] or asyncio.get_running_loop().time() > until:
+        last = {}
+        for record in (entry.body["record"] for entry in entries):
+            if record["kind"] in ("hop.opened", "hop.resumed", "hop.parked", "hop.closed"):
+                last[record["txn"], record["hop"]] = record["kind"]
+        if not {"hop.opened", "hop.resumed"} & set(last.values()) or asyncio.get_running_loop().time() > until:
             return entries
         await asyncio.sleep(1)
 
@@ -149,6 +152,9 @@ def _counts(town: Town, checker: Checker, events: list[dict[str, Any]], flight: 
         "txns": seen["txn.opened"],
         "hops": seen["hop.opened"],
         "hops closed as unknown": seen["orphans"],
+        "parked": seen["hop.parked"],
+        "resumed": seen["hop.resumed"],
+        "grants renewed": seen["grant.renewed"],
         "calls refused": seen["hop.refused"],
         "refused, and stored all the same": seen["refused.unknown"],
         "dispatches received": seen["dispatched"],

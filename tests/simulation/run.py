@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -50,6 +51,7 @@ class Run(Troubles):
         self.calm = False
         self._began = at.loop.now
         self._revoked: set[tuple[str, str]] = set()
+        self._lifted: Counter[tuple[str, str]] = Counter()
         self.totals = at.checks.totals
 
     async def all(self) -> None:
@@ -145,7 +147,9 @@ class Run(Troubles):
         )
         # A pattern of tools is only watched as the one resource that the plans use.
         watched = what, {"mcp/tools/*": "mcp/tools/read", "agent/odd/*": "agent/odd/do"}.get(name, name)
+        lifted = self._lifted[watched]
         if verb == "reinstate":
+            self._lifted[watched] += 1
             self.at.checks.revoked.pop(watched, None)
         else:
             self._revoked.add((what, name))
@@ -154,7 +158,8 @@ class Run(Troubles):
             await replica.broker.revocations.put(entry)  # type: ignore[union-attr]
             return True
 
-        if await self._ask(put) and verb == "revoke":
+        # Where somebody lifts it while it is still being written, either may come last.
+        if await self._ask(put) and verb == "revoke" and self._lifted[watched] == lifted:
             self.at.checks.revoked[watched] = self.at.loop.now
             self.at.checks.say("revoked", what, name)
 

@@ -96,7 +96,8 @@ class Checker:
         kind, hop = str(record.get("kind")), str(record.get("hop"))
         self.counts[kind] += 1
         self._entries[str(record.get("hash"))] = entry
-        self._by_place[key[1], hop, kind] = entry
+        # A hop may park and be resumed again and again: what was told of it came after the first time.
+        self._by_place.setdefault((key[1], hop, kind), entry)
         if link := record.get("link"):
             self._by_link[link] = hop
         if (at := entry.get("at")) is not None:
@@ -231,7 +232,7 @@ class Checker:
     ) -> list[Violation]:
         """All violations. ``refusals`` are records, ``accounts`` rows as ``/api/budgets`` gives them.
 
-        ``settled`` says that everything had the time to end: then no hop may be open.
+        ``settled`` says that everything had the time to end: then no hop may be open; one that waits for an input may be parked.
         """
         for refusal in refusals:
             self.counts["hop.refused"] += refusal.get("count", 1)
@@ -258,7 +259,9 @@ class Checker:
     def _all_closed(self) -> None:
         for books in self._books.values():
             for account in books.accounts.values():
-                if account.parent is not None and account.state != "closed":
+                if account.state == "parked" and not books.closed:
+                    self.counts["parked"] += 1
+                elif account.parent is not None and account.state != "closed":
                     self._say("hop.left-open", f"{books.key[1]}.{account.hop}", f"it is {account.state} in the end")
 
     def _used(self) -> Counter[tuple[CapKey, str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from remit_broker.core.fold import Fold
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.resume import parked_call
 from remit_broker.hop.revoked import holders_stand, nothing_stops
@@ -15,7 +16,16 @@ async def verify(hop: Hop, ports: Ports) -> Hop:
     revision = ports.revocations.revision
     hop = await holder(hop, ports)
     nothing_stops(hop, ports)
+    if (wanted := hop.request.resume) is not None and not _is_parked(hop.past, wanted):
+        # INVARIANT: what another replica parked a moment ago is found parked
+        # (test_a_replica_that_is_behind_resumes_what_another_one_parked).
+        hop = await holder(hop.with_(fold=await ports.ledger.newest(hop.ask.tenant, hop.ask.txn)), ports)
     return hop.with_(revocations=revision, parked=parked_call(hop))
+
+
+def _is_parked(fold: Fold, hop: str) -> bool:
+    node = fold.nodes.get(hop)
+    return node is not None and node.state == "parked"
 
 
 async def holder(hop: Hop, ports: Ports) -> Hop:
@@ -42,8 +52,9 @@ async def holder(hop: Hop, ports: Ports) -> Hop:
         )  # fmt: skip
     fold = hop.fold if hop.fold is not None else await ports.ledger.fold(ask.tenant, jti.txn)
     node = fold.nodes.get(jti.hop)
-    if node is None:
-        # Another replica may have opened that hop a moment ago: only the ledger itself can say that it does not exist.
+    if node is None or node.n < jti.n:
+        # INVARIANT: what another replica opened or renewed a moment ago counts: only the ledger itself can say that it does not
+        # exist (test_a_replica_that_is_behind_knows_a_grant_that_another_one_renewed).
         fold = await ports.ledger.newest(ask.tenant, jti.txn)
         node = fold.nodes.get(jti.hop)
     # INVARIANT: a grant counts only if the ledger's record names it back (test_grant_unknown_to_the_ledger_is_refused).
