@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from pathlib import Path
 
@@ -11,12 +10,12 @@ import pytest
 
 from tests.chaos.run import one_round
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
 
 @pytest.mark.parametrize("bus", ["one server", "three servers"])
 async def test_no_promise_is_broken_whatever_dies(tmp_path: Path, bus: str):
-    seed = os.environ.get("CHAOS_SEED") or secrets.token_hex(4)
+    seed = os.environ.get("CHAOS_SEED", "ci")
     report = await one_round(
         tmp_path / "town", seed, clustered=bus == "three servers", seconds=12, brokers=2, pause=0.6
     )
