@@ -80,6 +80,21 @@ async def test_what_is_late_by_now_is_not_sent(stage: Stage, monkeypatch: pytest
     assert stage.files.work(root.txn) == []
 
 
+async def test_in_the_last_second_of_a_call_it_is_late_and_its_grant_not_called_bad(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = await stage.arena.lab.grant("alice", READ)
+
+    def wait() -> None:
+        monkeypatch.setattr(type(stage.ports.clock), "now", lambda self: time.time() + 3)
+
+    when(stage, monkeypatch, "approve", wait)
+    body = await stage.alice.error(READ, root.txn, root.grant, want={"ttl_ms": 2000})
+    monkeypatch.undo()
+    assert (body.code, body.rule, body.effect) == ("DEADLINE_EXCEEDED", "open.deadline", "none")
+    assert await stage.arena.kinds(root.txn) == ["txn.opened"]
+
+
 async def test_what_cannot_be_recorded_is_not_released(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller hears the end of its hop only after that end is durable."""
     root = await stage.arena.lab.grant("alice", READ)

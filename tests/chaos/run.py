@@ -40,20 +40,26 @@ async def one_round(
     folder: Path, seed: str, *, clustered: bool, seconds: float, brokers: int = 3, pause: float = 1.2
 ) -> Report:
     """Trouble for a while, then calm, then the verdict."""
-    clock = Clock()
-    async with running_town(folder, seed, clustered=clustered, brokers=brokers) as town:
-        clock.lap("start")
-        await trouble(town, seconds, pause)
-        clock.lap("trouble")
-        try:
-            await town.calm()
-            clock.lap("recovery")
-            await town.quiet()
-            clock.lap("last calls")
-            report = await judge(town)
-            clock.lap("verdict")
-        except AssertionError as broken:
-            report = Report(dict(town.counts), [Violation("recovery", "brokers", str(broken))], "")
+    clock, begun = Clock(), False
+    try:
+        async with running_town(folder, seed, clustered=clustered, brokers=brokers) as town:
+            begun = True
+            clock.lap("start")
+            await trouble(town, seconds, pause)
+            clock.lap("trouble")
+            try:
+                await town.calm()
+                clock.lap("recovery")
+                await town.quiet()
+                clock.lap("last calls")
+                report = await judge(town)
+                clock.lap("verdict")
+            except AssertionError as broken:
+                report = Report(dict(town.counts), [Violation("recovery", "brokers", str(broken))], "")
+    except (AssertionError, TimeoutError) as late:
+        if begun:
+            raise
+        report = Report({}, [], f"it did not begin: {str(late) or 'no calls in time'}")
     clock.lap("end")
     report = report._replace(laps=clock.laps)
     save(report, folder / "report.json")

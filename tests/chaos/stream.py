@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import nats
+import nats.js.errors
 from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
@@ -74,10 +75,17 @@ def _stored(reply: str, data: bytes) -> Stored:
     return Stored(int(parts[at]), int(parts[at + 2]) / 1e9, json.loads(data))
 
 
-async def everything(urls: str, seed: str, stream: str) -> list[Stored]:
-    """A whole stream."""
-    async with connected(urls, seed) as nc:
-        return [message async for batch in after(nc, stream, 0) for message in batch]
+async def everything(urls: str, seed: str, stream: str, seconds: float = 60) -> list[Stored]:
+    """A whole stream, asked for again while the servers still find each other."""
+    until = asyncio.get_running_loop().time() + seconds
+    while True:
+        try:
+            async with connected(urls, seed) as nc:
+                return [message async for batch in after(nc, stream, 0) for message in batch]
+        except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError):
+            if asyncio.get_running_loop().time() > until:
+                raise
+        await asyncio.sleep(0.5)
 
 
 async def follow(urls: str, seed: str, journal: Journal) -> None:

@@ -30,7 +30,8 @@ async def open_(hop: Hop, ports: Ports, turn: Turn) -> Hop | LostRace:
     The grant names the record's hash and is signed before the append, but nobody gets it before the ack.
     """
     fold, began = turn.fold, ports.clock.monotonic()
-    if ports.clock.monotonic() >= hop.mono_deadline:
+    # A grant says its times in whole seconds: in the last one of a hop there is none that it could be given.
+    if ports.clock.monotonic() >= hop.mono_deadline or int(ports.clock.now()) >= hop.given.exp:
         raise refusal(
             Code.DEADLINE_EXCEEDED, "the deadline passed before the call could be opened", rule="open.deadline",
             ask="allow more time; many calls of this task are waiting for their turn",
