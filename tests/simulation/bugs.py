@@ -308,6 +308,37 @@ def a_grant_outlives_its_hop(stack: ExitStack) -> None:
     put(stack, verify, "holder", holder)
 
 
+# Long work
+
+
+@bug
+def a_grant_from_before_a_resumption_is_accepted(stack: ExitStack) -> None:
+    put(stack, tree.Node, "counts", lambda self, n, rec: n <= self.n)
+
+
+@bug
+def a_parked_hop_keeps_its_hold(stack: ExitStack) -> None:
+    before = fold._park
+
+    def park(past: Any, record: Any) -> Any:
+        after = before(past, record)
+        parent = past.nodes[past.nodes[record.hop].parent]
+        kept = msgspec.structs.replace(after.nodes[parent.hop], held=parent.held)
+        return msgspec.structs.replace(after, nodes=after.nodes.set(parent.hop, kept))
+
+    put(stack, fold, "_park", park)
+
+
+@bug
+def a_parked_hop_may_still_call(stack: ExitStack) -> None:
+    before = tree.Fold.is_open
+
+    def is_open(self: Any, hop: str) -> bool:
+        return before(self, hop) or (hop in self.nodes and self.nodes[hop].state == "parked")
+
+    put(stack, tree.Fold, "is_open", is_open)
+
+
 # Revocations
 
 

@@ -18,7 +18,7 @@ from tests.simulation.nats_server import Peer
 from tests.simulation.seeded import EPOCH
 from tests.simulation.streams import Kept, Stream
 from tests.support.ledger_books import Books, Violation
-from tests.support.ledger_checker import Checker
+from tests.support.ledger_checker import Checker, claims_of
 
 LEDGER = "LEDGER"
 REVOCATION_SECONDS = 2.0
@@ -76,6 +76,10 @@ class Checks:
         self._opens: collections.Counter[str] = collections.Counter()
         self._refused: collections.Counter[str] = collections.Counter()
         self._counted: dict[str, dict[str, int]] = {}
+        """What each hop counts for in the accounts now, beside what it has used up before it was parked."""
+        self._used: dict[str, dict[str, int]] = {}
+        self._about: dict[str, dict[str, Any]] = {}
+        """Each hop as it was opened, with what a resumption has changed."""
         self.grace = 0.0
         self.exact = False
         """Whether nothing goes wrong in this run: then what is done at best is done."""
@@ -88,6 +92,9 @@ class Checks:
         self._stored_at: dict[int, float] = {}
         self._working: dict[str, float] = {}
         self._stop_by: dict[str, float] = {}
+        self._asked: dict[str, str] = {}
+        self._floor: dict[str, tuple[int, int]] = {}
+        """By hop: the sequence of its last resumption, and the number of the first grant that counts since."""
         self.refusals: list[dict[str, Any]] = []
 
     # What is told
@@ -130,7 +137,7 @@ class Checks:
         seq = self._opened.get(hop)
         if seq is None or not self.timely:
             return
-        late = self.loop.now + EPOCH - self.stored[seq][1]["deadline"] / 1000
+        late = self.loop.now + EPOCH - self._about[hop]["deadline"] / 1000
         if late > SLACK:
             self.broken("use.after-deadline", hop, f"its callee began it {late:.2f} s after its deadline")
 
@@ -178,18 +185,31 @@ class Checks:
         self.say("stored", seq, f"{key[1][:4]}#{record['seq']}", kind, hop, more, "by", record["by"])
         if kind == "hop.opened":
             self._opened[hop] = seq
+            self._about[hop] = record
             self._opens[record["caller"]] += 1
         elif kind == "hop.closed":
             self._closed[hop] = seq
             self._uncount(hop, record)
             self._closed_rightly(hop, record)
+        elif kind == "hop.parked":
+            self._uncount(hop, record)
+            for unit, amount in self._counted.pop(hop, {}).items():
+                self._used.setdefault(hop, dict.fromkeys(CALL, 0))[unit] += amount
         elif kind == "hop.resumed":
             self._opened[hop] = seq
+            self._about[hop] = {
+                **self._about[hop],
+                "budget": record["budget"],
+                "exp": record["exp"],
+                "deadline": record["deadline"],
+            }
+            self._opens[self._about[hop]["caller"]] += 1
             self._n[hop] += 1
+            self._floor[hop] = seq, int(record["jti"].rsplit(".", 1)[1])
 
     def _closed_rightly(self, hop: str, record: dict[str, Any]) -> None:
         if self.timely and record["outcome"] == "unknown" and record["rule"] == "close.abandoned":
-            until = self.stored[self._opened[hop]][1]
+            until = self._about[hop]
             due = until["exp"] if "silent" in record["reason"] else until["deadline"] / 1000
             early = due + self.grace - EPOCH - self.loop.now
             if early > 0.05:
@@ -238,6 +258,8 @@ class Checks:
             self._dispatch(peer, data)
         elif head == "req":
             caller, _, kind = subject.split(".")[1:4]
+            if reply and (token := _json(data).get("grant")):
+                self._asked[reply] = token
             (self._services if kind == "remit" else self._requests)[caller] += 1
         elif head.startswith("_INBOX_") and peer.who is not None and peer.who[1] == "broker":
             self._answer(peer, subject, data)
@@ -262,7 +284,7 @@ class Checks:
         self._dispatched[turn] += 1
         if self._dispatched[turn] > (2 if call.resumed else 1):
             self.broken("hop.dispatched-twice", call.hop, f"{who} sent it again")
-        key, record = self.stored[seq]
+        key, record = self.stored[seq][0], self._about[call.hop]
         self._within_caps(call.hop, record, key)
         self._not_revoked(call, key, who)
 
@@ -271,6 +293,7 @@ class Checks:
         kind = frame.get("frame")
         if kind == "accepted":
             self._hop_of[subject] = (frame["txn"], frame["hop"])
+            self._by_a_grant_that_counts(subject, frame["hop"])
         txn, hop = self._hop_of.get(subject, ("", ""))
         if kind == "result" and hop:
             self.totals["releases"] += 1
@@ -292,6 +315,16 @@ class Checks:
                 {"what": "heard", "at": self.loop.now, "frame": frame, "call": subject, "txn": txn, "hop": hop or None}
             )
             self._look()
+
+    def _by_a_grant_that_counts(self, subject: str, hop: str) -> None:
+        """What was opened with a grant from before a resumption must have been opened before it."""
+        token, about = self._asked.get(subject), self._about.get(hop)
+        if token is None or about is None or about["parent"] not in self._floor:
+            return
+        seq, n = self._floor[about["parent"]]
+        used = int(str(claims_of(token).get("jti", "..0")).rsplit(".", 1)[1])
+        if used < n and self._opened[hop] > seq:
+            self.broken("grant.superseded", hop, f"opened with grant {used} of its parent, which was resumed with {n}")
 
     # Caps and revocations
 
@@ -316,17 +349,18 @@ class Checks:
 
     def _spent(self, kind: str, name: str, unit: str) -> int:
         total = 0
-        for hop, counted in self._counted.items():
-            seq = self._opened.get(hop)
-            if seq is not None:
-                key, record = self.stored[seq]
-                if (kind, name) in self._accounts(record, self.books(key).user):
+        for counts in (self._counted, self._used):
+            for hop, counted in counts.items():
+                seq = self._opened.get(hop)
+                if seq is not None and (kind, name) in self._accounts(
+                    self._about[hop], self.books(self.stored[seq][0]).user
+                ):
                     total += counted[unit]
         return total
 
     def _uncount(self, hop: str, record: dict[str, Any]) -> None:
         counted = self._counted.get(hop)
-        if counted is None or record["outcome"] in ("unknown", "cancelled"):
+        if counted is None or record.get("outcome") in ("unknown", "cancelled"):
             return
         for unit in counted:
             counted[unit] = min(counted[unit], record["cost"][unit] + CALL[unit])
@@ -350,7 +384,7 @@ class Checks:
     def deadline_of(self, hop: str) -> float:
         """Until when a hop may run, in Unix seconds."""
         seq = self._opened.get(hop)
-        return float("inf") if seq is None else float(self.stored[seq][1]["deadline"]) / 1000
+        return float("inf") if seq is None else float(self._about[hop]["deadline"]) / 1000
 
     # At the end
 
@@ -358,7 +392,14 @@ class Checks:
         """Hops that nobody has closed."""
         return [
             hop for books in self.checker.books() for hop, account in books.accounts.items()
-            if account.parent is not None and account.state != "closed"
+            if account.parent is not None and account.state == "open"
+        ]  # fmt: skip
+
+    def waiting(self) -> list[tuple[str, str]]:
+        """Txns in which a hop waits for an input."""
+        return [
+            books.key for books in self.checker.books()
+            if any(account.state == "parked" for account in books.accounts.values())
         ]  # fmt: skip
 
     def counted_once(self, *, exactly: bool) -> None:

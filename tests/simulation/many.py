@@ -102,8 +102,9 @@ def core(seed: int) -> tuple[Outcome, list[tuple[float, str]]]:
     """One run of the core, set up for it alone, with its trace."""
     loop = SimulatedLoop(0)
     asyncio.set_event_loop(loop)
-    with seeded(loop, 0) as drawn:
-        at = CoreScene(loop, TOWNS[town_of(seed)], drawn)
+    town = TOWNS[town_of(seed)]
+    with seeded(loop, 0, grant_ttl=town.grant_ttl) as drawn:
+        at = CoreScene(loop, town, drawn)
         loop.run_until_complete(at.set_up())
         outcome = play(seed, at, CoreRun(at, seed))
         loop.close()

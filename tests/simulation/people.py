@@ -21,7 +21,7 @@ from remit import agent as remit_agent
 from remit.agent import Agent
 from remit.caller import Call, Caller
 from remit.credentials import Credentials
-from remit.errors import Refused, ToolFailed
+from remit.errors import InputNeeded, Refused, ToolFailed
 from remit.schema import skill_of
 from remit_schemas.budget import Budget
 from remit_schemas.canonical import MAX_INTEGER
@@ -35,8 +35,8 @@ Plan = dict[str, Any]
 Told = Callable[..., None]
 
 
-class Hung(asyncio.CancelledError):
-    """Never raised; names the future that a hanging skill waits for."""
+STALE: Plan = {"to": "agent/odd/do", "plan": {}, "budget": [1, 1, 1], "ttl": 1.0}
+"""A call that nobody may make."""
 
 
 def credentials(name: str) -> Credentials:
@@ -91,7 +91,24 @@ async def follow(hop: Any, plan: Plan) -> Any:
         await hop.progress(f"step {number}")
     if plan.get("sleep"):
         await asyncio.sleep(plan["sleep"])
+    if plan.get("park") and hop.input is None:
+        process_told("parks", hop.id)
+        await hop.park({"more": True})
     answers = await all_calls(hop, plan.get("calls", ()), together=plan.get("gather", False))
+    if plan.get("ask"):
+        process_told("asks", hop.id)
+        old, limit = hop.grant.token, hop.grant.claims.budget
+        asking = asyncio.ensure_future(hop.ask({"may I": True}, wait=plan["ask"]))
+        try:
+            if plan.get("stale"):
+                # While it is parked, and with the grant that it had before.
+                await asyncio.sleep(0.05)
+                await all_calls(Caller(hop._link, old, hop.txn, limit, hop.until), [STALE])
+            await asking
+        finally:
+            asking.cancel()
+        if plan.get("stale"):
+            await all_calls(Caller(hop._link, old, hop.txn, limit, hop.until), [STALE])
     if plan.get("cost") is not None:
         hop.cost(tokens=plan["cost"], usd=plan.get("usd", 0))
     match plan.get("end", "value"):
@@ -109,16 +126,51 @@ async def all_calls(caller: Caller, calls: Any, *, together: bool = False) -> li
     if together:
         try:
             return ["value" for _ in await caller.gather(*(call_of(caller, call) for call in calls))]
-        except (Refused, ToolFailed) as no:
+        except (Refused, ToolFailed, InputNeeded) as no:
             return [word_of(no)]
     return list(await asyncio.gather(*(one_call(caller, call) for call in calls)))
 
 
 def call_of(caller: Caller, call: Plan) -> Call:
     return caller.call(
-        call["to"], args={"plan": call["plan"]}, budget=None if call.get("budget") is None else Budget(*call["budget"]),
-        ttl=call.get("ttl"), key=call.get("key"), retry=call.get("retry", 0),
+        call["to"], args={"plan": call["plan"]}, budget=_budget(call), ttl=call.get("ttl"), key=call.get("key"),
+        retry=call.get("retry", 0), window=call.get("window"), keep=call.get("keep", False),
     )  # fmt: skip
+
+
+def _budget(call: Plan) -> Budget | None:
+    return None if call.get("budget") is None else Budget(*call["budget"])
+
+
+def process_told(what: str, *about: Any) -> None:
+    """Say what a skill does."""
+    process = PROCESS.get()
+    assert isinstance(process, PersonProcess)
+    process.told(what, *about)
+
+
+async def answered(caller: Caller, call: Plan) -> None:
+    """A call to its end; who is asked for an input gives it after a while, or gives the call up."""
+    if call.get("detach"):
+        detached = await caller.detach(
+            call["to"], args={"plan": call["plan"]}, budget=_budget(call), ttl=call.get("ttl") or 4.0
+        )
+        if call["detach"] == "wait":
+            await detached.result()
+        return
+    work: Any = call_of(caller, call)
+    while True:
+        try:
+            await work
+            return
+        except InputNeeded as need:
+            await asyncio.sleep(call.get("think", 0.1))
+            if call.get("reply", "answer") == "cancel":
+                await need.cancel()
+                return
+            if call.get("reply") == "leave":
+                return
+            work = need.answer("yes", ttl=call.get("ttl"), budget=_budget(call))
 
 
 async def one_call(caller: Caller, call: Plan) -> str:
@@ -129,7 +181,7 @@ async def one_call(caller: Caller, call: Plan) -> str:
         await asyncio.sleep(call["wait"])
     try:
         async with asyncio.timeout(call.get("patience")):
-            await call_of(caller, call)
+            await answered(caller, call)
     except (Refused, ToolFailed) as no:
         word = word_of(no)
     except TimeoutError:
@@ -140,8 +192,14 @@ async def one_call(caller: Caller, call: Plan) -> str:
     return word
 
 
-def word_of(error: Refused | ToolFailed) -> str:
-    return error.code.value if isinstance(error, Refused) else "failed"
+def word_of(error: Refused | ToolFailed | InputNeeded) -> str:
+    return (
+        error.code.value
+        if isinstance(error, Refused)
+        else "failed"
+        if isinstance(error, ToolFailed)
+        else "input needed"
+    )
 
 
 class Person:

@@ -35,7 +35,7 @@ class Story(NamedTuple):
 
 def story(rng: random.Random, *, clustered: bool) -> Story:
     """A story for a town."""
-    seconds = rng.choice((1.0, 2.0, 4.0))
+    seconds = rng.choice((1.0, 2.0, 4.0, 4.0, 8.0))
     faults = _faults(rng, clustered)
     txns = [_txn(rng, seconds) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
     return Story(txns, _acts(rng, seconds), faults, seconds)
@@ -91,7 +91,32 @@ def call(rng: random.Random, depth: int, seconds: float, chain: tuple[str, ...] 
         found["retry"] = 2
     if rng.random() < 0.1:
         found["patience"] = rng.random() * 0.6
+    if kind < 0.66:
+        _long(rng, found)
     return found
+
+
+def _long(rng: random.Random, found: Plan) -> None:
+    """What only an agent on the SDK is asked for: inputs, windows, kept results, work of its own."""
+    plan, draw = found["plan"], rng.random()
+    if draw < 0.08:
+        plan["ask"] = rng.choice((0.05, 0.5, 2.0))
+        plan["stale"] = rng.random() < 0.3
+    elif draw < 0.14:
+        plan["park"] = True
+    elif draw < 0.18:
+        found["detach"] = rng.choice(("wait", "leave"))
+        found["budget"] = [rng.randrange(250), rng.randrange(400), rng.randrange(2, 5)]
+    elif draw < 0.22:
+        plan["progress"], found["window"] = 6, rng.choice((1, 2))
+    elif draw < 0.32:
+        # Longer than a grant lives: it has to be renewed.
+        found["ttl"], plan["sleep"] = 8.0, rng.choice((1.5, 2.5, 4.0))
+    elif draw < 0.38:
+        found["keep"], found["key"] = True, rng.choice(("k1", "k2", "k3"))
+    if "ask" in plan or "park" in plan:
+        found["think"] = rng.choice((0.0, 0.1, 0.6, 3.0))
+        found["reply"] = rng.choices(("answer", "cancel", "leave"), (70, 15, 15))[0]
 
 
 def _skill(rng: random.Random, depth: int, seconds: float, chain: tuple[str, ...]) -> Plan:

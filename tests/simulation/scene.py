@@ -88,7 +88,7 @@ def scene(town: Town) -> Iterator[Scene]:
     """A scene that is set up, in a loop of its own. It is never taken down: the process that it is made in ends with it."""
     loop = SimulatedLoop(0)
     asyncio.set_event_loop(loop)
-    with wired(), known(), seeded(loop, 0) as drawn:
+    with wired(), known(), seeded(loop, 0, grant_ttl=town.grant_ttl) as drawn:
         set_ = Scene(loop, town, drawn)
         loop.run_until_complete(set_.set_up())
         yield set_

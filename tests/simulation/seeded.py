@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from remit_broker.hop import narrow, renew
 from tests.simulation.loop import PROCESS, SimulatedLoop
 
 EPOCH = 1_800_000_000.0
@@ -38,7 +39,7 @@ class Drawn(random.Random):
 
 
 @contextlib.contextmanager
-def seeded(loop: SimulatedLoop, seed: int) -> Iterator[Drawn]:
+def seeded(loop: SimulatedLoop, seed: int, *, grant_ttl: int = 60) -> Iterator[Drawn]:
     """Clocks and randomness from the run. Nothing is collected meanwhile: when a cycle is found depends on everything else."""
     state = random.getstate()
     drawn = Drawn(seed)
@@ -51,6 +52,8 @@ def seeded(loop: SimulatedLoop, seed: int) -> Iterator[Drawn]:
     def monotonic() -> float:
         return loop.time()
 
+    for module in (narrow, renew):
+        put(module, "GRANT_TTL", grant_ttl)
     put(time, "time", wall)
     put(time, "monotonic", monotonic)
     put(time, "perf_counter", monotonic)
