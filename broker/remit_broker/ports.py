@@ -22,10 +22,12 @@ from remit_broker.core.accounts import Reservation
 from remit_broker.core.admin import AdminRecord
 from remit_broker.core.caps import Whose
 from remit_broker.core.fold import Fold, Node
+from remit_broker.core.issuers import Ability
 from remit_broker.core.listing import ChainFilter, ChainPage, HopHit
 from remit_broker.core.policy import PolicyRequest, Verdict
 from remit_broker.core.registry import Attachment, Principal, Target
 from remit_broker.core.revocations import Entry
+from remit_broker.core.user_tokens import Identity
 from remit_schemas.budget import Budget
 from remit_schemas.grant import Claims, Grant
 from remit_schemas.names import Resource
@@ -221,6 +223,22 @@ class Digester(Protocol):
         """Lower-case hex HMAC-SHA-256 under a key of its own for each txn."""
 
 
+class Identities(Protocol):
+    """Who a user is, proved by a token of an issuer that the configuration names."""
+
+    async def identify(self, token: str) -> Identity:
+        """Refuses UNAUTHENTICATED, TOO_LARGE, or TARGET_UNAVAILABLE where nobody can tell."""
+
+    def may_hold(self, agent: str, identity: Identity) -> None:
+        """Refuses UNAUTHENTICATED where ``agent`` is not one that holds tasks of that issuer's users."""
+
+    def longest(self, identity: Identity) -> int:
+        """Seconds that a task of this user may live."""
+
+    def abilities(self, identity: Identity) -> frozenset[Ability]:
+        """What the user may do as an operator."""
+
+
 class RateLimit(Protocol):
     """How often one caller may ask, or one target be called."""
 
@@ -379,6 +397,7 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     observer: Observer
     failpoints: Failpoints
     limits: Limits
+    identities: Identities
 
 
 __all__ = [
@@ -393,6 +412,7 @@ __all__ = [
     "Digester",
     "Directory",
     "Failpoints",
+    "Identities",
     "Ids",
     "Index",
     "Ledger",

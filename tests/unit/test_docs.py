@@ -160,7 +160,9 @@ def test_every_configuration_key_is_documented() -> None:
         BusConfig,
         Config,
         ContentConfig,
+        DevelopmentConfig,
         HttpConfig,
+        IssuerConfig,
         LimitsConfig,
         ResultsConfig,
         TracesConfig,
@@ -174,6 +176,8 @@ def test_every_configuration_key_is_documented() -> None:
         "results": ResultsConfig,
         "traces": TracesConfig,
         "content": ContentConfig,
+        "issuers": IssuerConfig,
+        "development": DevelopmentConfig,
     }
     keys = [key for key in Config.__struct_fields__ if key not in sections]
     keys += [f"{section}.{key}" for section, kind in sections.items() for key in kind.__struct_fields__]
@@ -203,7 +207,7 @@ def test_the_records_of_the_worked_example_are_a_valid_sequence() -> None:
 
 
 def test_the_whole_configuration_is_shown_as_it_is_written() -> None:
-    from remit_broker.starter import TEMPLATE
+    from remit_broker.starter import starter
 
     text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
-    assert TEMPLATE.format(issuer="http://127.0.0.1:7480", port=7480, auth="local") in text
+    assert starter("local", 7480) in text

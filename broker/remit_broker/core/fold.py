@@ -149,7 +149,8 @@ def _open_txn(record: Record) -> Fold:
     )  # fmt: skip
     return Fold(
         tenant=record.tenant, txn=record.txn, user=record.user, root=record.hop, seq=0, hash=record.hash,
-        nodes=Map({record.hop: root}), labels=labels,
+        nodes=Map({record.hop: root}), labels=labels, roles=record.roles, groups=record.groups, issuer=record.issuer,
+        client=record.client, token=record.token,
     )  # fmt: skip
 
 

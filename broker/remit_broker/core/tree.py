@@ -109,6 +109,7 @@ class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     ``idem`` and ``approvals`` map what may be used once (as the records name it) to the hop that used it; ``revoked``
     holds the hops whose grants were revoked, each of which covers everything beneath it. ``renewals`` counts those of all grants.
+    ``roles`` and ``groups`` are the user's, ``issuer``, ``client`` and ``token`` say how an issuer proved the user.
     """
 
     tenant: str
@@ -124,6 +125,11 @@ class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     approvals: Map[str, str] = Map()
     revoked: Map[str, str] = Map()
     renewals: int = 0
+    roles: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    issuer: str = ""
+    client: str = ""
+    token: str = ""
 
     def node(self, hop: str) -> Node | None:
         """The node of ``hop``, or None."""

@@ -41,7 +41,7 @@ def question(hop: Hop, ports: Ports, action: Action, findings: tuple[Finding, ..
         action=action,
         tenant=hop.ask.tenant,
         user=claims.sub,
-        roles=(),
+        roles=hop.past.roles,
         caller=hop.ask.caller,
         caller_tier=caller.tier if caller else "unknown",
         resource=hop.resource,
