@@ -141,7 +141,7 @@ class Broker:
         await self.admin.catch_up(self.revocations.entries())
         await self._callout()
         self.ports = await self._wire()
-        self._speak()
+        await self._speak()
         if server is not None:
             await self._project()
         await self._take_requests()
@@ -157,12 +157,12 @@ class Broker:
         self.http = server.url
         return server
 
-    def _speak(self) -> None:
+    async def _speak(self) -> None:
         """From now on the heartbeats say what runs here."""
         health = self.health
         health.ledger, health.refusals, health.revocations = self.ledger, self.refusals, self.revocations
         health.policy = lambda: self.ports.policy.revision
-        self.revocations.about = health.about
+        await self.revocations.speak(health.about)
 
     def _observe(self) -> RecordObserver:
         endpoint = self.settings.config.traces.endpoint

@@ -71,8 +71,8 @@ async def connect(url: str, keys: KeyFiles, account: Account, on_error: OnError 
                 # A server that says nothing for so long is as good as gone: where there are others, they are tried.
                 ping_interval=_PING_SECONDS,
                 max_outstanding_pings=2,
-                # On INFO the client learns the other servers' addresses; the embedded one has none.
-                connect_timeout=2,
+                # Longer than the two seconds after which a server says that nobody vouched for a user it does not know.
+                connect_timeout=3,
             ),
             CONNECT_SECONDS,
         )
