@@ -162,7 +162,6 @@ def test_every_configuration_key_is_documented() -> None:
         ContentConfig,
         HttpConfig,
         LimitsConfig,
-
         PolicyConfig,
         ResultsConfig,
         TracesConfig,

@@ -381,6 +381,7 @@ def test_each_obligation_is_carried_with_what_it_says(tmp_path: Path):
 
 # Loading: the error names file, line and policy, and says what is allowed.
 
+CALL = 'permit (principal, action == Action::"call", resource);'
 GOOD = PERMIT + "\n// a comment; with a semicolon\n"
 
 
@@ -407,11 +408,11 @@ GOOD = PERMIT + "\n// a comment; with a semicolon\n"
         ('@id("x") @reason("y") @cap("calls=0") permit (principal, action == Action::"call", resource);', ("'calls=0' caps nothing",)),
         ('@id("x") @reason("y") @cap("calls=2,calls=3") permit (principal, action == Action::"call", resource);', ("calls=3",)),
         ('@id("x") @reason("y") @cap("usd=1e3") permit (principal, action == Action::"call", resource);', ("usd=1e3",)),
-        ('@id("x") @reason("y") @label("Web Content") permit (principal, action == Action::"call", resource);', ("'Web Content' is no label",)),
+        ('@id("x") @reason("y") @label("Web Content") ' + CALL, ("'Web Content' is no label",)),
         ('@id("x") @reason("y") @approve("z; count=0") permit (principal, action == Action::"call", resource);', ("'0' is no number",)),
-        ('@id("x") @reason("y") @approve("z; by=ann") permit (principal, action == Action::"call", resource);', ("'by=ann'", "role=security")),
-        ('@id("x") @reason("y") @approve("; count=2") permit (principal, action == Action::"call", resource);', ("what is to be approved",)),
-        ('@id("x") @reason("y") @approve("z; ttl=soon") permit (principal, action == Action::"call", resource);', ("'soon' is no time",)),
+        ('@id("x") @reason("y") @approve("z; by=ann") ' + CALL, ("'by=ann'", "role=security")),
+        ('@id("x") @reason("y") @approve("; count=2") ' + CALL, ("what is to be approved",)),
+        ('@id("x") @reason("y") @approve("z; ttl=soon") ' + CALL, ("'soon' is no time",)),
         ('@id("x") @reason("y") @approve("z") permit (principal, action == Action::"release", resource);', ("approval of an answer",)),
         ('@id("x") @reason("y") permit (principal == ?principal, action, resource);', ("templates",)),
         (
@@ -423,7 +424,7 @@ GOOD = PERMIT + "\n// a comment; with a semicolon\n"
             ("'x'", "destructve", "Tool has destructive"),
         ),
         ('@id("x") @reason("y") permit (principal, action == Action::"read", resource);', ("'x'", "call, delegate, detach, release")),
-        ('@id("x") @reason("y") permit (principal == User::"ann", action == Action::"call", resource);', ("'x'", "an Agent (approve: a User) as principal")),
+        ('@id("x") @reason("y") permit (principal == User::"ann", action == Action::"call", resource);', ("'x'", "an Agent (approve: a User) as")),
         ('@id("x") @reason("y") permit (principal, action, resource) when { context.depth == "2" };', ("'x'", "docs/policy.md")),
         ('// one\n@id("all") @reason("y") permit (principal, action, resource);', (":4:", "'all' is taken", "bad.cedar:1")),
     ],
