@@ -424,7 +424,7 @@ GOOD = PERMIT + "\n// a comment; with a semicolon\n"
             ("'x'", "destructve", "Tool has destructive"),
         ),
         ('@id("x") @reason("y") permit (principal, action == Action::"read", resource);', ("'x'", "call, delegate, detach, release")),
-        ('@id("x") @reason("y") permit (principal == User::"ann", action == Action::"call", resource);', ("'x'", "an Agent (approve: a User) as")),
+        ('@id("x") @reason("y") permit (principal == User::"ann", action == Action::"call", resource);', ("'x'", "as principal")),
         ('@id("x") @reason("y") permit (principal, action, resource) when { context.depth == "2" };', ("'x'", "docs/policy.md")),
         ('// one\n@id("all") @reason("y") permit (principal, action, resource);', (":4:", "'all' is taken", "bad.cedar:1")),
     ],
