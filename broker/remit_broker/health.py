@@ -70,7 +70,18 @@ class Health:
         config = msgspec.to_builtins(self._settings.config)
         ruling = {
             key: config[key]
-            for key in ("issuer", "limits", "prices", "labels", "caps", "rates", "issuers", "development")
+            for key in (
+                "issuer",
+                "limits",
+                "policy",
+                "prices",
+                "labels",
+                "tool_groups",
+                "caps",
+                "rates",
+                "issuers",
+                "development",
+            )
         }
         return {
             "group": self._place.group,

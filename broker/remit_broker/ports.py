@@ -398,6 +398,8 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     failpoints: Failpoints
     limits: Limits
     identities: Identities
+    environment: str = ""
+    """What policies see of this installation."""
 
 
 __all__ = [

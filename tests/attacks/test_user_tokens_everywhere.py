@@ -23,7 +23,8 @@ from tests.support.issuers import Issuer, b64, rsa_key, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-PERMIT = 'permit (principal, action, resource) when { context.user.roles.contains("analyst") };'
+PERMIT = """permit (principal, action, resource) when
+  { context.user in Role::"analyst" && context.user in Group::"research" && context.client == "portal" };"""
 POLICY = f'@id("analysts")\n@reason("analysts may")\n{PERMIT}\n'
 
 
@@ -154,7 +155,11 @@ async def test_no_forged_token_gets_in_anywhere(
     with pytest.raises((Refused, Rejected)) as caught:
         await open_(token)
     no = caught.value
-    said, text = (no.rule, repr(no.body)) if isinstance(no, Refused) else (no.error["rule"], no.text)
+    if isinstance(no, Refused):
+        said, text = no.rule, repr(no.body)
+    else:
+        assert isinstance(no, Rejected)
+        said, text = no.error["rule"], no.text
     assert said == rule
     # INVARIANT of the whole thing: no text of a token is anywhere it does not belong.
     parts = [part for part in token.split(".") if len(part) > 12]

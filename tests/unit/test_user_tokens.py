@@ -355,7 +355,7 @@ async def test_what_is_required_must_be_said_exactly() -> None:
 
 async def test_an_address_that_nobody_verified_is_not_a_user() -> None:
     door = Door(claims=_claims(user="email"))
-    good = {"email": "ann@example.com", "email_verified": True}
+    good: dict[str, Any] = {"email": "ann@example.com", "email_verified": True}
     assert (await door.identify(door.issuer.token(**good))).user == "ann@example.com"
     for said in (None, False, "true", 1):
         await door.refused(door.issuer.token(**good | {"email_verified": said}), "identity.claim")
@@ -397,11 +397,11 @@ async def test_a_new_key_is_found_and_the_old_one_is_dead(door: Door) -> None:
 async def test_a_flood_of_unknown_keys_is_one_fetch(door: Door) -> None:
     await door.identify(door.issuer.token())
     door.clock.at += 10
-    before = len(door.issuer.asked)
+    before, refused = len(door.issuer.asked), None
     for number in range(50):
         refused = await door.refused(door.issuer.token(kid=f"x{number}"), "identity.key")
     assert len(door.issuer.asked) - before == 2
-    assert refused.body.retry_after and 0 < refused.body.retry_after <= 10
+    assert refused is not None and refused.body.retry_after and 0 < refused.body.retry_after <= 10
 
 
 async def test_many_at_once_wait_for_one_fetch(door: Door) -> None:
