@@ -36,7 +36,7 @@ def grant(
     scope: Annotated[
         list[str], typer.Option(help='What it covers: mcp/git/*, or mcp/files/read{"path":{"prefix":"docs/"}}')
     ],
-    user: Annotated[str, typer.Option(help="Whose authority it is, by your word as an operator.")] = "",
+    user: Annotated[str | None, typer.Option(help="Whose authority it is, by your word as an operator.")] = None,
     token_file: Annotated[
         str, typer.Option(help="The user's own token, which says who it is; - reads stdin.", metavar="FILE")
     ] = "",
@@ -49,10 +49,15 @@ def grant(
     as_json: Json = False,
 ) -> None:
     """Open a task for a user and print its root grant: with the user's token, or by the word of an operator."""
-    if token_file and (user or role or group):
+    if token_file and (user is not None or role or group):
         raise ConfigError("the token says who the user is", "leave out --user, --role and --group")
+    settings = load(config)
+    if user is None and not token_file and settings.config.http.auth != "issuer":
+        raise ConfigError(
+            "nobody says whose authority it is", "name the user with --user, or give a token with --token-file"
+        )
     body = {
-        "user": user,
+        "user": user or "",
         "token": read_text(token_file).strip() if token_file else "",
         "roles": role or [],
         "groups": group or [],
@@ -62,7 +67,7 @@ def grant(
         "ttl": duration(ttl),
         "max_depth": max_depth,
     }
-    told = BrokerClient(load(config)).post("/api/grants", body)
+    told = BrokerClient(settings).post("/api/grants", body)
     if as_json:
         say(told)
     else:
