@@ -23,6 +23,7 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 from immutables import Map
 
+from remit_broker.core.approvals import Approval
 from remit_schemas.budget import ZERO, Budget
 from remit_schemas.errors import Code, refusal
 from remit_schemas.records import Outcome
@@ -107,8 +108,9 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A txn after its record ``seq``, whose hash is ``hash``.
 
-    ``idem`` and ``approvals`` map what may be used once (as the records name it) to the hop that used it; ``revoked``
+    ``idem`` maps what may be used once (as the records name it) to the hop that used it; ``revoked``
     holds the hops whose grants were revoked, each of which covers everything beneath it. ``renewals`` counts those of all grants.
+    ``requests`` are those for approvals, by id, ``decisions`` how often somebody said something to one.
     """
 
     tenant: str
@@ -121,9 +123,10 @@ class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     state: Literal["open", "closed"] = "open"
     labels: frozenset[str] = frozenset()
     idem: Map[str, str] = Map()
-    approvals: Map[str, str] = Map()
     revoked: Map[str, str] = Map()
     renewals: int = 0
+    requests: Map[str, Approval] = Map()
+    decisions: int = 0
 
     def node(self, hop: str) -> Node | None:
         """The node of ``hop``, or None."""

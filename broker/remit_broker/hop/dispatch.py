@@ -84,7 +84,10 @@ async def _same_world(hop: Hop, ports: Ports) -> None:
     if (decided.policy, decided.registry) == (ports.policy.revision, ports.registry.revision):
         return
     again = await authorize(await resolve(hop, ports), ports)
-    if (again.aim.definition, again.judged.approve, again.judged.redact) != (
+    # INVARIANT: an approval is for the policies under which it was given
+    # (test_policies_that_change_between_opening_and_dispatch_void_an_approval).
+    void = hop.approval is not None and decided.policy != ports.policy.revision
+    if void or (again.aim.definition, again.judged.approve, again.judged.redact) != (
         hop.aim.definition,
         hop.judged.approve,
         hop.judged.redact,
