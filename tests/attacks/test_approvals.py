@@ -16,11 +16,12 @@ import pytest_asyncio
 from remit_broker.core.approvals import MAX_ASKED
 from remit_broker.hop import open as open_stage
 from remit_broker.hop import pipeline
+from remit_broker.hop.decide import Approver, decide
 from remit_broker.hop.txn import Opened, close_txn, revoke
 from remit_broker.testing import Lab, running_broker
 from remit_schemas.budget import Budget
 from remit_schemas.envelope import Error, Result
-from remit_schemas.errors import Code, ErrorBody
+from remit_schemas.errors import Code, ErrorBody, Refusal
 from tests.attacks.test_budget_race import everything, known, two_replicas
 from tests.support.raw import Arena, RawAgent, arena_on, error_of, skill, tool
 
@@ -192,7 +193,9 @@ async def test_of_two_replicas_that_race_for_one_approval_one_wins(tmp_path: Pat
             assert office.sent(root) == [args]
             records = await everything(one, two, root.txn)
             assert [record.get("approval") for record in records if record["kind"] == "hop.opened"] == [asked.approval]
-        assert {taken.dispatch.replica for taken in office.mail.dispatched} == {one.broker.replica, two.broker.replica}
+        raced = {record["by"] for record in first.refused.records}
+        raced |= {taken.dispatch.replica for taken in office.mail.dispatched}
+        assert raced == {one.broker.replica, two.broker.replica}, "both took part"
 
 
 async def test_a_replica_that_is_behind_finds_the_decision(tmp_path: Path) -> None:
@@ -381,6 +384,7 @@ async def test_what_is_redacted_is_neither_shown_nor_sent(tmp_path: Path) -> Non
         @id("all") @reason("all") @approve("look") @redact("pii")
         permit (principal, action == Action::"call", resource);
         @id("back") @reason("back") permit (principal, action == Action::"release", resource);
+        @id("who") @reason("who") permit (principal, action == Action::"approve", resource);
     """
     async with running_broker(tmp_path, policies=[("own.cedar", policy)]) as lab, arena_on(lab) as arena:
         office = await office_on(arena)
@@ -391,6 +395,48 @@ async def test_what_is_redacted_is_neither_shown_nor_sent(tmp_path: Path) -> Non
         await office.says(asked.approval)
         await office.sends(root, args)
         assert office.sent(root) == [shown["args"]]
+
+
+DEMANDS = """
+    @id("all") @reason("all") @approve("look at the sum; count=2; role=approver; four-eyes; ttl=90s")
+    permit (principal, action == Action::"call", resource);
+    @id("back") @reason("back") permit (principal, action == Action::"release", resource);
+    @id("who") @reason("approvers decide") permit (principal in Role::"approver", action == Action::"approve", resource);
+    @id("not-eve") @reason("eve is on leave")
+    forbid (principal == User::"eve", action == Action::"approve", resource);
+"""
+
+
+def person(user: str, *roles: str) -> Approver:
+    """Somebody whom the API knows, with their roles."""
+    return Approver(who=f"test:{user}", user=user, tenant="default", auth="test", roles=roles)
+
+
+async def test_only_whom_policy_lets_decides(tmp_path: Path) -> None:
+    async with running_broker(tmp_path, policies=[("own.cedar", DEMANDS)]) as lab, arena_on(lab) as arena:
+        office = await office_on(arena)
+        root, args = await office.root(), {"to": "ann"}
+        asked = await office.asks(root, args)
+        name = asked.approval or ""
+        assert (await office.shows(name))["needs"] == [
+            {"rule": "all", "text": "look at the sum", "count": 2, "role": "approver", "four_eyes": True}
+        ]
+        wrong = {
+            "not-eve": person("eve", "approver"), "policy.default-deny": person("bob", "sales"),
+            "approvals.four-eyes": person("ann", "approver"),
+        }  # fmt: skip
+        for rule, somebody in wrong.items():
+            with pytest.raises(Refusal) as no:
+                await decide(root.txn, name, "approve", "", somebody, lab.broker.ports)
+            assert (no.value.body.rule in (rule, "approvals.roles"), no.value.body.effect) == (True, "none")
+        one = await decide(root.txn, name, "approve", "", person("kim", "approver"), lab.broker.ports)
+        assert not one.given
+        assert (await office.asks(root, args)).approval == name, "it waits for the second person"
+        with pytest.raises(Refusal, match="has decided on it before"):
+            await decide(root.txn, name, "approve", "", person("kim", "approver"), lab.broker.ports)
+        two = await decide(root.txn, name, "approve", "", person("lee", "approver"), lab.broker.ports)
+        assert two.given
+        assert (await office.sends(root, args)).value == "sent"
 
 
 async def test_policies_that_change_void_what_was_asked_and_approved(tmp_path: Path) -> None:

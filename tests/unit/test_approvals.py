@@ -158,7 +158,7 @@ def test_a_request_of_a_hop_that_is_revoked_comes_to_nothing() -> None:
     "changes",
     [
         {"id": "x"}, {"id": A}, {"id": ONE}, {"caller": "bob"}, {"user": "bob"}, {"chain": ("bob",)}, {"needs": ()},
-        {"needs": (Need("a", count=0),)}, {"needs": (Need("a", count=9),)}, {"exp": 2_000_000_001}, {"resource": "x"},
+        {"needs": (Need("a", count=0),)}, {"needs": (Need("a", count=17),)}, {"exp": 2_000_000_001}, {"resource": "x"},
         {"decision": Decision("deny", ("default",), "rev")},
     ],
 )  # fmt: skip

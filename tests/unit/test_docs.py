@@ -163,6 +163,7 @@ def test_every_configuration_key_is_documented() -> None:
         ContentConfig,
         HttpConfig,
         LimitsConfig,
+        PolicyConfig,
         ResultsConfig,
         TracesConfig,
     )  # fmt: skip
@@ -176,6 +177,7 @@ def test_every_configuration_key_is_documented() -> None:
         "approvals": ApprovalsConfig,
         "traces": TracesConfig,
         "content": ContentConfig,
+        "policy": PolicyConfig,
     }
     keys = [key for key in Config.__struct_fields__ if key not in sections]
     keys += [f"{section}.{key}" for section, kind in sections.items() for key in kind.__struct_fields__]

@@ -33,7 +33,7 @@ MAX_REQUESTS: Final = 100
 """Requests of one txn, ever: a call that is refused writes a record here, so their number is bounded."""
 MAX_ASKED: Final = 16
 """Requests of one hop, ever, so that one agent of a chain leaves room for the others."""
-MAX_NEEDED: Final = 8
+MAX_NEEDED: Final = 16
 """Most people that one approval can need."""
 
 

@@ -8,6 +8,7 @@ import msgspec
 
 from remit_broker.core.approvals import Approval, Vote, four_eyes, void
 from remit_broker.core.fold import Fold
+from remit_broker.core.policy import PolicyRequest
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.revoked import may_decide, withheld
@@ -15,6 +16,7 @@ from remit_broker.ports import LostRace, Ports
 from remit_schemas.approval import Decided
 from remit_schemas.canonical import canonical_document
 from remit_schemas.errors import Code, Refusal, refusal
+from remit_schemas.names import parse_resource
 from remit_schemas.records import ApprovalDecided, seal
 
 Verdict = Literal["approve", "deny"]
@@ -34,6 +36,7 @@ class Approver(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str
     auth: str
     roles: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
 
 async def decide(
@@ -53,6 +56,7 @@ async def decide(
     approval = request_of(fold, name)
     _may_be_decided(fold, approval, verdict, ports.clock.now(), ports)
     _may_decide(fold, approval, verdict, by)
+    _permitted(fold, approval, by, ports)
     if verdict == "approve":
         await seen(approval, ports)
     async with ports.ledger.turn(by.tenant, txn) as turn:
@@ -152,6 +156,41 @@ def _may_decide(fold: Fold, approval: Approval, verdict: Verdict, by: Approver) 
             Code.POLICY_DENIED, f"{by.user} has none of the roles whose approval is missing", rule="approvals.roles",
             ask=f"have somebody approve it who has one of: {roles}",
         )  # fmt: skip
+
+
+def _permitted(fold: Fold, approval: Approval, by: Approver, ports: Ports) -> None:
+    """INVARIANT: who decides is somebody whom policy lets (test_only_whom_policy_lets_decides). Refuses POLICY_DENIED."""
+    asked = approval.asked
+    resource = parse_resource(asked.resource)
+    target, caller = ports.registry.target(resource), ports.registry.principal(asked.caller)
+    if target is None:
+        raise refusal(
+            Code.CONFLICT,
+            f"{asked.resource} is not served any more",
+            rule="approvals.target",
+            ask="wait until it is back",
+        )
+    verdict = ports.policy.decide(
+        PolicyRequest(
+            action="approve", tenant=by.tenant, approver=by.user, approver_roles=by.roles, approver_groups=by.groups,
+            user=asked.user, caller=asked.caller, caller_tier=caller.tier if caller else "unknown", resource=resource,
+            annotations=target.annotations, target_tier=target.tier, tool_groups=target.groups, depth=len(asked.chain),
+            actors=asked.chain[::-1], tiers=_tiers(asked.chain, ports), labels=asked.labels,
+            findings=tuple(sorted({finding.kind for finding in asked.findings})), left=fold.nodes[asked.hop].left,
+            now=int(ports.clock.now()), environment=ports.environment,
+        )
+    )  # fmt: skip
+    if not verdict.allowed:
+        raise refusal(
+            Code.POLICY_DENIED, f"{by.user} may not decide on {asked.resource}: {verdict.reason or 'no policy lets them'}",
+            rule=", ".join(verdict.decision.rules) or "policy.default-deny", cause=verdict.cause,
+            ask=verdict.ask or 'have somebody decide whom policy lets, or permit Action::"approve" in a policy',
+        )  # fmt: skip
+
+
+def _tiers(chain: tuple[str, ...], ports: Ports) -> tuple[str, ...]:
+    known = [ports.registry.principal(name) for name in chain]
+    return tuple(sorted({one.tier if one else "unknown" for one in known}))
 
 
 def _record(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from remit_broker.core.policy import Verdict
 from remit_broker.core.times import seconds_of
 from remit_broker.hop.authorize import authorize
 from remit_broker.hop.detach import detach
@@ -87,15 +88,15 @@ async def _same_world(hop: Hop, ports: Ports) -> None:
     # INVARIANT: an approval is for the policies under which it was given
     # (test_policies_that_change_between_opening_and_dispatch_void_an_approval).
     void = hop.approval is not None and decided.policy != ports.policy.revision
-    if void or (again.aim.definition, again.judged.approve, again.judged.redact) != (
-        hop.aim.definition,
-        hop.judged.approve,
-        hop.judged.redact,
-    ):
+    if void or (again.aim.definition, _obligations(again.judged)) != (hop.aim.definition, _obligations(hop.judged)):
         raise refusal(
             Code.POLICY_DENIED, "policy or the target's definition changed while this call was opening",
             rule="dispatch.epoch", ask="repeat the call",
         )  # fmt: skip
+
+
+def _obligations(verdict: Verdict) -> tuple[object, ...]:
+    return verdict.approvals, verdict.approve, verdict.redact, verdict.cap, verdict.label
 
 
 async def _still_open(hop: Hop, ports: Ports) -> None:

@@ -95,7 +95,7 @@ def _bounded(hop: Hop, fold: Fold) -> None:
 
 
 def _record(hop: Hop, ports: Ports, fold: Fold) -> ApprovalRequested:
-    now, verdict, limits = ports.clock.now(), hop.judged, ports.limits
+    now, verdict = ports.clock.now(), hop.judged
     record = seal(
         ApprovalRequested(
             tenant=fold.tenant,
@@ -116,7 +116,7 @@ def _record(hop: Hop, ports: Ports, fold: Fold) -> ApprovalRequested:
             args_size=hop.args_size,
             decision=verdict.decision,
             needs=needs(hop, ports),
-            exp=min(int(now + limits.approval_ttl), fold.totals.exp),
+            exp=min(int(now + _ttl(hop, ports)), fold.totals.exp),
             scope=hop.given.scope.details,
             reason=verdict.reason[:1024],
             findings=hop.findings,
@@ -136,7 +136,15 @@ def _record(hop: Hop, ports: Ports, fold: Fold) -> ApprovalRequested:
 
 def needs(hop: Hop, ports: Ports) -> tuple[Need, ...]:
     """What each policy that demands an approval wants."""
-    return tuple(Need(rule, four_eyes=ports.limits.four_eyes) for rule in hop.judged.approve)
+    return tuple(
+        Need(one.policy, one.text[:512], one.count, one.role, one.four_eyes or ports.limits.four_eyes)
+        for one in hop.judged.approvals
+    )
+
+
+def _ttl(hop: Hop, ports: Ports) -> float:
+    """Seconds that a request waits: as policy says, and never longer than the arguments are kept."""
+    return min([ports.limits.approval_ttl, *(one.ttl for one in hop.judged.approvals if one.ttl)])
 
 
 def _required(hop: Hop, ports: Ports, approval: Approval) -> Refusal:
