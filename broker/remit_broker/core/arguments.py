@@ -146,9 +146,8 @@ def projected(plan: Plan, value: Any) -> Arguments:
     """What ``plan`` lets be seen of ``value``. Never raises, and takes time in proportion to what is bounded here."""
     bags: dict[str, dict[str, Any]] = {name: {} for name in Arguments.__struct_fields__[:-1]}
     unseen: set[str] = set()
-    places, total = 0, 0
-    for tokens, one, here in _places(plan, value):
-        places += 1
+    total = 0
+    for count, (tokens, one, here) in enumerate(_places(plan, value)):
         place = _place(tokens)
         bag, seen = ("", None) if place is None else _visible(one, here)
         if place is not None and bag:
@@ -158,7 +157,7 @@ def projected(plan: Plan, value: Any) -> Arguments:
             unseen.add("" if place is None else place)
         # INVARIANT: however large the arguments, the question stays small
         # (test_huge_arguments_are_not_looped_over_and_are_marked_as_unseen).
-        if places > MAX_ITEMS or total > MAX_TOTAL:
+        if count >= MAX_ITEMS or total > MAX_TOTAL:
             return UNSEEN
     return Arguments(**bags, unprojected=tuple(sorted(unseen)))
 
