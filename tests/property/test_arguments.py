@@ -183,7 +183,7 @@ def test_a_tool_without_a_usable_schema_shows_that_nothing_can_be_seen(schema: d
 
 
 def test_a_schema_of_references_within_references_is_read_no_deeper_than_bounded():
-    links = {f"s{i}": {"anyOf": [{"$ref": f"#/$defs/s{i + 1}"}, {"type": "null"}]} for i in range(3000)}
+    links: dict[str, Any] = {f"s{i}": {"anyOf": [{"$ref": f"#/$defs/s{i + 1}"}, {"type": "null"}]} for i in range(3000)}
     links["s3000"] = {"type": "string"}
     plan = plan_of({"type": "object", "properties": {"x": {"$ref": "#/$defs/s0"}}, "$defs": links})
     assert projected(plan, {"x": "y"}).unprojected == ("/x",)
