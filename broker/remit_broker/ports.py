@@ -22,6 +22,7 @@ from remit_broker.core.accounts import Reservation
 from remit_broker.core.admin import AdminRecord
 from remit_broker.core.caps import Whose
 from remit_broker.core.fold import Fold, Node
+from remit_broker.core.label_sources import NO_LABELS, LabelSources
 from remit_broker.core.listing import ChainFilter, ChainPage, HopHit
 from remit_broker.core.policy import PolicyRequest, Verdict
 from remit_broker.core.registry import Attachment, Principal, Target
@@ -174,6 +175,10 @@ class PolicyEngine(Protocol):
     @property
     def revision(self) -> str:
         """Digest of the policy set in force."""
+
+    @property
+    def labels(self) -> bool:
+        """Whether a policy puts labels on data."""
 
     def decide(self, request: PolicyRequest) -> Verdict:
         """Never raises: an error in deciding is a denial."""
@@ -354,6 +359,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 2048
     replica_silence: float = 30.0
     allowed_cycles: frozenset[tuple[str, str]] = frozenset()
+    labels: LabelSources = NO_LABELS
 
 
 class Ports(msgspec.Struct, frozen=True, kw_only=True):

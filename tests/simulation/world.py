@@ -358,6 +358,7 @@ class NothingRevoked:
 
 class Permissive:
     revision = "r" * 64
+    labels = False
 
     def decide(self, request: PolicyRequest) -> Verdict:
         return PERMIT

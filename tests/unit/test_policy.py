@@ -325,7 +325,7 @@ GOOD = PERMIT + "\n// a comment; with a semicolon\n"
         ('@id("x") @reason("y") permit (principal == ?principal, action, resource);', ("templates",)),
         (
             '@id("x") @reason("y") permit (principal, action, resource) when { context.args };',
-            ("'x'", "`args`", "context has actors, depth"),
+            ("'x'", "`args`", "context has actors, confidentiality, depth"),
         ),
         (
             '@id("x") @reason("y") permit (principal, action == Action::"call", resource) when { resource.destructve };',

@@ -53,6 +53,11 @@ class CedarEngine:
         """SHA-256, in hex, of the canonical JSON of the sorted ``[file name, text]`` pairs."""
         return self._policies.revision
 
+    @property
+    def labels(self) -> bool:
+        """Whether a policy puts labels on data."""
+        return self._policies.labels
+
     def decide(self, request: PolicyRequest) -> Verdict:
         """Never raises: whatever goes wrong is a denial."""
         policies = self._policies
@@ -71,6 +76,7 @@ class Policies:
         self._schema = cedarpy.Schema.from_str(packaged("schema.cedarschema"))
         sources = read_policies(folder, texts, self._schema)
         self._rules = rules_of(sources)
+        self.labels = any(rule.labels for rule in self._rules.values())
         self._set = policy_set(sources)
         self._read = facts_read(source.body for source in sources)
         self._cached = functools.lru_cache(CACHED)(self._evaluate)

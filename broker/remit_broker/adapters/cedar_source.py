@@ -13,11 +13,12 @@ import msgspec
 
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.core.findings import REDACTABLE
+from remit_broker.core.labels import is_label
 from remit_broker.core.policy import ACTIONS, ATTRIBUTES, Rule
 from remit_schemas.errors import Code
 
 MAX_FILE: Final = 1 << 20
-ANNOTATIONS: Final = ("id", "reason", "ask", "code", "approve", "redact")
+ANNOTATIONS: Final = ("id", "reason", "ask", "code", "approve", "redact", "label")
 CODES: Final = (Code.POLICY_DENIED, Code.CONTENT_DENIED)
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -131,9 +132,9 @@ def _rule(where: str, body: dict[str, Any]) -> Rule:
     if empty := [key for key in ("reason", *said) if not (said.get(key) or "").strip()]:
         raise ConfigError(f"{at} has no text in @{empty[0]}", f'write @{empty[0]}("…")')
     forbid = body["effect"] == "forbid"
-    if misplaced := [key for key in (("approve", "redact") if forbid else ("code",)) if key in said]:
+    if misplaced := [key for key in (("approve", "redact", "label") if forbid else ("code",)) if key in said]:
         raise ConfigError(f"{at}: @{misplaced[0]} has no meaning on a {body['effect']}",
-                          "@approve and @redact belong to a permit, @code to a forbid")  # fmt: skip
+                          "@approve, @redact and @label belong to a permit, @code to a forbid")  # fmt: skip
     rule = Rule(
         id=name,
         effect="forbid" if forbid else "permit",
@@ -142,6 +143,7 @@ def _rule(where: str, body: dict[str, Any]) -> Rule:
         code=_code(at, said.get("code")),
         approve="approve" in said,
         redact=_classes(at, said.get("redact")),
+        labels=_labels(at, said.get("label")),
     )
     if rule.approve and "release" in _actions(body):
         raise ConfigError(f"{at} asks for approval of an answer, which has then already happened",
@@ -163,6 +165,13 @@ def _classes(at: str, said: str | None) -> tuple[str, ...]:
         raise ConfigError(
             f"{at} redacts {wrong[0]!r}, which nothing detects", f"allowed: {', '.join(sorted(REDACTABLE))}"
         )
+    return names
+
+
+def _labels(at: str, said: str | None) -> tuple[str, ...]:
+    names = tuple(sorted({name.strip() for name in said.split(",")})) if said is not None else ()
+    if wrong := [name for name in names if not is_label(name)]:
+        raise ConfigError(f"{at} has the @label {wrong[0]!r}", "use lower-case letters, digits, _ . : / -")
     return names
 
 

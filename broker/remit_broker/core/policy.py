@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from remit_broker.core.findings import class_of
+from remit_broker.core.labels import level, mixed, normal, trusted
 from remit_broker.core.registry import Annotations
 from remit_schemas.budget import ZERO, Budget
 from remit_schemas.canonical import MAX_INTEGER
@@ -30,8 +31,8 @@ ATTRIBUTES: Final[dict[str, tuple[str, ...]]] = {
     "Tool": ("destructive", "idempotent", "name", "openWorld", "readOnly", "server", "tier"),
     "Skill": ("agent", "name", "tier"),
     "context": (
-        "actors", "depth", "finding_classes", "findings", "labels", "left_calls", "left_tokens", "left_usd_micros",
-        "now_hour", "now_weekday", "tiers", "user",
+        "actors", "confidentiality", "depth", "finding_classes", "findings", "labels", "labels_mixed", "left_calls",
+        "left_tokens", "left_usd_micros", "now_hour", "now_weekday", "target_labels", "tiers", "trusted", "user",
     ),
 }  # fmt: skip
 """What the schema declares, for the messages of refused policies."""
@@ -50,7 +51,7 @@ class PolicyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """One question. ``now`` is Unix seconds; policies see the hour and weekday of it, in UTC.
 
     ``tiers`` are those of ``actors`` (the chain of agents, the caller among them), ``findings`` kinds such as
-    ``secret.npm_token``. Nothing is checked here; a question with a value of a wrong type is denied when it is asked.
+    ``secret.npm_token``. ``labels`` are those of the data in question, ``target_labels`` those that the target brings. Nothing is checked here; a question with a value of a wrong type is denied when it is asked.
     """
 
     action: Action
@@ -69,13 +70,14 @@ class PolicyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     tiers: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    target_labels: tuple[str, ...] = ()
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """One answer.
 
     ``code`` is set when it is no. ``approve`` are the ids of the policies that permit it only with an approval,
-    ``redact`` the classes of findings to replace. ``reason`` and ``ask`` are the public texts of the policies that
+    ``redact`` the classes of findings to replace, ``labels`` what it puts on the data. ``reason`` and ``ask`` are the public texts of the policies that
     decided; ``cause`` is for operators only.
     """
 
@@ -84,6 +86,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     code: Code | None = None
     approve: tuple[str, ...] = ()
     redact: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     reason: str = ""
     ask: str = ""
     cause: str = ""
@@ -99,6 +102,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     code: Code = Code.POLICY_DENIED
     approve: bool = False
     redact: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,6 +148,10 @@ def _facts(request: PolicyRequest) -> dict[str, Any]:
         "findings": list(request.findings),
         "finding_classes": sorted({class_of(kind) for kind in request.findings}),
         "labels": list(request.labels),
+        "target_labels": list(request.target_labels),
+        "labels_mixed": list(mixed({*request.labels, *request.target_labels})),
+        "confidentiality": level(request.labels),
+        "trusted": trusted(request.labels),
         "left_usd_micros": request.left.usd_micros,
         "left_tokens": request.left.tokens,
         "left_calls": request.left.calls,
@@ -233,6 +241,7 @@ def verdict_of(allowed: bool, rules: Iterable[Rule], revision: str) -> Verdict:
         decision=decision,
         approve=tuple(rule.id for rule in approve),
         redact=tuple(redact),
+        labels=tuple(sorted(normal(label for rule in deciding for label in rule.labels))),
         reason=_reasons(approve or deciding),
         ask=_asks(approve or deciding),
     )
