@@ -131,7 +131,7 @@ class Broker:
         ledger = self.ledger
         self.observer.watch("remit_ledger_races", "Appends before which another replica's came", lambda: ledger.races)
         self.observer.watch("remit_ledger_ambiguous", "Attempts to append without an answer", lambda: ledger.ambiguous)
-        self.registry = KvRegistry(settings.prices, settings.labels, settings.endorsers)
+        self.registry = KvRegistry(settings.prices, settings.labels, settings.endorsers, config.tool_groups)
         await self.registry.start(self.nats.core.jetstream(), config.bus.replicas, self.observer.fault)
         on_exit.push_async_callback(self.registry.stop)
         self.revocations = KvRevocations(SystemClock(), self.observer.fault, self.replica)
@@ -240,6 +240,7 @@ class Broker:
             room=PartsRoom(config.limits.result_bytes),
             observer=self.observer,
             failpoints=Failpoints(),
+            environment=config.policy.environment,
             limits=Limits(
                 hop_ttl=config.limits.hop_ttl,
                 concurrency=config.limits.concurrency,

@@ -18,6 +18,7 @@ from remit_broker.adapters.errors import ConfigError
 from remit_broker.core.caps import BadCap, Caps, parse_caps
 from remit_broker.core.extraction import Endorser, TooWide, parse_endorser
 from remit_broker.core.label_sources import BadLabels, LabelSources, parse_sources
+from remit_broker.core.labels import is_label
 from remit_broker.core.rates import BadRate, Rate, Rates, parse_rates
 from remit_schemas.budget import Budget, parse_budget
 from remit_schemas.errors import Refusal
@@ -88,6 +89,12 @@ class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     endpoint: str = ""
 
 
+class PolicyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What policies see as ``context.environment``: the name of this installation, such as ``production``."""
+
+    environment: str = ""
+
+
 class ContentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Entities that Presidio looks for beside the detectors, and the language it is told; empty: it is not used.
 
@@ -111,10 +118,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     results: ResultsConfig = ResultsConfig()
     traces: TracesConfig = TracesConfig()
     content: ContentConfig = ContentConfig()
+    policy: PolicyConfig = PolicyConfig()
     prices: dict[str, str] = {}
     models: dict[str, str] = {}
     labels: dict[str, tuple[str, ...]] = {}
     endorsers: tuple[dict[str, Any], ...] = ()
+    tool_groups: dict[str, tuple[str, ...]] = {}
     caps: dict[str, dict[str, dict[str, str]]] = {}
     rates: dict[str, dict[str, str]] = {}
 
@@ -227,6 +236,10 @@ def _sensible(file: Path, config: Config) -> None:
     ):
         if not math.isfinite(value := getattr(config.limits, key)):
             raise ConfigError(f"{file}: limits.{key} is {value}", "write a finite number")
+    if not config.policy.environment.isprintable():
+        raise ConfigError(
+            f"{file}: policy.environment is {config.policy.environment!r}", "write a name such as production"
+        )
     if (bus := config.bus.url) and not all(_is_url(url, ("nats", "tls", "ws", "wss")) for url in bus.split(",")):
         raise ConfigError(
             f"{file}: bus.url is {bus!r}",
@@ -244,6 +257,15 @@ def _sensible(file: Path, config: Config) -> None:
             raise ConfigError(
                 f"{file}: prices.{pattern!r} matches no resource", "write such as mcp/git/* or agent/researcher/*"
             )
+    for group, patterns in config.tool_groups.items():
+        if not is_label(group):
+            raise ConfigError(f"{file}: tool_groups.{group!r} is no name", "use lower-case letters, digits, _ . : / -")
+        for pattern in patterns:
+            if not pattern.startswith(("mcp/", "*")):
+                raise ConfigError(
+                    f"{file}: tool_groups.{group!r}: {pattern!r} matches no tool",
+                    "write such as mcp/bank/* or mcp/*/delete_*",
+                )
     for key, text in (("issuer", config.issuer), ("data", config.data), ("policies", config.policies)):
         if not text or not text.isprintable():
             raise ConfigError(

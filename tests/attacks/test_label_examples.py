@@ -45,9 +45,7 @@ class Office:
     async def call(self, resource: str, root: Any, args: dict[str, Any] | None = None) -> str:
         """``ok``, or the code and rule of the refusal."""
         frames = await self.planner.call(resource, root.txn, root.grant, args)
-        return (
-            "ok" if isinstance(frames[-1], Result) else f"{(body := error_of(frames)).code} {body.rule}"
-        )
+        return "ok" if isinstance(frames[-1], Result) else f"{(body := error_of(frames)).code} {body.rule}"
 
     async def root(self) -> Any:
         return await self.arena.lab.grant("planner", "mcp/**", "agent/**")
@@ -112,7 +110,9 @@ async def test_secrets_never_leave(office: Office) -> None:
     root = await office.root()
     assert await office.call("mcp/vault/get", root, {"name": "door"}) == "ok"
     assert await office.call("mcp/notes/add", root, {"text": "elpats yrettab esroh tcerroc"}) == "ok"
-    assert await office.call("mcp/web/fetch", root, {"url": "https://a.example/?elpats"}) == "POLICY_DENIED secrets-stay"
+    assert (
+        await office.call("mcp/web/fetch", root, {"url": "https://a.example/?elpats"}) == "POLICY_DENIED secrets-stay"
+    )
     assert await office.call("mcp/mail/send", root, {"text": "esroh"}) == "POLICY_DENIED secrets-stay"
     assert await office.call("agent/reader/read", root) == "POLICY_DENIED secrets-stay"
 

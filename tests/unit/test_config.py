@@ -71,6 +71,8 @@ def test_the_starter_shows_every_key_with_its_default(file: Path) -> None:
             "models",
             "labels",
             "endorsers",
+            "policy",
+            "tool_groups",
             "caps",
             "rates",
         }

@@ -58,8 +58,8 @@ async def connect(url: str, keys: KeyFiles, account: Account, on_error: OnError 
 
     nc = HardenedClient()
     try:
-        await asyncio.wait_for(
-            nc.connect(
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await nc.connect(
                 url.split(","),
                 name=name,
                 nkeys_seed_str=keys.seed(account),
@@ -73,9 +73,7 @@ async def connect(url: str, keys: KeyFiles, account: Account, on_error: OnError 
                 max_outstanding_pings=2,
                 # Longer than the two seconds after which a server says that nobody vouched for a user it does not know.
                 connect_timeout=3,
-            ),
-            CONNECT_SECONDS,
-        )
+            )
         return nc
     except (TimeoutError, OSError, nats.errors.Error) as problem:
         raise _cannot(url, account, str(seen[-1] if seen else problem) or "no answer") from None

@@ -39,14 +39,20 @@ MAX_PINS: Final = 2 * MAX_DEFINITIONS
 SEEN_WITHIN: Final = 5.0
 """Seconds a write may take to come back through the watch."""
 
+_NONE: Final[Mapping[str, Sequence[str]]] = {}
+
 
 class KvRegistry:
-    """The mirror of one tenant's registry. Prices, sources of labels and endorsers are the configuration's."""
+    """The mirror of one tenant's registry. Prices, sources of labels, endorsers and groups of tools are the configuration's."""
 
     def __init__(
-        self, prices: Mapping[str, Budget], labels: LabelSources = NO_LABELS, endorsers: Sequence[Endorser] = ()
+        self,
+        prices: Mapping[str, Budget],
+        labels: LabelSources = NO_LABELS,
+        endorsers: Sequence[Endorser] = (),
+        groups: Mapping[str, Sequence[str]] = _NONE,
     ) -> None:
-        self._prices, self._labels = prices, labels
+        self._prices, self._labels, self._groups = prices, labels, groups
         self._endorsers = {endorser.target: endorser for endorser in endorsers}
         self._principals: dict[str, Principal] = {}
         self._by_nkey: dict[str, Principal] = {}
@@ -256,12 +262,17 @@ class KvRegistry:
             price=_best(self._prices, resource, ONE_CALL),
             labels=self._labels.of(str(resource)),
             endorser=self._endorsers.get(str(resource)),
+            groups=tuple(sorted(name for name, some in self._groups.items() if _any(some, resource))),
             quarantined="" if pin in (None, definition.digest) else "it changed since it was accepted",
         )
 
 
 async def _nobody(_: str) -> None:
     return None
+
+
+def _any(patterns: Sequence[str], resource: Resource) -> bool:
+    return resource.kind == "mcp" and any(fnmatchcase(str(resource), pattern) for pattern in patterns)
 
 
 def _best(table: Mapping[str, Budget], resource: Resource, default: Budget) -> Budget:

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from remit_broker.core.labels import is_label, normal
+from remit_broker.core.labels import is_label
 from remit_schemas.canonical import MAX_INTEGER, canonical
 from remit_schemas.errors import Refusal
 from remit_schemas.names import parse_resource
@@ -160,8 +160,10 @@ def parse_endorser(raw: Mapping[str, Any]) -> Endorser:
         target = ""
     if not target:
         raise TooWide("it needs a target, such as agent/extractor/rating")
-    if not isinstance(lowers, list) or not 0 < len(lowers) <= MAX_LOWERS or not all(
-        isinstance(one, str) and is_label(one) for one in lowers
+    if (
+        not isinstance(lowers, list)
+        or not 0 < len(lowers) <= MAX_LOWERS
+        or not all(isinstance(one, str) and is_label(one) for one in lowers)
     ):
         raise TooWide("it needs lowers: the labels that its answers lose")
     if type(bits) not in (int, float) or not 0 < bits <= MAX_BITS:
@@ -186,8 +188,10 @@ def narrow(schema: Any, where: str = "schema") -> Narrow:
     if kind == "object":
         return _members(schema, where)
     if kind == "array":
-        most = _count(schema, "maxItems", where, None)
-        return Listed(narrow(schema.get("items"), f"{where}.items"), _count(schema, "minItems", where, 0), most)
+        item, fewest = narrow(schema.get("items"), f"{where}.items"), _count(schema, "minItems", where, 0)
+        if fewest > (longest := _count(schema, "maxItems", where, None)):
+            raise TooWide(f"{where} has between {fewest} and {longest} items")
+        return Listed(item, fewest, longest)
     if kind == "string":
         return _shaped(schema.get("pattern"), where)
     if kind == "integer":
@@ -236,11 +240,11 @@ def _shaped(pattern: Any, where: str) -> Narrow:
                 f"{where}: the pattern is not understood from {body[at : at + 8]!r} on; known are characters, [classes] and "
                 "{counts}"
             )
-        least = int(atom["least"] or 1)
-        most = int(atom["most"] or least)
-        if most < least:
-            raise TooWide(f"{where}: the pattern counts from {least} to {most}")
-        bits += most * math.log2(_choices(atom)) + math.log2(most - least + 1)
+        fewest = int(atom["least"] or 1)
+        most = int(atom["most"] or fewest)
+        if most < fewest:
+            raise TooWide(f"{where}: the pattern counts from {fewest} to {most}")
+        bits += most * math.log2(_choices(atom)) + math.log2(most - fewest + 1)
         at = atom.end()
     return Shaped(body, bits)
 

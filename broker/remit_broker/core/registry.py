@@ -67,6 +67,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     price: Budget = ONE_CALL
     labels: Declared = Declared()
     endorser: Endorser | None = None
+    groups: tuple[str, ...] = ()
     quarantined: str = ""
 
 

@@ -49,8 +49,9 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ``n`` is the number of the latest grant minted for it, ``recs`` the hashes of the records that authorised the last grants
     that count, that of the latest last. ``exp`` (of the latest) is Unix seconds, ``deadline`` Unix milliseconds (the root: its
     ``exp``). ``open_children`` maps each child that has not ended to the ``seq`` that opened it. ``labels`` are those of whatever
-    it says (:mod:`remit_broker.core.flow`), ``lowers`` those that its result may lose on the way up by its ``endorser``. ``passed`` is the overrun that its parent was charged when it parked,
-    ``connection`` the one that parked it, ``by`` the replica that opened or resumed it and takes its frames.
+    it says (:mod:`remit_broker.core.flow`), ``lowers`` those that its result may lose on the way up by its ``endorser``.
+    ``passed`` is the overrun that its parent was charged when it parked, ``connection`` the one that parked it, ``by`` the replica
+    that opened or resumed it and takes its frames.
     """
 
     hop: str

@@ -35,7 +35,7 @@ async def inspect_result(hop: Hop, ports: Ports) -> Hop:
         seen = _look(hop, ports, value)
     taken = hop.lowers if narrowed is not None else ()
     verdict = _permitted(hop, ports, seen.findings, frozenset(hop.said).difference(taken))
-    labels = with_content(hop, ports, seen.findings, verdict.redact).union(verdict.labels).difference(taken)
+    labels = with_content(hop, ports, seen.findings, verdict.redact).union(verdict.label).difference(taken)
     may_reach(hop, labels)
     shown: Any = value
     redacted: tuple[str, ...] = ()
@@ -70,7 +70,7 @@ async def release(hop: Hop, ports: Ports, frame: Progress | Event) -> Progress |
     raw = msgspec.to_builtins(frame)
     findings = ports.detectors.scan(raw)
     verdict = _permitted(hop, ports, findings, frozenset(hop.said))
-    labels = with_content(hop, ports, findings, verdict.redact).union(verdict.labels)
+    labels = with_content(hop, ports, findings, verdict.redact).union(verdict.label)
     if not heard_before_end(hop, labels):
         return Progress(message="withheld: its labels are not yet on its caller, or may not reach it")
     shown = ports.detectors.redact(raw, verdict.redact)[0] if verdict.redact and findings else raw

@@ -1,4 +1,4 @@
-"""Which labels a hop has, from its beginning to its end, and whom they may reach. Policy decides on them; ceilings bind by themselves."""
+"""Which labels a hop has, from its beginning to its end, and whom they may reach: ceilings bind whatever policy says."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def labelled(hop: Hop, ports: Ports, replaced: tuple[str, ...] = ()) -> Ho
 
 def marked(hop: Hop) -> Hop:
     """The hop with the labels that policy puts on what is sent."""
-    labels = hop.judged.labels
+    labels = hop.judged.label
     return within_bounds(hop.with_(labels=tuple(sorted({*hop.labels, *labels})))) if labels else hop
 
 
@@ -128,7 +128,8 @@ def with_content(hop: Hop, ports: Ports, findings: tuple[Finding, ...], replaced
 def heard_before_end(hop: Hop, labels: frozenset[str]) -> bool:
     """Whether a frame with these labels may be released before the end: its caller has them already, and may have them.
 
-    INVARIANT: what the caller does not have by the opening is not released early (test_an_early_frame_with_a_label_of_its_own_is_withheld).
+    INVARIANT: what the caller does not have by the opening is not released early
+    (test_an_early_frame_with_a_label_of_its_own_is_withheld).
     """
     durable = frozenset(hop.labels).union(hop.brings, hop.said) - frozenset(hop.lowers)
     return labels <= durable | hop.above.labels and labels_within(labels, hop.held.claims.labels)
