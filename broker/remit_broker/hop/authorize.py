@@ -80,6 +80,7 @@ def question(
         annotations=target.annotations,
         target_tier=target.tier,
         depth=hop.given.depth,
+        args=ports.policy.arguments(target, hop.request.args),
         loops=actors.count(target.callee),
         tool_groups=target.groups,
         environment=ports.environment,
