@@ -23,9 +23,21 @@ from tests.support.issuers import Issuer, b64, rsa_key, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-PERMIT = """permit (principal, action, resource) when
-  { context.user in Role::"analyst" && context.user in Group::"research" && context.client == "portal" };"""
-POLICY = f'@id("analysts")\n@reason("analysts may")\n{PERMIT}\n'
+POLICY = """@id("analysts")
+@reason("analysts of the research group may, with the portal")
+permit (principal, action, resource) when
+  { context.user in Role::"analyst" && context.user in Group::"research" && context.client == "portal" };
+@id("release")
+@reason("results may pass")
+permit (principal, action == Action::"release", resource);
+@id("payers")
+@reason("payers may, if somebody else agrees")
+@approve("look at it; role=approver; four-eyes")
+permit (principal, action == Action::"delegate", resource) when { context.user in Role::"payer" };
+@id("approvers")
+@reason("approvers may decide")
+permit (principal in Role::"approver", action == Action::"approve", resource);
+"""
 
 
 class House:
@@ -273,6 +285,7 @@ async def test_every_route_of_the_api_asks_for_a_role(house: House) -> None:
             path.replace("{txn}", "0" * 31 + "1")
             .replace("{hop}", "0" * 15 + "1")
             .replace("{name}", "x")
+            .replace("{id}", "abcd")
             .replace("{prefix}", "ab")
         )
         response = await house.http.request(method, concrete, headers=bearer, json={} if method == "POST" else None)
@@ -329,3 +342,35 @@ async def test_there_is_no_development_issuer_where_nobody_asked_for_one(house: 
     assert (await house.http.get(f"{DEV_PATH}/.well-known/openid-configuration")).status_code == 404
     assert (await house.http.post(f"{DEV_PATH}/token", content=b"x")).status_code == 404
     assert "development_issuer" not in house.lab.broker.ready
+
+
+async def test_nobody_approves_their_own_call_by_another_door(house: House) -> None:
+    """Ann's task, begun with her token by an agent; Ann again, with her own token at the API; then somebody else."""
+    desk = Agent("desk", credentials=house.lab.folder / "credentials" / "desk.json")
+
+    @desk.skill
+    async def pay(hop: Any) -> str:
+        return "paid"
+
+    await desk.start()
+    try:
+        token = house.issuer.token(roles=["payer"])
+        async with open_task(token=token, scopes=["agent/desk/*"], as_="portal", credentials=house.credentials) as task:
+            with pytest.raises(Refused) as caught:
+                await task.call("agent/desk/pay")
+            assert caught.value.code == "APPROVAL_REQUIRED"
+            first = {"Authorization": f"Bearer {house.issuer.token(roles=['approver'])}"}
+            (waiting,) = (await house.http.get("/api/approvals", headers=first)).json()["approvals"]
+            at = f"/api/approvals/{waiting['id']}"
+            no = await house.http.post(at, json={"verdict": "approve"}, headers=first)
+            assert no.status_code == 403, no.text
+            other = {"Authorization": f"Bearer {house.issuer.token(roles=['viewer'], sub='eve')}"}
+            assert (await house.http.post(at, json={"verdict": "approve"}, headers=other)).status_code == 403
+            second = {"Authorization": f"Bearer {house.issuer.token(roles=['approver'], sub='olga')}"}
+            yes = await house.http.post(at, json={"verdict": "approve"}, headers=second)
+            assert yes.status_code == 200, yes.text
+            assert await task.call("agent/desk/pay") == "paid"
+            decided = [r for r in await house.lab.records(task.txn) if r["kind"] == "approval.decided"]
+        assert [(r["user"], r["auth"], "approver" in r["roles"]) for r in decided] == [("olga", "oidc:corp", True)]
+    finally:
+        await desk.stop()

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import httpx
 
 from remit_broker.adapters.issuer_source import IssuerSource
-from remit_broker.core.issuers import Ability, IssuerConfig, abilities_of
+from remit_broker.core.issuers import IssuerConfig, OperatorRole, operator_roles
 from remit_broker.core.user_tokens import Identity, denied, judge, presentable, read
 from remit_broker.ports import Clock
 
@@ -67,9 +67,9 @@ class Issuers:
         """Seconds that a task of this user may live."""
         return self._of(identity).max_ttl
 
-    def abilities(self, identity: Identity) -> frozenset[Ability]:
-        """What the user may do on ``/api``."""
-        return abilities_of(self._of(identity), identity.user, identity.roles, identity.groups)
+    def operator_roles(self, identity: Identity) -> tuple[OperatorRole, ...]:
+        """What the user is on ``/api``."""
+        return operator_roles(self._of(identity), identity.user, identity.roles, identity.groups)
 
     def _of(self, identity: Identity) -> IssuerConfig:
         return self._sources[identity.iss].issuer

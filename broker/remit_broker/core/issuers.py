@@ -109,12 +109,15 @@ def development_issuer(url: str, config: DevelopmentConfig, beside: bool) -> Iss
     )
 
 
-def abilities_of(issuer: IssuerConfig, user: str, roles: Names, groups: Names) -> frozenset[Ability]:
-    """What a user of ``issuer`` may do on ``/api``: nothing, unless the table of that very issuer says so."""
+def operator_roles(issuer: IssuerConfig, user: str, roles: Names, groups: Names) -> tuple[OperatorRole, ...]:
+    """What a user of ``issuer`` is on ``/api``: nothing, unless the table of that very issuer says so."""
     is_a = {f"user:{user}", *(f"role:{role}" for role in roles), *(f"group:{group}" for group in groups)}
-    return frozenset(
-        ability for role, who in issuer.operators.items() if is_a & set(who) for ability in ABILITIES[role]
-    )
+    return tuple(role for role, who in issuer.operators.items() if is_a & set(who))
+
+
+def abilities_of(roles: tuple[OperatorRole, ...]) -> frozenset[Ability]:
+    """What these roles may do together."""
+    return frozenset(ability for role in roles for ability in ABILITIES[role])
 
 
 def secure(url: str) -> bool:

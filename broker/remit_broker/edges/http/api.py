@@ -18,10 +18,12 @@ from remit_broker.core.listing import ChainFilter
 from remit_broker.core.near import meant
 from remit_broker.core.registry import Principal
 from remit_broker.core.times import rfc3339
+from remit_broker.edges.http.approvals import Approvals, Say
 from remit_broker.edges.http.guard import Handler, answering, body_of
-from remit_broker.edges.http.operators import Caller, Operator, lacking, require
+from remit_broker.edges.http.operators import Caller, Operator, elsewhere, lacking, require
 from remit_broker.edges.http.revocations import KillSwitch, Stop
 from remit_broker.hop.begin import Wish, open_as, open_for
+from remit_broker.hop.decide import Approver
 from remit_broker.hop.txn import Delegation, close_txn, open_txn, revoke
 from remit_broker.ports import Directory, Index, Ports
 from remit_schemas.budget import Budget
@@ -64,6 +66,9 @@ class Revocation(Stop, frozen=True, forbid_unknown_fields=True, kw_only=True):
     txn: str | None = None
 
 
+LOCAL_ROLES = ("admin", "approver", "operator")
+"""What the OS user who runs the broker is, to policies about approvals."""
+
 Evidence = Callable[[str], Awaitable[dict[str, Any]]]
 
 
@@ -82,6 +87,7 @@ class Api:
         self._caught_up: Callable[[], Awaitable[None]] = extras["caught_up"]
         self._budgets: Callable[[str], Awaitable[list[dict[str, Any]]]] = extras["budgets"]
         self._tenant = "default"
+        self._approvals = Approvals(index)
         self._kill = KillSwitch(extras["revocations"], extras["admin"], directory, index, ports.clock)
 
     def routes(self) -> list[Route]:
@@ -100,6 +106,9 @@ class Api:
             ("GET", "/api/chains/{txn}", "read", self._chain),
             ("GET", "/api/chains/{txn}/evidence", "read", self._export),
             ("POST", "/api/chains/{txn}/close", "operate", self._close),
+            ("GET", "/api/approvals", "read", self._list_approvals),
+            ("GET", "/api/approvals/{id}", "read", self._approval),
+            ("POST", "/api/approvals/{id}", "approve", self._decide),
             ("GET", "/api/revocations", "read", self._revocations),
             ("POST", "/api/revocations", "operate", self._revoke),
             ("POST", "/api/revocations/reinstate", "operate", self._reinstate),
@@ -111,12 +120,14 @@ class Api:
 
     def _known(self, do: Callable[[Request, str], Awaitable[Any]], ability: Ability | None) -> Handler:
         """``do`` for callers with ``ability``; with None it asks for itself."""
-        reads = do in (self._grant, self._add_agent, self._revoke, self._reinstate)
+        reads = do in (self._grant, self._add_agent, self._revoke, self._reinstate, self._decide)
 
         async def handler(request: Request) -> Response:
             caller = request.state.caller = await self._operator.known(request)
             if ability is not None:
                 require(caller, ability)
+            if caller.identity is not None and caller.identity.tenant != self._tenant:
+                raise elsewhere(caller)
             if not reads:
                 await _no_body(request)
             return JSONResponse(msgspec.to_builtins(await do(request, caller.who)))
@@ -288,6 +299,21 @@ class Api:
     async def _reinstate(self, request: Request, who: str) -> Any:
         return await self._kill.reinstate(await _typed(request, Stop), who)
 
+    async def _list_approvals(self, request: Request, who: str) -> Any:
+        await self._caught_up()
+        state = request.query_params.get("state", "waiting")
+        return await self._approvals.listed(self._tenant, state, self._ports)
+
+    async def _approval(self, request: Request, who: str) -> Any:
+        await self._caught_up()
+        return await self._approvals.shown(self._tenant, str(request.path_params["id"]), self._ports)
+
+    async def _decide(self, request: Request, who: str) -> Any:
+        said = await _typed(request, Say)
+        await self._caught_up()
+        by = _approver(request.state.caller, self._tenant)
+        return await self._approvals.decided(str(request.path_params["id"]), said, by, self._ports)
+
     async def _revocations(self, request: Request, who: str) -> Any:
         return {"revocations": self._kill.in_force(), **await self._kill.history()}
 
@@ -329,6 +355,20 @@ class Api:
             if no.body.rule == "ledger.unknown-txn":
                 raise await self._no_txn(txn or self._txn(request)) from None
             raise
+
+
+def _approver(caller: Caller, tenant: str) -> Approver:
+    """Who decides, as policy sees them: a user with the roles that an issuer proved, or whoever this machine trusts."""
+    proved = caller.identity
+    if proved is None:
+        auth, _, user = caller.who.rpartition(":")
+        return Approver(who=caller.who, user=user, tenant=tenant, auth=auth, roles=LOCAL_ROLES)
+    # INVARIANT: with four eyes the same user is the same person on both sides, whatever door they came through
+    # (test_nobody_approves_their_own_call_by_another_door).
+    roles = tuple(sorted({*proved.roles, *caller.roles}))
+    return Approver(
+        who=caller.who, user=proved.user, tenant=tenant, auth=proved.auth, roles=roles, groups=proved.groups
+    )
 
 
 async def _no_body(request: Request) -> None:

@@ -8,17 +8,20 @@ from typing import Final, Protocol
 import msgspec
 from starlette.requests import Request
 
-from remit_broker.core.issuers import ABILITIES, ALL, Ability
+from remit_broker.core.issuers import ABILITIES, ALL, Ability, abilities_of
 from remit_broker.core.user_tokens import Identity
 from remit_broker.ports import Identities
 from remit_schemas.errors import Code, Refusal, refusal
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """Whoever calls. ``who`` is the name for the record; ``identity`` is there where an issuer proved a user."""
+    """Whoever calls. ``who`` is the name for the record; ``identity`` is there where an issuer proved a user, ``roles`` are then
+    those of operators that its table gives them.
+    """
 
     who: str
     abilities: frozenset[Ability]
+    roles: tuple[str, ...] = ()
     identity: Identity | None = None
 
 
@@ -72,8 +75,9 @@ class IssuerToken:
                 ask="send Authorization: Bearer <an access token of an issuer of this broker>",
             )  # fmt: skip
         identity = await self._identities.identify(given)
+        roles = self._identities.operator_roles(identity)
         return Caller(
-            who=f"{identity.issuer}:{identity.user}", abilities=self._identities.abilities(identity), identity=identity
+            who=f"{identity.issuer}:{identity.user}", abilities=abilities_of(roles), roles=roles, identity=identity
         )
 
 
@@ -98,6 +102,16 @@ def lacking(caller: Caller, ability: Ability) -> Refusal:
         Code.POLICY_DENIED, f"{caller.who} may not {ability} here", rule=f"operators.{ability}",
         ask=f"ask an administrator for the role {_ROLES[ability]}: operators in the issuer's table of remit.toml",
     )  # fmt: skip
+
+
+def elsewhere(caller: Caller) -> Refusal:
+    """The refusal of an operator of another tenant."""
+    return refusal(
+        Code.UNAUTHENTICATED,
+        f"{caller.who} is of another tenant",
+        rule="identity.tenant",
+        ask="use your own tenant's broker",
+    )
 
 
 def bearer(request: Request) -> str | None:
