@@ -20,6 +20,7 @@ from remit_broker.bus_port import (
 )
 from remit_broker.core.accounts import Reservation
 from remit_broker.core.admin import AdminRecord
+from remit_broker.core.arguments import Arguments
 from remit_broker.core.caps import Whose
 from remit_broker.core.fold import Fold, Node
 from remit_broker.core.listing import ChainFilter, ChainPage, HopHit
@@ -174,6 +175,9 @@ class PolicyEngine(Protocol):
     @property
     def revision(self) -> str:
         """Digest of the policy set in force."""
+
+    def arguments(self, target: Target, value: Any) -> Arguments:
+        """What policy may see of ``value``, the arguments of ``target``; nothing where no policy looks at any. Never raises."""
 
     def decide(self, request: PolicyRequest) -> Verdict:
         """Never raises: an error in deciding is a denial."""

@@ -107,7 +107,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 def verdict_of(allowed: bool, rules: Iterable[Rule], revision: str) -> Verdict:
     """The answer when Cedar decided and ``rules`` are the policies that determined it; none, when nothing permitted it."""
     deciding = sorted(rules, key=lambda rule: rule.id)
-    decision = Decision("allow" if allowed else "deny", tuple(rule.id for rule in deciding), revision)
+    ids = tuple(dict.fromkeys(rule.id for rule in deciding))
+    decision = Decision("allow" if allowed else "deny", ids, revision)
     if not allowed:
         # What was found is only the whole reason where every forbid says so; else removing it would not help.
         content = bool(deciding) and all(rule.code is Code.CONTENT_DENIED for rule in deciding)

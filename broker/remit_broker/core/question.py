@@ -133,7 +133,8 @@ def _bags(args: Arguments) -> list[dict[str, Any]]:
     """The bags that hold something: of one that is missing every tag is missing."""
     if args == NOTHING:
         return []
-    # A tag is a text, an integer, a boolean or a set of those, and no object, so none becomes an entity or an extension value.
+    # INVARIANT: a tag is a text, an integer, a boolean or a set of those, and no object, so no argument becomes an entity or
+    # an extension value (test_no_argument_makes_an_entity_changes_another_or_gives_no_decision).
     return [
         {"uid": _uid(kind, _BAG_ID), "attrs": {}, "parents": [], "tags": bag}
         for name, kind in _BAGS

@@ -76,6 +76,7 @@ def question(hop: Hop, ports: Ports, action: Action, findings: tuple[Finding, ..
         annotations=target.annotations,
         target_tier=target.tier,
         depth=hop.given.depth,
+        args=ports.policy.arguments(target, hop.request.args),
         loops=actors.count(target.callee),
         tool_groups=target.groups,
         environment=ports.environment,
