@@ -131,7 +131,7 @@ class Broker:
         ledger = self.ledger
         self.observer.watch("remit_ledger_races", "Appends before which another replica's came", lambda: ledger.races)
         self.observer.watch("remit_ledger_ambiguous", "Attempts to append without an answer", lambda: ledger.ambiguous)
-        self.registry = KvRegistry(settings.prices, config.labels, config.tool_groups)
+        self.registry = KvRegistry(settings.prices, settings.labels, settings.endorsers, config.tool_groups)
         await self.registry.start(self.nats.core.jetstream(), config.bus.replicas, self.observer.fault)
         on_exit.push_async_callback(self.registry.stop)
         self.revocations = KvRevocations(SystemClock(), self.observer.fault, self.replica)
@@ -246,6 +246,7 @@ class Broker:
                 concurrency=config.limits.concurrency,
                 replica_silence=config.limits.replica_silence,
                 allowed_cycles=self.settings.cycles,
+                labels=self.settings.labels,
             ),
         )
 

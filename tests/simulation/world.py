@@ -359,6 +359,7 @@ class NothingRevoked:
 
 class Permissive:
     revision = "r" * 64
+    labels = False
 
     def arguments(self, *_: Any) -> Arguments:
         return NOTHING

@@ -59,6 +59,11 @@ class CedarEngine:
         """SHA-256, in hex, of the canonical JSON of the sorted ``[path, text]`` pairs."""
         return self._policies.revision
 
+    @property
+    def labels(self) -> bool:
+        """Whether a policy puts labels on data."""
+        return self._policies.labels
+
     def arguments(self, target: Target, value: Any) -> Arguments:
         """What policy may see of ``value``, the arguments of ``target``; nothing where no policy looks at any."""
         return self._policies.arguments(target, value)
@@ -82,6 +87,7 @@ class Policies:
         sources = read_policies(folder, texts, self._schema)
         self._sources = sources
         self._rules = rules_of(sources)
+        self.labels = any(rule.label for rule in self._rules.values())
         self._folders = {source.within for source in sources}
         self._sets: dict[tuple[Within, ...], cedarpy.PolicySet] = {}
         self._read = facts_read(source.body for source in sources)

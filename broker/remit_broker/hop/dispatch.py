@@ -177,7 +177,7 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch |
         if room < 0:
             break
         if isinstance(frame, Progress | Event):
-            await ports.bus.answer(hop.ask.reply, release(hop, ports, frame))
+            await ports.bus.answer(hop.ask.reply, await release(hop, ports, frame))
         if isinstance(frame, Started) and not started and is_connection(frame.connection):
             started = frame.connection
             if hop.request.window is not None:
