@@ -73,6 +73,7 @@ def test_the_starter_shows_every_key_with_its_default(file: Path) -> None:
             "prices",
             "models",
             "labels",
+            "approvals",
             "endorsers",
             "policy",
             "tool_groups",
