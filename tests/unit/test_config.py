@@ -72,6 +72,7 @@ def test_the_starter_shows_every_key_with_its_default(file: Path) -> None:
             "labels",
             "caps",
             "rates",
+            "tenants",
         }
 
 

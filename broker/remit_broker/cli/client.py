@@ -19,7 +19,8 @@ SECONDS = 30.0
 class BrokerClient:
     """``/api`` of the broker that runs on ``settings``. Raises :class:`Unreachable` or a :class:`Refusal`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, tenant: str | None = None) -> None:
+        """Everything that is asked is about ``tenant``; None: the default one."""
         import httpx
 
         self._settings = settings
@@ -29,6 +30,7 @@ class BrokerClient:
         self._client = httpx.Client(
             base_url=self.http,
             headers={"Authorization": f"Bearer {self._read('keys/local.token').strip()}"},
+            params={"tenant": tenant} if tenant else None,
             timeout=SECONDS,
             trust_env=False,
         )

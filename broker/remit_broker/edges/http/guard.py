@@ -20,6 +20,13 @@ LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 Handler = Callable[[Request], Awaitable[Response]]
 
 
+class Caller(msgspec.Struct, frozen=True):
+    """Who calls the API, once known. ``tenant`` is the only one whose matters are theirs; None: every tenant's."""
+
+    name: str
+    tenant: str | None = None
+
+
 def error_response(body: ErrorBody) -> JSONResponse:
     """An error body with the status the table gives its code."""
     headers = {"WWW-Authenticate": "Bearer"} if body.code is Code.UNAUTHENTICATED else {}
@@ -67,15 +74,15 @@ class LocalToken:
     def __init__(self, token: str, user: str) -> None:
         self._token, self.user = token.encode(), user
 
-    def who(self, request: Request) -> str:
-        """The operator's name. Refuses UNAUTHENTICATED."""
+    def who(self, request: Request) -> Caller:
+        """The operator, who may ask for any tenant. Refuses UNAUTHENTICATED."""
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token):
             raise refusal(
                 Code.UNAUTHENTICATED, "the request carries no valid token", rule="http.local",
                 ask="send Authorization: Bearer <the content of keys/local.token in the data folder>",
             )  # fmt: skip
-        return f"local:{self.user}"
+        return Caller(f"local:{self.user}")
 
 
 async def body_of(request: Request) -> dict[str, Any]:
