@@ -132,7 +132,10 @@ class Broker:
         ledger = self.ledger
         self.observer.watch("remit_ledger_races", "Appends before which another replica's came", lambda: ledger.races)
         self.observer.watch("remit_ledger_ambiguous", "Attempts to append without an answer", lambda: ledger.ambiguous)
-        self.registries = Registries(settings.tenants, settings.prices, config.labels)
+        self._new_registry = functools.partial(
+            KvRegistry, settings.prices, settings.labels, settings.endorsers, config.tool_groups
+        )
+        self.registries = Registries(self._new_registry(tenant=tenant) for tenant in settings.tenants)
         await self.registries.start(self.nats.core.jetstream(), config.bus.replicas, self.observer.fault)
         on_exit.push_async_callback(self.registries.stop)
         self.revocations = KvRevocations(SystemClock(), self.observer.fault, self.replica)
@@ -140,7 +143,7 @@ class Broker:
         await self.revocations.start(self.nats.core.jetstream(), config.bus.replicas)
         await self._callout()
         await self._wire()
-        self._speak()
+        await self._speak()
         if server is not None:
             await self._project()
         await self._take_requests()
@@ -158,12 +161,12 @@ class Broker:
         self.http = server.url
         return server
 
-    def _speak(self) -> None:
+    async def _speak(self) -> None:
         """From now on the heartbeats say what runs here."""
         health = self.health
         health.ledger, health.refusals, health.revocations = self.ledger, self.refusals, self.revocations
         health.policy = lambda: self.ports.policy.revision
-        self.revocations.about = health.about
+        await self.revocations.speak(health.about)
 
     def _observe(self) -> RecordObserver:
         endpoint = self.settings.config.traces.endpoint
@@ -237,11 +240,13 @@ class Broker:
             "results": self.results,
             "observer": self.observer,
             "failpoints": Failpoints(),
+            "environment": config.policy.environment,
             "limits": Limits(
                 hop_ttl=config.limits.hop_ttl,
                 concurrency=config.limits.concurrency,
                 replica_silence=config.limits.replica_silence,
                 allowed_cycles=self.settings.cycles,
+                labels=self.settings.labels,
             ),
         }
         self.tenants = {name: await self._tenant(name) for name in self.settings.tenants}
@@ -271,7 +276,7 @@ class Broker:
         """Those of any tenant, also of one that is in the configuration no more: its tasks come to their end."""
         if (found := self.tenants.get(tenant)) is not None:
             return found.ports
-        return without_tenant(self.ports, KvRegistry(self.settings.prices, self.settings.config.labels, tenant))
+        return without_tenant(self.ports, self._new_registry(tenant=tenant))
 
     def _enforce(self) -> None:
         """What is revoked ends where it runs: hops of this replica are withdrawn, connections of an agent cut."""

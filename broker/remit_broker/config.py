@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -16,6 +16,9 @@ import msgspec.inspect
 
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.core.caps import BadCap, Caps, parse_caps
+from remit_broker.core.extraction import Endorser, TooWide, parse_endorser
+from remit_broker.core.label_sources import BadLabels, LabelSources, parse_sources
+from remit_broker.core.labels import is_label
 from remit_broker.core.rates import BadRate, Rate, Rates, parse_rates
 from remit_schemas.budget import Budget, parse_budget
 from remit_schemas.errors import Refusal
@@ -31,9 +34,6 @@ MAX_TENANTS: Final = 64
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
-
-
-_LABEL: Final = re.compile(r"[a-z0-9][a-z0-9_.:/-]{0,63}")
 
 
 class BusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -92,11 +92,21 @@ class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     endpoint: str = ""
 
 
+class PolicyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What policies see as ``context.environment``: the name of this installation, such as ``production``."""
+
+    environment: str = ""
+
+
 class ContentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Entities that Presidio looks for beside the detectors, and the language it is told; empty: it is not used."""
+    """Entities that Presidio looks for beside the detectors, and the language it is told; empty: it is not used.
+
+    ``labels`` are those of data in which something of a class or kind was found, and not replaced.
+    """
 
     presidio: tuple[str, ...] = ()
     presidio_language: str = "en"
+    labels: dict[str, tuple[str, ...]] = {}
 
 
 class TenantConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -115,9 +125,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     results: ResultsConfig = ResultsConfig()
     traces: TracesConfig = TracesConfig()
     content: ContentConfig = ContentConfig()
+    policy: PolicyConfig = PolicyConfig()
     prices: dict[str, str] = {}
     models: dict[str, str] = {}
     labels: dict[str, tuple[str, ...]] = {}
+    endorsers: tuple[dict[str, Any], ...] = ()
+    tool_groups: dict[str, tuple[str, ...]] = {}
     caps: dict[str, dict[str, dict[str, str]]] = {}
     rates: dict[str, dict[str, str]] = {}
     tenants: dict[str, TenantConfig] = {}
@@ -135,6 +148,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     caps: Caps = Caps({})
     models: dict[str, ModelPrice] = {}
     rates: Rates = Rates()
+    labels: LabelSources = LabelSources()
+    endorsers: tuple[Endorser, ...] = ()
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -235,6 +250,8 @@ def settings(file: Path, raw: object) -> Settings:
         caps=_caps(file, config.caps),
         models=_models(file, config.models),
         rates=_rates(file, config),
+        labels=_labels(file, config),
+        endorsers=_endorsers(file, config),
     )
 
 
@@ -256,6 +273,10 @@ def _sensible(file: Path, config: Config) -> None:
     ):
         if not math.isfinite(value := getattr(config.limits, key)):
             raise ConfigError(f"{file}: limits.{key} is {value}", "write a finite number")
+    if not config.policy.environment.isprintable():
+        raise ConfigError(
+            f"{file}: policy.environment is {config.policy.environment!r}", "write a name such as production"
+        )
     if (bus := config.bus.url) and not all(_is_url(url, ("nats", "tls", "ws", "wss")) for url in bus.split(",")):
         raise ConfigError(
             f"{file}: bus.url is {bus!r}",
@@ -268,17 +289,19 @@ def _sensible(file: Path, config: Config) -> None:
             f"{file}: bus.replicas is {config.bus.replicas}, but the embedded NATS server is one",
             "set bus.url to a cluster, or bus.replicas = 1",
         )
-    for table in ("prices", "labels"):
-        for pattern in getattr(config, table):
-            if not pattern.startswith(("agent/", "mcp/", "*")):
+    for pattern in config.prices:
+        if not pattern.startswith(("agent/", "mcp/", "*")):
+            raise ConfigError(
+                f"{file}: prices.{pattern!r} matches no resource", "write such as mcp/git/* or agent/researcher/*"
+            )
+    for group, patterns in config.tool_groups.items():
+        if not is_label(group):
+            raise ConfigError(f"{file}: tool_groups.{group!r} is no name", "use lower-case letters, digits, _ . : / -")
+        for pattern in patterns:
+            if not pattern.startswith(("mcp/", "*")):
                 raise ConfigError(
-                    f"{file}: {table}.{pattern!r} matches no resource", "write such as mcp/git/* or agent/researcher/*"
-                )
-    for pattern, labels in config.labels.items():
-        for label in labels:
-            if not _LABEL.fullmatch(label):
-                raise ConfigError(
-                    f"{file}: labels.{pattern!r}: {label!r} is no label", "use lower-case letters, digits, _ . : / -"
+                    f"{file}: tool_groups.{group!r}: {pattern!r} matches no tool",
+                    "write such as mcp/bank/* or mcp/*/delete_*",
                 )
     _tenants(file, config)
     for key, text in (("issuer", config.issuer), ("data", config.data), ("policies", config.policies)):
@@ -319,7 +342,7 @@ def _is_url(text: str, schemes: tuple[str, ...]) -> bool:
 def _wrong(file: Path, message: str) -> ConfigError:
     """msgspec's ``… - at `$.bus.port``` turned round: the key first, then what is wrong, then what is allowed there."""
     what, _, where = message.partition(" - at `$")
-    key = where.rstrip("`").lstrip(".").replace("[...]", ".*")
+    key = _INDEX.sub(".*", where.rstrip("`").lstrip("."))
     found = _type_at(key)
     ask = ""
     if unknown := _UNKNOWN.search(what):
@@ -334,6 +357,7 @@ def _wrong(file: Path, message: str) -> ConfigError:
     )
 
 
+_INDEX: Final = re.compile(r"\[(?:\.\.\.|\d+)\]")
 _UNKNOWN: Final = re.compile("unknown field `(.*)`", re.DOTALL)
 
 
@@ -376,6 +400,25 @@ def _rates(file: Path, config: Config) -> Rates:
         return parse_rates(config.rates, *default_rates(config.limits))
     except BadRate as bad:
         raise ConfigError(f"{file}: {bad.key}: {bad.why}", bad.ask) from None
+
+
+def _labels(file: Path, config: Config) -> LabelSources:
+    try:
+        return parse_sources(config.labels, config.content.labels)
+    except BadLabels as bad:
+        raise ConfigError(f"{file}: {bad.key}: {bad.why}", bad.ask) from None
+
+
+def _endorsers(file: Path, config: Config) -> tuple[Endorser, ...]:
+    found: dict[str, Endorser] = {}
+    for number, raw in enumerate(config.endorsers):
+        try:
+            endorser = parse_endorser(raw)
+        except TooWide as bad:
+            raise ConfigError(f"{file}: endorsers[{number}]: {bad}", "docs/labels.md shows what is narrow") from None
+        if found.setdefault(endorser.target, endorser) is not endorser:
+            raise ConfigError(f"{file}: endorsers[{number}]: {endorser.target} has one already", "join the two")
+    return tuple(found.values())
 
 
 def default_rates(limits: LimitsConfig) -> tuple[Rate, Rate | None]:

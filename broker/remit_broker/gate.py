@@ -22,6 +22,7 @@ from remit_broker.adapters.nats_checks import require_callout, require_servers
 from remit_broker.adapters.nats_connect import Connections, connect_all
 from remit_broker.adapters.nats_presence import Connected
 from remit_broker.adapters.registries import Registries
+from remit_broker.adapters.registry import KvRegistry
 from remit_broker.adapters.revocations import KvRevocations
 from remit_broker.adapters.world import SystemClock
 from remit_broker.config import BusConfig, Settings
@@ -83,7 +84,7 @@ class Gate:
         if bus.url:
             await require_servers(nats, bus.replicas)
         js = nats.core.jetstream()
-        registry = Registries(self._settings.tenants, {}, {})
+        registry = Registries(KvRegistry({}, tenant=tenant) for tenant in self._settings.tenants)
         await registry.start(js, bus.replicas, _fault)
         self._stack.push_async_callback(registry.stop)
         revocations = KvRevocations(SystemClock(), _fault, self.name)

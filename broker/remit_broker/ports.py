@@ -20,8 +20,10 @@ from remit_broker.bus_port import (
 )
 from remit_broker.core.accounts import Reservation
 from remit_broker.core.admin import AdminRecord
+from remit_broker.core.arguments import Arguments
 from remit_broker.core.caps import Whose
 from remit_broker.core.fold import Fold, Node
+from remit_broker.core.label_sources import NO_LABELS, LabelSources
 from remit_broker.core.listing import ChainFilter, ChainPage, HopHit
 from remit_broker.core.policy import PolicyRequest, Verdict
 from remit_broker.core.registry import Attachment, Principal, Target
@@ -174,6 +176,13 @@ class PolicyEngine(Protocol):
     @property
     def revision(self) -> str:
         """Digest of the policy set in force."""
+
+    @property
+    def labels(self) -> bool:
+        """Whether a policy puts labels on data."""
+
+    def arguments(self, target: Target, value: Any) -> Arguments:
+        """What policy may see of ``value``, the arguments of ``target``; nothing where no policy looks at any. Never raises."""
 
     def decide(self, request: PolicyRequest) -> Verdict:
         """Never raises: an error in deciding is a denial."""
@@ -354,6 +363,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 2048
     replica_silence: float = 30.0
     allowed_cycles: frozenset[tuple[str, str]] = frozenset()
+    labels: LabelSources = NO_LABELS
 
 
 class Ports(msgspec.Struct, frozen=True, kw_only=True):
@@ -379,6 +389,8 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     observer: Observer
     failpoints: Failpoints
     limits: Limits
+    environment: str = ""
+    """What policies see of this installation."""
 
 
 __all__ = [

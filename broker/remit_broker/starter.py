@@ -55,6 +55,13 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 [content]
 # presidio = []              # ["PERSON"]: entities that Presidio looks for too; it must be installed
 # presidio_language = "en"   # the language it is told
+# labels = {{}}                # such as {{ pii = ["personal"] }}: of data in which that was found, and not replaced
+
+[policy]
+# environment = ""           # what policies see as context.environment, such as "production"
+
+[tool_groups]                # what policies see as ToolGroup::"payments"
+# "payments" = ["mcp/bank/*", "mcp/*/refund"]
 
 [prices]                     # what a call holds and, where nothing is reported, costs; the longest pattern wins
 # "mcp/*" = "usd=0.0005,calls=1"
@@ -63,8 +70,12 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 # "default" = "in=15,out=75,call=0.25"
 # "gpt-4o*" = "in=2.5,out=10,call=0.05"
 
-[labels]                     # labels that results of a target carry from then on
-# "mcp/web/*" = ["untrusted"]
+[labels]                     # of what a target answers; they follow the data, see docs/labels.md
+# "mcp/web/*" = ["untrusted", "web"]
+# "mcp/crm/*" = ["confidential", "customer:{{customer_id}}"]   # with an argument of the call in it
+# "mcp/hr/*#salary" = ["confidential"]   # of what is sent, where it has this argument
+
+# [[endorsers]]              # who may take labels away again: name, target, lowers, schema, bits; see docs/labels.md
 
 [caps]                       # what may be used up per minute, hour, day or month, over all tasks
 # "user".default.day = "usd=5,calls=2000"
@@ -100,4 +111,5 @@ def write_policies(folder: Path, policies: Sequence[tuple[str, str]] = ()) -> No
     for name, text in policies or [("default.cedar", starter.read_text(encoding="utf-8"))]:
         file = folder / name
         if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")

@@ -83,6 +83,9 @@ class HopOpened(_Record, frozen=True, tag="hop.opened"):
     ``budget`` is held from the parent. ``exp`` is Unix seconds, ``deadline`` Unix milliseconds. ``args_digest`` is
     keyed (HMAC-SHA-256) over exactly the bytes that are sent. ``definition`` is the digest of the target's definition.
     ``link`` is the trace context the caller sent. ``idem`` is the keyed digest of its idempotency key.
+
+    ``labels`` are those of what is sent, ``lowered`` those that its ``approval`` took from it. ``brings`` are the labels that come
+    back with anything the target says: from now on the caller has them. An ``endorser`` may take ``lowers`` from its result.
     """
 
     parent: str
@@ -106,6 +109,10 @@ class HopOpened(_Record, frozen=True, tag="hop.opened"):
     idem: str | None = None
     approval: str | None = None
     link: str | None = None
+    brings: tuple[str, ...] = ()
+    lowered: tuple[str, ...] = ()
+    endorser: str = ""
+    lowers: tuple[str, ...] = ()
 
 
 class HopClosed(_Record, frozen=True, tag="hop.closed"):
@@ -113,6 +120,8 @@ class HopClosed(_Record, frozen=True, tag="hop.closed"):
 
     ``cost`` is what the callee used itself beside its one call; ``spent`` what the parent is charged out of its hold
     (the callee's own and its descendants'), ``overrun`` what was reported beyond the hold. ``ms`` is how long it took.
+    ``labels`` are those of what came back, ``lowered`` those that the endorser of its opening took from it. ``detached`` is the
+    task that a detached call became.
     """
 
     outcome: Outcome
@@ -131,6 +140,8 @@ class HopClosed(_Record, frozen=True, tag="hop.closed"):
     findings: tuple[Finding, ...] = ()
     redacted: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    lowered: tuple[str, ...] = ()
+    detached: str = ""
 
 
 class GrantRenewed(_Record, frozen=True, tag="grant.renewed"):
@@ -183,6 +194,10 @@ class HopResumed(_Record, frozen=True, tag="hop.resumed"):
     labels: tuple[str, ...] = ()
     approval: str | None = None
     link: str | None = None
+    brings: tuple[str, ...] = ()
+    lowered: tuple[str, ...] = ()
+    endorser: str = ""
+    lowers: tuple[str, ...] = ()
 
 
 class GrantRevoked(_Record, frozen=True, tag="grant.revoked"):

@@ -16,6 +16,7 @@ import msgspec
 
 from remit_broker.adapters.mint import HmacDigester, KeyMint
 from remit_broker.core.accounts import Reservation
+from remit_broker.core.arguments import NOTHING, Arguments
 from remit_broker.core.caps import Whose
 from remit_broker.core.fold import Fold, apply
 from remit_broker.core.policy import PolicyRequest, Verdict
@@ -358,6 +359,10 @@ class NothingRevoked:
 
 class Permissive:
     revision = "r" * 64
+    labels = False
+
+    def arguments(self, *_: Any) -> Arguments:
+        return NOTHING
 
     def decide(self, request: PolicyRequest) -> Verdict:
         return PERMIT

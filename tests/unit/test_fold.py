@@ -85,7 +85,7 @@ def test_labels_follow_results_to_the_parent_and_the_txn() -> None:
     fold = story.close(B, labels=("untrusted",))
     assert fold.nodes[A].labels == fold.labels == {"untrusted"}
     assert fold.nodes[C].labels == frozenset()
-    fold = story.open(D, A, Budget(0, 0, 1), labels=("pii",))
+    fold = story.open(D, A, Budget(0, 0, 1), resource="agent/critic/review", labels=("pii",))
     assert fold.nodes[D].labels == {"pii"} and fold.labels == {"untrusted", "pii"}
 
 

@@ -6,17 +6,23 @@ import functools
 import hashlib
 from importlib import resources
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import cedarpy
 import msgspec
 
-from remit_broker.adapters.cedar_source import policy_set, read_folder, read_policies, rules_of
-from remit_broker.core.policy import PolicyRequest, Verdict, facts_read, project, relevant, undecided, verdict_of
+from remit_broker.adapters.cedar_source import ALL, Within, policy_set, read_folder, read_policies, rules_of
+from remit_broker.core.arguments import NOTHING, UNKNOWN, Arguments, Plan, plan_of, projected
+from remit_broker.core.policy import PolicyRequest, Verdict, undecided, verdict_of
+from remit_broker.core.question import ARGS, facts_read, project, relevant
+from remit_broker.core.registry import Target
 from remit_schemas.canonical import canonical
 
 CACHED: Final = 4096
 """Decisions kept for one policy set."""
+
+PLANS: Final = 2048
+"""Schemas whose projections are kept."""
 
 MAX_REQUEST: Final = 256 * 1024
 """Largest question in bytes: one that is larger is not a question that the pipeline asks."""
@@ -39,7 +45,7 @@ class CedarEngine:
 
     @classmethod
     def load(cls, folder: Path) -> CedarEngine:
-        """Read and check ``*.cedar`` in ``folder``. Raises ``ConfigError`` naming file, line, policy and what is allowed."""
+        """Read and check the policies in ``folder``. Raises ``ConfigError`` naming file, line, policy and what is allowed."""
         return cls(folder, Policies(folder))
 
     def reload(self) -> str:
@@ -50,8 +56,17 @@ class CedarEngine:
 
     @property
     def revision(self) -> str:
-        """SHA-256, in hex, of the canonical JSON of the sorted ``[file name, text]`` pairs."""
+        """SHA-256, in hex, of the canonical JSON of the sorted ``[path, text]`` pairs."""
         return self._policies.revision
+
+    @property
+    def labels(self) -> bool:
+        """Whether a policy puts labels on data."""
+        return self._policies.labels
+
+    def arguments(self, target: Target, value: Any) -> Arguments:
+        """What policy may see of ``value``, the arguments of ``target``; nothing where no policy looks at any."""
+        return self._policies.arguments(target, value)
 
     def decide(self, request: PolicyRequest) -> Verdict:
         """Never raises: whatever goes wrong is a denial."""
@@ -70,10 +85,27 @@ class Policies:
         self.revision = hashlib.sha256(canonical(sorted([name, text] for name, text in texts.items()))).hexdigest()
         self._schema = cedarpy.Schema.from_str(packaged("schema.cedarschema"))
         sources = read_policies(folder, texts, self._schema)
+        self._sources = sources
         self._rules = rules_of(sources)
-        self._set = policy_set(sources)
+        self.labels = any(rule.label for rule in self._rules.values())
+        self._folders = {source.within for source in sources}
+        self._sets: dict[tuple[Within, ...], cedarpy.PolicySet] = {}
         self._read = facts_read(source.body for source in sources)
+        self._plans: dict[str, tuple[dict[str, Any], Plan]] = {}
         self._cached = functools.lru_cache(CACHED)(self._evaluate)
+
+    def arguments(self, target: Target, value: Any) -> Arguments:
+        """The projection by the target's own schema."""
+        if not self._read & ARGS:
+            return NOTHING
+        schema, plan = self._plans.get(target.definition, (None, UNKNOWN))
+        if schema is not target.input_schema:
+            # A digest that comes with another schema than before is not believed.
+            plan = plan_of(target.input_schema)
+            if len(self._plans) >= PLANS:
+                self._plans.clear()
+            self._plans[target.definition] = (target.input_schema, plan)
+        return projected(plan, value)
 
     def decide(self, request: PolicyRequest) -> Verdict:
         """The verdict. Raises whatever a request that is not well formed makes the encoder or Cedar raise."""
@@ -81,11 +113,22 @@ class Policies:
         # (test_a_cached_decision_is_the_one_that_would_be_made_now).
         return self._cached(_encoder.encode(relevant(request, self._read)))
 
+    def _set(self, request: PolicyRequest) -> cedarpy.PolicySet:
+        # INVARIANT: a policy in the folder of a tenant or server is not even asked about the requests of another
+        # (test_a_policy_in_a_folder_speaks_of_nobody_elses_requests).
+        server = request.resource.name if request.resource.kind == "mcp" else ""
+        own = (ALL, Within("tenant", request.tenant), Within("server", server))
+        chosen = tuple(one for one in own if one in self._folders)
+        if chosen not in self._sets:
+            self._sets[chosen] = policy_set([source for source in self._sources if source.within in chosen])
+        return self._sets[chosen]
+
     def _evaluate(self, key: bytes) -> Verdict:
         if len(key) > MAX_REQUEST:
             raise ValueError(f"a question of {len(key)} bytes")
         # Decoding checks every type, and a value of another type than declared raises.
-        question = project(_decoder.decode(key))
+        request = _decoder.decode(key)
+        question = project(request)
         answer = cedarpy.is_authorized(
             {
                 "principal": question.principal,
@@ -93,7 +136,7 @@ class Policies:
                 "resource": question.resource,
                 "context": _encoder.encode(question.context).decode(),
             },
-            self._set,
+            self._set(request),
             _encoder.encode(question.entities).decode(),
             self._schema,
         )

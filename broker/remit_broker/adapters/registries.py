@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 from nats.js import JetStreamContext
 
 from remit_broker.adapters.registry import KvRegistry
 from remit_broker.core.registry import Principal
-from remit_schemas.budget import Budget
 
 
 class Registries:
     """One mirror for each tenant of the configuration; what a tenant that is not in it once had is not looked at."""
 
-    def __init__(
-        self, tenants: Iterable[str], prices: Mapping[str, Budget], labels: Mapping[str, Sequence[str]]
-    ) -> None:
-        self._of = {tenant: KvRegistry(prices, labels, tenant) for tenant in tenants}
+    def __init__(self, registries: Iterable[KvRegistry]) -> None:
+        """``registries`` have one tenant each."""
+        self._of = {one.tenant: one for one in registries}
         for one in self._of.values():
             one.holder = self._holder
 

@@ -18,6 +18,8 @@ from nats.js.errors import APIError, BucketNotFoundError
 from nats.js.kv import KV_DEL, KV_PURGE, KeyValue
 
 from remit_broker.adapters.tasks import ended
+from remit_broker.core.extraction import Endorser
+from remit_broker.core.label_sources import NO_LABELS, LabelSources
 from remit_broker.core.registry import (
     MAX_DEFINITIONS,
     Attachment,
@@ -37,6 +39,8 @@ MAX_PINS: Final = 2 * MAX_DEFINITIONS
 SEEN_WITHIN: Final = 5.0
 """Seconds a write may take to come back through the watch."""
 
+_NONE: Final[Mapping[str, Sequence[str]]] = {}
+
 
 def bucket_of(tenant: str) -> str:
     """The bucket in which a tenant's registry is kept."""
@@ -44,12 +48,19 @@ def bucket_of(tenant: str) -> str:
 
 
 class KvRegistry:
-    """The mirror of one tenant's registry. ``prices`` and ``labels`` are resource patterns from the configuration."""
+    """The mirror of one tenant's registry. Prices, sources of labels, endorsers and groups of tools are the configuration's."""
 
     def __init__(
-        self, prices: Mapping[str, Budget], labels: Mapping[str, Sequence[str]], tenant: str = DEFAULT_TENANT
+        self,
+        prices: Mapping[str, Budget],
+        labels: LabelSources = NO_LABELS,
+        endorsers: Sequence[Endorser] = (),
+        groups: Mapping[str, Sequence[str]] = _NONE,
+        *,
+        tenant: str = DEFAULT_TENANT,
     ) -> None:
-        self._prices, self._labels, self.tenant = prices, labels, tenant
+        self._prices, self._labels, self._groups, self.tenant = prices, labels, groups, tenant
+        self._endorsers = {endorser.target: endorser for endorser in endorsers}
         self._bucket_name = bucket_of(tenant)
         self.holder: Callable[[str], Principal | None] = self.by_nkey
         """Who has a public nkey; of several tenants, in any of them."""
@@ -271,7 +282,9 @@ class KvRegistry:
             annotations=annotations_of(definition.annotations),
             ceiling=ceiling_of(principal.kind, definition),
             price=_best(self._prices, resource, ONE_CALL),
-            labels=tuple(sorted({label for labels in _all(self._labels, resource) for label in labels})),
+            labels=self._labels.of(str(resource)),
+            endorser=self._endorsers.get(str(resource)),
+            groups=tuple(sorted(name for name, some in self._groups.items() if _any(some, resource))),
             quarantined="" if pin in (None, definition.digest) else "it changed since it was accepted",
         )
 
@@ -280,8 +293,8 @@ async def _nobody(_: str) -> None:
     return None
 
 
-def _all(table: Mapping[str, Any], resource: Resource) -> list[Any]:
-    return [value for pattern, value in table.items() if fnmatchcase(str(resource), pattern)]
+def _any(patterns: Sequence[str], resource: Resource) -> bool:
+    return resource.kind == "mcp" and any(fnmatchcase(str(resource), pattern) for pattern in patterns)
 
 
 def _best(table: Mapping[str, Budget], resource: Resource, default: Budget) -> Budget:

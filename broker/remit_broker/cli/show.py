@@ -93,12 +93,27 @@ def hop_line(opened: dict[str, Any], later: list[dict[str, Any]]) -> Text:
         head += line((f"  asked for an input {'once' if parks == 1 else f'{parks} times'}", "dim"))
     if closed.get("unmetered"):
         head += line(("  unmetered", "yellow"))
+    head += _labels(opened, later)
     if redacted := sum(len(record.get("redacted", ())) for record in (opened, *later)):
         head += line((f"  redacted {redacted}", "yellow"))
     if outcome == "ok":
         return head
     why = line((f"{closed['code'] or outcome}: {closed['reason'] or 'the tool reports a failure'}", colour))
     return Text("\n").join([head, why])
+
+
+def _labels(opened: dict[str, Any], later: list[dict[str, Any]]) -> Text:
+    """What went in and came out, and what an approval or an endorser took away."""
+    sent = {label for record in (opened, *later) if record["kind"] != "hop.closed" for label in _sent(record)}
+    back = {label for record in later if record["kind"] in ("hop.parked", "hop.closed") for label in record["labels"]}
+    lost = {label for record in (opened, *later) for label in record.get("lowered", ())}
+    shown = (("→", sent), ("←", back), ("lowered", lost))
+    told = "".join(f"  {mark} {' '.join(sorted(names))}" for mark, names in shown if names)
+    return line((told, "magenta"))
+
+
+def _sent(record: dict[str, Any]) -> list[str]:
+    return list(record["labels"]) if record["kind"] in ("hop.opened", "hop.resumed") else []
 
 
 def refusal_line(record: dict[str, Any]) -> Text:
@@ -127,13 +142,13 @@ def explained(record: dict[str, Any]) -> list[Text]:
     if record["kind"] == "hop.opened":
         head = line(("opened ", "green"), f"{record['caller']} → ", (record["resource"], "bold"),
                     f" at {record['at']}, depth {record['depth']}")  # fmt: skip
-        return [head, line(f"  held {cost(record['budget'])}"), *_decided(record)]
+        return [head, line(f"  held {cost(record['budget'])}"), *_decided(record), *_labelled(record)]
     if record["kind"] in _TOLD:
         return _TOLD[record["kind"]](record)
     if record["kind"] == "hop.closed":
         found = [line(f"closed {record['outcome']} after {record['ms']} ms, spent {cost(record['spent'])}")]
         why = line(f"  {record['code']}: {record['reason']} ({record['rule']})")
-        return found + ([why] if record["code"] else [])
+        return found + ([why] if record["code"] else []) + _labelled(record)
     if record["kind"] == "txn.opened":
         scopes = ", ".join(detail["resource"] for detail in record["scope"])
         head = line(f"{record['user']} handed a task to ", (record["agent"], "bold"), f" at {record['at']}")
@@ -148,12 +163,25 @@ def _renewed(record: dict[str, Any]) -> list[Text]:
 
 def _parked(record: dict[str, Any]) -> list[Text]:
     head = line(("parked ", "cyan"), f"at {record['at']}: {record['reason']}, spent {cost(record['spent'])} so far")
-    return [head, *_decided(record)]
+    return [head, *_decided(record), *_labelled(record)]
 
 
 def _resumed(record: dict[str, Any]) -> list[Text]:
     head = line(("resumed ", "green"), f"at {record['at']} with an input of {record['input_size']} bytes")
-    return [head, line(f"  held {cost(record['budget'])} more"), *_decided(record)]
+    return [head, line(f"  held {cost(record['budget'])} more"), *_decided(record), *_labelled(record)]
+
+
+def _labelled(record: dict[str, Any]) -> list[Text]:
+    """The labels that a record speaks of, each kind on a line."""
+    own = "labels of what is sent" if record["kind"] in ("hop.opened", "hop.resumed") else "labels of what came back"
+    by = f" by {record['endorser']}" if record.get("endorser") else ""
+    kinds = (
+        ("labels", own),
+        ("brings", "its target brings"),
+        ("lowers", f"may be lowered{by}"),
+        ("lowered", "lowered"),
+    )
+    return [line(f"  {said}: {', '.join(record[name])}") for name, said in kinds if record.get(name)]
 
 
 _TOLD = {"grant.renewed": _renewed, "hop.parked": _parked, "hop.resumed": _resumed}

@@ -76,6 +76,9 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     # inspect
     findings: tuple[Finding, ...] = ()
     labels: tuple[str, ...] = ()
+    brings: tuple[str, ...] = ()
+    endorser: str = ""
+    lowers: tuple[str, ...] = ()
     # authorize
     verdict: Verdict | None = None
     epochs: Epochs | None = None
@@ -97,6 +100,8 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     connection: str = ""
     """That of the callee which works on it, once it has said so."""
     # inspect result
+    said: tuple[str, ...] = ()
+    """The labels of whatever the hop says by now."""
     result: Inspected | None = None
 
     @property
@@ -158,6 +163,7 @@ class Inspected(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     findings: tuple[Finding, ...] = ()
     redacted: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    endorsed: bool = False
 
 
 class Closed(msgspec.Struct, frozen=True, kw_only=True):

@@ -165,6 +165,9 @@ def intent(hop: Hop, ports: Ports, fold: Fold) -> HopOpened:
             findings=hop.findings,
             redacted=hop.redacted,
             labels=hop.labels,
+            brings=hop.brings,
+            endorser=hop.endorser,
+            lowers=hop.lowers,
             idem=idempotency(hop, ports),
             link=trace.traceparent if trace else None,
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.inspect import content
+from remit_broker.hop.label import labelled, marked
 from remit_broker.ports import Ports
 from remit_schemas.canonical import canonical_document
 from remit_schemas.errors import Code, refusal
@@ -24,6 +25,7 @@ async def transform(hop: Hop, ports: Ports) -> Hop:
                 Code.ARGUMENTS_INVALID, "with what policy removes, the arguments are outside the grant",
                 rule="transform.scope", ask="send the call without what was found in it",
             )  # fmt: skip
+        hop = marked(await labelled(hop, ports, hop.judged.redact))
     data = _canonical(args)
     hop = hop.with_(
         args=args, redacted=redacted, args_digest=ports.digester.digest(hop.ask.txn, data), args_size=len(data)
