@@ -26,7 +26,7 @@ from remit_broker.adapters.errors import ConfigError, ServiceError
 from remit_broker.adapters.jetstream import JetStream, Unreachable
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.json_schema import JsonSchemas
-from remit_broker.adapters.kept_results import KvResults
+from remit_broker.adapters.kept_results import ARGUMENTS, KvResults
 from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.adapters.kick import Cutter
 from remit_broker.adapters.kv_accounts import KvAccounts
@@ -224,6 +224,10 @@ class Broker:
         await self.results.start(
             self.nats.core.jetstream(), config.bus.replicas, config.results.ttl, config.results.bytes
         )
+        arguments = KvResults(self.keys.results_key, self.observer.fault, ARGUMENTS)
+        await arguments.start(
+            self.nats.core.jetstream(), config.bus.replicas, config.approvals.ttl, config.results.bytes
+        )
         published = KeySet.from_jwks(self.keys.jwks())
         common = {
             "ids": RandomIds(),
@@ -238,6 +242,7 @@ class Broker:
             "digester": HmacDigester(self.keys.digest_key),
             "accounts": self.accounts,
             "results": self.results,
+            "arguments": arguments,
             "observer": self.observer,
             "failpoints": Failpoints(),
             "environment": config.policy.environment,
@@ -245,6 +250,10 @@ class Broker:
                 hop_ttl=config.limits.hop_ttl,
                 concurrency=config.limits.concurrency,
                 replica_silence=config.limits.replica_silence,
+                approval_ttl=config.approvals.ttl,
+                approval_use=config.approvals.use,
+                four_eyes=config.approvals.four_eyes,
+                approval_url=f"{(config.approvals.url or self.http or config.issuer).rstrip('/')}/api/approvals/",
                 allowed_cycles=self.settings.cycles,
                 labels=self.settings.labels,
             ),

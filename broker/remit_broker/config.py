@@ -86,6 +86,19 @@ class ResultsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     bytes: Annotated[int, msgspec.Meta(ge=64 << 20, le=2**50)] = 1 << 30
 
 
+class ApprovalsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Approvals by people: a request waits for ``ttl`` seconds, an approval can be used for ``use`` seconds.
+
+    With ``four_eyes`` nobody approves a call that is made on their own behalf, whatever policy says. ``url`` is where approvers
+    find the broker, if not at ``http``.
+    """
+
+    ttl: Annotated[float, msgspec.Meta(ge=1, le=28_800)] = 3600.0
+    use: Annotated[float, msgspec.Meta(ge=1, le=28_800)] = 900.0
+    four_eyes: bool = False
+    url: str = ""
+
+
 class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where spans go by OTLP/HTTP; the standard ``OTEL_EXPORTER_OTLP_*`` variables win. Empty: nowhere."""
 
@@ -123,6 +136,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     http: HttpConfig = HttpConfig()
     limits: LimitsConfig = LimitsConfig()
     results: ResultsConfig = ResultsConfig()
+    approvals: ApprovalsConfig = ApprovalsConfig()
     traces: TracesConfig = TracesConfig()
     content: ContentConfig = ContentConfig()
     policy: PolicyConfig = PolicyConfig()
@@ -284,6 +298,8 @@ def _sensible(file: Path, config: Config) -> None:
         )
     if (traces := config.traces.endpoint) and not _is_url(traces, ("http", "https")):
         raise ConfigError(f"{file}: traces.endpoint is {traces!r}", "write http://HOST:PORT, or leave it empty")
+    if (url := config.approvals.url) and not _is_url(url, ("http", "https")):
+        raise ConfigError(f"{file}: approvals.url is {url!r}", "write https://HOST, or leave it empty")
     if config.bus.replicas > 1 and not config.bus.url:
         raise ConfigError(
             f"{file}: bus.replicas is {config.bus.replicas}, but the embedded NATS server is one",

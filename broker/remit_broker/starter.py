@@ -49,6 +49,12 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 # ttl = 900.0                # seconds for which a result is kept, encrypted, whose caller asked for that
 # bytes = 1073741824         # of all of them; beyond, nothing more is kept
 
+[approvals]                  # calls that policy permits only with a person's approval
+# ttl = 3600.0               # seconds for which a request waits, its arguments kept encrypted
+# use = 900.0                # seconds within which an approval is used
+# four_eyes = false          # whether nobody approves a call that is made on their own behalf
+# url = ""                   # where approvers find this broker, such as "https://remit.example"; empty: http
+
 [traces]
 # endpoint = ""              # OTLP/HTTP, such as "http://127.0.0.1:4318"; OTEL_EXPORTER_OTLP_ENDPOINT wins
 

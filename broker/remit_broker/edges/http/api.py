@@ -17,9 +17,11 @@ from remit_broker.core.listing import ChainFilter
 from remit_broker.core.near import meant
 from remit_broker.core.registry import Principal
 from remit_broker.core.times import rfc3339
+from remit_broker.edges.http.approvals import Approvals, Say
 from remit_broker.edges.http.desk import PARAMETER, Call, Desk, desk_for
 from remit_broker.edges.http.guard import Caller, Handler, answering, body_of
 from remit_broker.edges.http.revocations import Stop, unknown_tenant
+from remit_broker.hop.decide import Approver
 from remit_broker.hop.txn import Delegation, close_txn, open_txn, revoke
 from remit_broker.ports import Index
 from remit_schemas.budget import Budget
@@ -62,6 +64,9 @@ class Revocation(Stop, frozen=True, forbid_unknown_fields=True, kw_only=True):
     txn: str | None = None
 
 
+LOCAL_ROLES = ("admin", "approver", "operator")
+"""What the OS user who runs the broker is, to policies about approvals."""
+
 Evidence = Callable[[str, str], Awaitable[dict[str, Any]]]
 
 
@@ -77,6 +82,7 @@ class Api:
         self._caught_up: Callable[[], Awaitable[None]] = extras["caught_up"]
         self._budgets: Callable[[str], Awaitable[list[dict[str, Any]]]] = extras["budgets"]
         self._fault: Callable[[str, BaseException], None] = extras["fault"]
+        self._approvals = Approvals(index)
 
     def routes(self) -> list[Route]:
         """All routes under ``/api``."""
@@ -94,6 +100,9 @@ class Api:
             ("GET", "/api/chains/{txn}", self._chain),
             ("GET", "/api/chains/{txn}/evidence", self._export),
             ("POST", "/api/chains/{txn}/close", self._close),
+            ("GET", "/api/approvals", self._list_approvals),
+            ("GET", "/api/approvals/{id}", self._approval),
+            ("POST", "/api/approvals/{id}", self._decide),
             ("GET", "/api/revocations", self._revocations),
             ("POST", "/api/revocations", self._revoke),
             ("POST", "/api/revocations/reinstate", self._reinstate),
@@ -103,7 +112,7 @@ class Api:
         return [Route(path, answering(self._known(do), self._fault), methods=[method]) for method, path, do in table]
 
     def _known(self, do: Callable[[Request, Call], Awaitable[Any]]) -> Handler:
-        reads = do in (self._grant, self._add_agent, self._revoke, self._reinstate)
+        reads = do in (self._grant, self._add_agent, self._revoke, self._reinstate, self._decide)
 
         async def handler(request: Request) -> Response:
             caller = self._operator.who(request)
@@ -249,6 +258,23 @@ class Api:
     async def _reinstate(self, request: Request, at: Call) -> Any:
         wish = await _typed(request, Stop)
         return await self._stopping(wish, at).kill.reinstate(wish, at.who)
+
+    async def _list_approvals(self, request: Request, at: Call) -> Any:
+        await self._caught_up()
+        state = request.query_params.get("state", "waiting")
+        return await self._approvals.listed(at.tenant, state, at.desk.ports)
+
+    async def _approval(self, request: Request, at: Call) -> Any:
+        await self._caught_up()
+        return await self._approvals.shown(at.tenant, str(request.path_params["id"]), at.desk.ports)
+
+    async def _decide(self, request: Request, at: Call) -> Any:
+        said = await _typed(request, Say)
+        await self._caught_up()
+        auth, _, user = at.who.rpartition(":")
+        # Whoever can read the token file runs this broker.
+        by = Approver(who=at.who, user=user, tenant=at.tenant, auth=auth, roles=LOCAL_ROLES)
+        return await self._approvals.decided(str(request.path_params["id"]), said, by, at.desk.ports)
 
     def _stopping(self, wish: Stop, at: Call) -> Desk:
         """The desk at which something is stopped or goes on. Refuses UNKNOWN_TARGET and, for what is not one tenant's, OUT_OF_SCOPE.
