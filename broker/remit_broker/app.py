@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import getpass
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from remit_broker import __version__
+from remit_broker import __version__, identity
 from remit_broker.adapters.admin_stream import AdminStream
 from remit_broker.adapters.agreement import agree, shared
 from remit_broker.adapters.cedar import CedarEngine
@@ -54,10 +53,10 @@ from remit_broker.core.revocations import Entry
 from remit_broker.edges.attach.servers_file import ServersFileError
 from remit_broker.edges.bus import BusEdge
 from remit_broker.edges.callout import Admitted
+from remit_broker.edges.http import development
 from remit_broker.edges.http.api import Api
 from remit_broker.edges.http.app import HttpServer, application
 from remit_broker.edges.http.desk import Desk
-from remit_broker.edges.http.guard import LocalToken
 from remit_broker.gate import answer_callout
 from remit_broker.health import Health
 from remit_broker.ports import Limits, Ports
@@ -229,6 +228,7 @@ class Broker:
             self.nats.core.jetstream(), config.bus.replicas, config.approvals.ttl, config.results.bytes
         )
         published = KeySet.from_jwks(self.keys.jwks())
+        self.health.issuers = issuers = identity.issuers(config, self.place.url or self.http, clock)
         common = {
             "ids": RandomIds(),
             "ledger": self.ledger,
@@ -257,6 +257,7 @@ class Broker:
                 allowed_cycles=self.settings.cycles,
                 labels=self.settings.labels,
             ),
+            "identities": issuers,
         }
         self.tenants = {name: await self._tenant(name) for name in self.settings.tenants}
         for tenant in self.tenants.values():
@@ -364,10 +365,15 @@ class Broker:
             "fault": self.observer.fault,
         }
         desks = [Desk(one.name, one.ports, one.registry, one.kill(self.index), one) for one in self.tenants.values()]
-        operator = LocalToken(self.keys.local_token, getpass.getuser())
+        operator = identity.operator(self.settings.config, self.keys, self.ports.identities)
         api = Api(desks, self.index, operator, extras)
+        routes = api.routes()
+        if provider := identity.dev_issuer(self.settings.config, self.keys, self.http, SystemClock()):
+            routes += development.routes(provider, self.observer.fault)
+        config, health = self.settings.config, self.health
+        marks = identity.marked(config, self.http)
         await server.start(
-            application(api.routes(), self.keys.jwks, self.health.problems, self.health.metrics, self.health.group)
+            application(routes, self.keys.jwks, health.problems, health.metrics, health.group, config.http.hosts, marks)
         )
         self._stack.push_async_callback(server.stop)
 
@@ -397,6 +403,7 @@ class Broker:
     def ready(self) -> dict[str, Any]:
         """The first line of ``remit up --json``."""
         alone = {"ready": True, "http": self.http, "nats": self.bus, "pid": os.getpid()}
+        alone |= identity.marked(self.settings.config, self.http)
         return {**alone, "replica": self.replica} if self.place.group else alone
 
 

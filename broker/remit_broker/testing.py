@@ -62,6 +62,8 @@ class Lab:
         budget: str | Budget = "usd=1,tokens=100000,calls=100",
         ttl: int = 600,
         max_depth: int = 8,
+        roles: Sequence[str] = (),
+        groups: Sequence[str] = (),
         tenant: str = DEFAULT_TENANT,
     ) -> Opened:
         """Open a txn for ``user`` and give ``to`` its root grant."""
@@ -76,6 +78,8 @@ class Lab:
                 ttl=ttl,
                 auth="test",
                 max_depth=max_depth,
+                roles=tuple(roles),
+                groups=tuple(groups),
             ),
             self.broker.ports_of(tenant),
         )

@@ -17,8 +17,10 @@ import pytest_asyncio
 
 from remit_broker.adapters import nats_config
 from remit_broker.core.bus_permissions import account_of
+from remit_broker.core.issuers import ALL
 from remit_broker.core.registry import Principal
-from remit_broker.edges.http.guard import Caller
+from remit_broker.core.user_tokens import Identity
+from remit_broker.edges.http.operators import Caller, LocalToken
 from remit_broker.hop.txn import Opened
 from remit_broker.testing import running_broker
 from remit_schemas import subjects
@@ -446,10 +448,13 @@ async def test_an_operator_of_another_tenant_has_its_own_without_naming_it(
 
 
 def _bound(town: Town, monkeypatch: pytest.MonkeyPatch, tenant: str) -> None:
-    """From now on the operator of this machine is one of ``tenant`` alone."""
-    from remit_broker.edges.http.guard import LocalToken
+    """From now on the operator of this machine is one of ``tenant`` alone, as an issuer proves it."""
 
-    monkeypatch.setattr(LocalToken, "who", lambda self, request: Caller("admin", tenant))
+    async def known(self: LocalToken, request: Any) -> Caller:
+        identity = Identity(issuer="corp", iss="https://corp", user="admin", tenant=tenant, token="jti")
+        return Caller(who="corp:admin", abilities=ALL, identity=identity)
+
+    monkeypatch.setattr(LocalToken, "known", known)
 
 
 async def test_a_tenant_cannot_use_up_the_connections_of_another(

@@ -22,6 +22,12 @@ SAME: Final = {
 def look(client: BrokerClient) -> Iterator[Finding]:
     """Everything that ``/api`` tells."""
     status = client.get("/api/status")
+    if "replicas" not in status:
+        yield ok(
+            "broker", f"{client.http}, version {status['version']}; you are told of tenant {status['tenant']} alone"
+        )
+        yield from _servers(client.get("/api/servers")["servers"])
+        return
     if troubles := status["troubles"]:
         for part, cause in troubles.items():
             yield wrong("broker", f"{part}: {cause}", "see docs/operations.md, When something is wrong")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, Protocol
+from typing import Annotated, Any
 
 import msgspec
 from starlette.requests import Request
@@ -13,14 +13,17 @@ from starlette.routing import Route
 
 from remit_broker.core import nkey
 from remit_broker.core.accounts import KINDS
+from remit_broker.core.issuers import Ability
 from remit_broker.core.listing import ChainFilter
 from remit_broker.core.near import meant
 from remit_broker.core.registry import Principal
 from remit_broker.core.times import rfc3339
 from remit_broker.edges.http.approvals import Approvals, Say
 from remit_broker.edges.http.desk import PARAMETER, Call, Desk, desk_for
-from remit_broker.edges.http.guard import Caller, Handler, answering, body_of
+from remit_broker.edges.http.guard import Handler, answering, body_of
+from remit_broker.edges.http.operators import Caller, Operator, lacking, require
 from remit_broker.edges.http.revocations import Stop, unknown_tenant
+from remit_broker.hop.begin import Wish, open_as, open_for
 from remit_broker.hop.decide import Approver
 from remit_broker.hop.txn import Delegation, close_txn, open_txn, revoke
 from remit_broker.ports import Index
@@ -30,22 +33,22 @@ from remit_schemas.names import is_principal, is_txn
 from remit_schemas.scope import Detail, Scope
 
 
-class Operator(Protocol):
-    """How a caller of the API is known."""
-
-    def who(self, request: Request) -> Caller:
-        """The operator, and whose matters are theirs. Refuses UNAUTHENTICATED."""
-
-
 class Delegate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``POST /api/grants``: open a txn for a user. ``ttl`` is in seconds."""
+    """``POST /api/grants``: open a txn for a user. ``ttl`` is in seconds.
 
-    user: str
+    ``token`` is the user's own. Without one an operator names the ``user``, an administrator their ``roles`` and ``groups`` too;
+    with none of these it is the caller, where an issuer proved who that is.
+    """
+
     agent: str
     scopes: tuple[Detail, ...]
     budget: Budget
+    user: str = ""
+    token: str = ""
+    roles: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
     ttl: int = 600
-    max_depth: int = 8
+    max_depth: Annotated[int, msgspec.Meta(ge=0, le=16)] = 8
 
 
 class NewAgent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -86,36 +89,40 @@ class Api:
 
     def routes(self) -> list[Route]:
         """All routes under ``/api``."""
-        table: list[tuple[str, str, Callable[[Request, Call], Awaitable[Any]]]] = [
-            ("POST", "/api/grants", self._grant),
-            ("GET", "/api/status", self._status),
-            ("GET", "/api/agents", self._agents),
-            ("POST", "/api/agents", self._add_agent),
-            ("DELETE", "/api/agents/{name}", self._remove_agent),
-            ("GET", "/api/servers", self._list_servers),
-            ("POST", "/api/servers/reload", self._reload_servers),
-            ("POST", "/api/servers/{name}/accept", self._accept),
-            ("GET", "/api/budgets", self._list_budgets),
-            ("GET", "/api/chains", self._chains),
-            ("GET", "/api/chains/{txn}", self._chain),
-            ("GET", "/api/chains/{txn}/evidence", self._export),
-            ("POST", "/api/chains/{txn}/close", self._close),
-            ("GET", "/api/approvals", self._list_approvals),
-            ("GET", "/api/approvals/{id}", self._approval),
-            ("POST", "/api/approvals/{id}", self._decide),
-            ("GET", "/api/revocations", self._revocations),
-            ("POST", "/api/revocations", self._revoke),
-            ("POST", "/api/revocations/reinstate", self._reinstate),
-            ("GET", "/api/find/{prefix}", self._find),
-            ("GET", "/api/records/{hop}", self._record),
+        table: list[tuple[str, str, Ability | None, Callable[[Request, Call], Awaitable[Any]]]] = [
+            ("POST", "/api/grants", None, self._grant),
+            ("GET", "/api/status", "read", self._status),
+            ("GET", "/api/agents", "read", self._agents),
+            ("POST", "/api/agents", "operate", self._add_agent),
+            ("DELETE", "/api/agents/{name}", "operate", self._remove_agent),
+            ("GET", "/api/servers", "read", self._list_servers),
+            ("POST", "/api/servers/reload", "operate", self._reload_servers),
+            ("POST", "/api/servers/{name}/accept", "operate", self._accept),
+            ("GET", "/api/budgets", "read", self._list_budgets),
+            ("GET", "/api/chains", "read", self._chains),
+            ("GET", "/api/chains/{txn}", "read", self._chain),
+            ("GET", "/api/chains/{txn}/evidence", "read", self._export),
+            ("POST", "/api/chains/{txn}/close", "operate", self._close),
+            ("GET", "/api/approvals", "read", self._list_approvals),
+            ("GET", "/api/approvals/{id}", "read", self._approval),
+            ("POST", "/api/approvals/{id}", "approve", self._decide),
+            ("GET", "/api/revocations", "read", self._revocations),
+            ("POST", "/api/revocations", "operate", self._revoke),
+            ("POST", "/api/revocations/reinstate", "operate", self._reinstate),
+            ("GET", "/api/find/{prefix}", "read", self._find),
+            ("GET", "/api/records/{hop}", "read", self._record),
         ]
-        return [Route(path, answering(self._known(do), self._fault), methods=[method]) for method, path, do in table]
+        fault = self._fault
+        return [Route(at, answering(self._known(do, need), fault), methods=[verb]) for verb, at, need, do in table]
 
-    def _known(self, do: Callable[[Request, Call], Awaitable[Any]]) -> Handler:
+    def _known(self, do: Callable[[Request, Call], Awaitable[Any]], ability: Ability | None) -> Handler:
+        """``do`` for callers with ``ability``; with None it asks for itself."""
         reads = do in (self._grant, self._add_agent, self._revoke, self._reinstate, self._decide)
 
         async def handler(request: Request) -> Response:
-            caller = self._operator.who(request)
+            caller = await self._operator.known(request)
+            if ability is not None:
+                require(caller, ability)
             call = Call(caller, desk_for(self._desks, request, caller))
             if not reads:
                 await _no_body(request)
@@ -124,10 +131,24 @@ class Api:
         return handler
 
     async def _grant(self, request: Request, at: Call) -> Any:
-        wish = await _typed(request, Delegate)
+        wish, caller = await _typed(request, Delegate), at.caller
+        if wish.token and (wish.user or wish.roles or wish.groups):
+            raise refusal(
+                Code.MALFORMED,
+                "a token says who the user is",
+                rule="grants.user",
+                ask="leave out user, roles and groups",
+            )
+        if wish.token or (caller.identity is not None and not wish.user):
+            return await self._for_proved(wish, at)
+        # INVARIANT: only an operator acts for a user without that one's token, only an administrator says which roles that one has
+        # (test_a_user_opens_tasks_for_nobody_else).
+        require(caller, "administer" if wish.roles or wish.groups else "operate")
         return await open_txn(
             Delegation(
                 tenant=at.tenant,
+                roles=wish.roles,
+                groups=wish.groups,
                 user=wish.user,
                 agent=wish.agent,
                 scope=Scope.of(wish.scopes),
@@ -139,8 +160,17 @@ class Api:
             at.desk.ports,
         )
 
+    async def _for_proved(self, wish: Delegate, at: Call) -> Any:
+        """For the user of the token in the body, else for the caller."""
+        about = Wish(token=wish.token, scopes=wish.scopes, budget=wish.budget, ttl=wish.ttl, max_depth=wish.max_depth)
+        if wish.token:
+            return await open_for(about, wish.agent, at.tenant, at.desk.ports)
+        if wish.roles or wish.groups or at.caller.identity is None:
+            raise lacking(at.caller, "administer")
+        return await open_as(at.caller.identity, about, wish.agent, at.tenant, at.desk.ports)
+
     async def _status(self, request: Request, at: Call) -> Any:
-        return {**await self._describe(at.caller.tenant), "tenant": at.tenant, "published": self._published}
+        return {**await self._describe(self._bound(at)), "tenant": at.tenant, "published": self._published}
 
     async def _list_budgets(self, request: Request, at: Call) -> Any:
         wanted = dict(request.query_params)
@@ -271,10 +301,12 @@ class Api:
     async def _decide(self, request: Request, at: Call) -> Any:
         said = await _typed(request, Say)
         await self._caught_up()
-        auth, _, user = at.who.rpartition(":")
-        # Whoever can read the token file runs this broker.
-        by = Approver(who=at.who, user=user, tenant=at.tenant, auth=auth, roles=LOCAL_ROLES)
+        by = _approver(at.caller, at.tenant)
         return await self._approvals.decided(str(request.path_params["id"]), said, by, at.desk.ports)
+
+    def _bound(self, at: Call) -> str | None:
+        """The tenant of a caller who must not learn of others, or stop them. Where there is one alone, there are none."""
+        return at.caller.tenant if len(self._desks) > 1 else None
 
     def _stopping(self, wish: Stop, at: Call) -> Desk:
         """The desk at which something is stopped or goes on. Refuses UNKNOWN_TARGET and, for what is not one tenant's, OUT_OF_SCOPE.
@@ -282,7 +314,7 @@ class Api:
         INVARIANT: whoever belongs to one tenant stops no other and not everything
         (test_an_operator_of_one_tenant_stops_no_other).
         """
-        if wish.all and at.caller.tenant is not None:
+        if wish.all and self._bound(at) is not None:
             raise refusal(
                 Code.OUT_OF_SCOPE, "everything is more than your tenant", rule="revoke.all",
                 ask=f"revoke the tenant {at.caller.tenant}",
@@ -345,6 +377,20 @@ def _described(principal: Principal, at: Call) -> dict[str, Any]:
 
 def _waiting(name: str, at: Call) -> list[str]:
     return [resource.op for resource in at.desk.directory.quarantined(name)]
+
+
+def _approver(caller: Caller, tenant: str) -> Approver:
+    """Who decides, as policy sees them: a user with the roles that an issuer proved, or whoever this machine trusts."""
+    proved = caller.identity
+    if proved is None:
+        auth, _, user = caller.who.rpartition(":")
+        return Approver(who=caller.who, user=user, tenant=tenant, auth=auth, roles=LOCAL_ROLES)
+    # INVARIANT: with four eyes the same user is the same person on both sides, whatever door they came through
+    # (test_nobody_approves_their_own_call_by_another_door).
+    roles = tuple(sorted({*proved.roles, *caller.roles}))
+    return Approver(
+        who=caller.who, user=proved.user, tenant=tenant, auth=proved.auth, roles=roles, groups=proved.groups
+    )
 
 
 async def _no_body(request: Request) -> None:

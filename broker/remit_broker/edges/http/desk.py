@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 from starlette.requests import Request
 
 from remit_broker.core.near import meant
-from remit_broker.edges.http.guard import Caller
+from remit_broker.edges.http.operators import Caller, elsewhere
 from remit_broker.edges.http.revocations import KillSwitch
 from remit_broker.ports import Directory, Ports
 from remit_schemas.errors import Code, refusal
@@ -50,7 +50,7 @@ class Call:
     @property
     def who(self) -> str:
         """The caller, for the record."""
-        return self.caller.name
+        return self.caller.who
 
     @property
     def tenant(self) -> str:
@@ -59,11 +59,14 @@ class Call:
 
 
 def desk_for(desks: Mapping[str, Desk], request: Request, caller: Caller) -> Desk:
-    """The desk a request is for. Refuses UNKNOWN_TARGET for a tenant that is not there, and for another one than the caller's.
+    """The desk a request is for. Refuses UNKNOWN_TARGET for a tenant that is not there, and for another one than the caller's;
+    UNAUTHENTICATED for a caller of a tenant that this broker does not serve.
 
     INVARIANT: whoever belongs to one tenant reaches no other, nor learns whether there is one
     (test_an_operator_of_one_tenant_reaches_no_other).
     """
+    if caller.tenant is not None and caller.tenant not in desks:
+        raise elsewhere(caller)
     asked = request.query_params.getlist(PARAMETER)
     if len(asked) > 1:
         raise refusal(Code.MALFORMED, "several tenants are named", rule="api.tenant", ask="name one")
