@@ -133,7 +133,7 @@ class Broker:
         ledger = self.ledger
         self.observer.watch("remit_ledger_races", "Appends before which another replica's came", lambda: ledger.races)
         self.observer.watch("remit_ledger_ambiguous", "Attempts to append without an answer", lambda: ledger.ambiguous)
-        self.registry = KvRegistry(settings.prices, config.labels)
+        self.registry = KvRegistry(settings.prices, config.labels, config.tool_groups)
         await self.registry.start(self.nats.core.jetstream(), config.bus.replicas, self.observer.fault)
         on_exit.push_async_callback(self.registry.stop)
         self.revocations = KvRevocations(SystemClock(), self.observer.fault, self.replica)
@@ -143,7 +143,7 @@ class Broker:
         await self.admin.catch_up(self.revocations.entries())
         await self._callout()
         self.ports = await self._wire()
-        self._speak()
+        await self._speak()
         if server is not None:
             await self._project()
         await self._take_requests()
@@ -159,12 +159,12 @@ class Broker:
         self.http = server.url
         return server
 
-    def _speak(self) -> None:
+    async def _speak(self) -> None:
         """From now on the heartbeats say what runs here."""
         health = self.health
         health.ledger, health.refusals, health.revocations = self.ledger, self.refusals, self.revocations
         health.policy = lambda: self.ports.policy.revision
-        self.revocations.about = health.about
+        await self.revocations.speak(health.about)
 
     def _observe(self) -> RecordObserver:
         endpoint = self.settings.config.traces.endpoint
@@ -242,6 +242,7 @@ class Broker:
             room=PartsRoom(config.limits.result_bytes),
             observer=self.observer,
             failpoints=Failpoints(),
+            environment=config.policy.environment,
             limits=Limits(
                 hop_ttl=config.limits.hop_ttl,
                 concurrency=config.limits.concurrency,

@@ -89,6 +89,12 @@ class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     endpoint: str = ""
 
 
+class PolicyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What policies see as ``context.environment``: the name of this installation, such as ``production``."""
+
+    environment: str = ""
+
+
 class ContentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Entities that Presidio looks for beside the detectors, and the language it is told; empty: it is not used."""
 
@@ -108,9 +114,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     results: ResultsConfig = ResultsConfig()
     traces: TracesConfig = TracesConfig()
     content: ContentConfig = ContentConfig()
+    policy: PolicyConfig = PolicyConfig()
     prices: dict[str, str] = {}
     models: dict[str, str] = {}
     labels: dict[str, tuple[str, ...]] = {}
+    tool_groups: dict[str, tuple[str, ...]] = {}
     caps: dict[str, dict[str, dict[str, str]]] = {}
     rates: dict[str, dict[str, str]] = {}
 
@@ -219,6 +227,10 @@ def _sensible(file: Path, config: Config) -> None:
     ):
         if not math.isfinite(value := getattr(config.limits, key)):
             raise ConfigError(f"{file}: limits.{key} is {value}", "write a finite number")
+    if not config.policy.environment.isprintable():
+        raise ConfigError(
+            f"{file}: policy.environment is {config.policy.environment!r}", "write a name such as production"
+        )
     if (bus := config.bus.url) and not all(_is_url(url, ("nats", "tls", "ws", "wss")) for url in bus.split(",")):
         raise ConfigError(
             f"{file}: bus.url is {bus!r}",
@@ -242,6 +254,15 @@ def _sensible(file: Path, config: Config) -> None:
             if not _LABEL.fullmatch(label):
                 raise ConfigError(
                     f"{file}: labels.{pattern!r}: {label!r} is no label", "use lower-case letters, digits, _ . : / -"
+                )
+    for group, patterns in config.tool_groups.items():
+        if not _LABEL.fullmatch(group):
+            raise ConfigError(f"{file}: tool_groups.{group!r} is no name", "use lower-case letters, digits, _ . : / -")
+        for pattern in patterns:
+            if not pattern.startswith(("mcp/", "*")):
+                raise ConfigError(
+                    f"{file}: tool_groups.{group!r}: {pattern!r} matches no tool",
+                    "write such as mcp/bank/* or mcp/*/delete_*",
                 )
     for key, text in (("issuer", config.issuer), ("data", config.data), ("policies", config.policies)):
         if not text or not text.isprintable():

@@ -66,7 +66,10 @@ class Health:
     def about(self) -> dict[str, Any]:
         """What the heartbeats say: what should be the same everywhere, and where this replica is."""
         config = msgspec.to_builtins(self._settings.config)
-        ruling = {key: config[key] for key in ("issuer", "limits", "prices", "labels", "caps", "rates")}
+        ruling = {
+            key: config[key]
+            for key in ("issuer", "limits", "policy", "prices", "labels", "tool_groups", "caps", "rates")
+        }
         return {
             "group": self._place.group,
             "edge": self._place.edge,

@@ -379,6 +379,8 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     observer: Observer
     failpoints: Failpoints
     limits: Limits
+    environment: str = ""
+    """What policies see of this installation."""
 
 
 __all__ = [

@@ -56,6 +56,12 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 # presidio = []              # ["PERSON"]: entities that Presidio looks for too; it must be installed
 # presidio_language = "en"   # the language it is told
 
+[policy]
+# environment = ""           # what policies see as context.environment, such as "production"
+
+[tool_groups]                # what policies see as ToolGroup::"payments"
+# "payments" = ["mcp/bank/*", "mcp/*/refund"]
+
 [prices]                     # what a call holds and, where nothing is reported, costs; the longest pattern wins
 # "mcp/*" = "usd=0.0005,calls=1"
 
@@ -97,4 +103,5 @@ def write_policies(folder: Path, policies: Sequence[tuple[str, str]] = ()) -> No
     for name, text in policies or [("default.cedar", starter.read_text(encoding="utf-8"))]:
         file = folder / name
         if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")

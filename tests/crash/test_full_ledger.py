@@ -54,12 +54,14 @@ async def _running(desk: RawAgent, worker: RawAgent, txn: str, grant: str, gate:
     return calling
 
 
-async def _until_refused(desk: RawAgent, txn: str, grant: str) -> Error:
+async def _until_refused(desk: RawAgent, txn: str, grant: str, pause: float = 0) -> Error:
+    """Call until a call is refused, with a ``pause`` in seconds between calls."""
     async with asyncio.timeout(60):
         while True:
             final = (await desk.call("agent/worker/work", txn, grant))[-1]
             if isinstance(final, Error):
                 return final
+            await asyncio.sleep(pause)
 
 
 async def _until_done(desk: RawAgent, txn: str, grant: str, seconds: float = 30) -> None:
@@ -165,7 +167,7 @@ async def test_the_last_of_a_disk_is_for_closing_what_is_open(tmp_path: Path):
         gate = Gate()
         calling = await _running(desk, worker, txn, grant, gate)
         _fill(filler, 3 * 1024**2)
-        no = await _until_refused(desk, txn, grant)
+        no = await _until_refused(desk, txn, grant, 0.02)  # the disk is looked at once a second
         assert (no.error.code, no.error.rule) == ("LEDGER_UNAVAILABLE", "ledger.disk")
         gate.open.set()
         assert isinstance((await calling)[-1], Result)

@@ -19,6 +19,7 @@ from remit_broker.edges.callout import Admitted, Refused
 from remit_broker.gate import Gate
 from remit_broker.testing import Lab, running_broker
 from tests.integration.test_external_bus import serving
+from tests.support.attach_fixture import eventually
 from tests.support.raw import RawAgent
 
 pytestmark = pytest.mark.slow
@@ -46,6 +47,11 @@ async def callout(folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
             await asyncio.wait_for(process.wait(), 20)
 
 
+def callouts(lab: Lab) -> list[int]:
+    """The processes that a broker knows to answer the callout beside it."""
+    return [one["pid"] for one in lab.broker.health.replicas() if one.get("role") == "callout"]
+
+
 async def connects(lab: Lab, name: str) -> float:
     """Connect as an agent and disconnect; how long it took, in seconds."""
     began = time.monotonic()
@@ -62,8 +68,7 @@ async def test_agents_connect_while_no_broker_runs_and_while_a_callout_is_killed
             async with running_broker(tmp_path, config) as lab:
                 await lab.agent("alice")
                 await connects(lab, "alice")
-                listed = [one for one in lab.broker.health.replicas() if one.get("role") == "callout"]
-                assert [one["pid"] for one in listed] == [first.pid]
+                await eventually(lambda: callouts(lab) == [first.pid])  # with its next heartbeat
             await connects(lab, "alice")  # the broker is gone
             async with callout(tmp_path):
                 first.send_signal(signal.SIGKILL)

@@ -100,13 +100,19 @@ async def test_a_replica_and_the_leader_of_the_ledger_are_killed_mid_flight_and_
         one.url = next(node.url for node in cluster.nodes if node is not leader)
         desk, worker = [await RawAgent(one, name, "agent").connect() for name in ("desk", "worker")]  # type: ignore[arg-type]
 
+        working: dict[str, str] = {}
+        """The hops that are being worked on, and the replica of each."""
+
         async def work(taken: Taken) -> None:
+            working[taken.dispatch.hop] = taken.dispatch.replica
             await asyncio.sleep(0.05)
+            del working[taken.dispatch.hop]
             await taken.done()
 
         worker.handlers["work"] = work
         await worker.serve(skill("work"))
         txn, grant = await one.grant("desk", "agent/worker/work", calls=400)
+        other = (await two.api("GET", "/api/status"))["replica"]
         want = {"budget": {"usd_micros": 0, "tokens": 0, "calls": 1}, "ttl_ms": 3000}
         data = json.dumps({"v": 1, "args": {}, "grant": grant, "want": want}).encode()
         ends, calling = list[bool](), True
@@ -123,6 +129,9 @@ async def test_a_replica_and_the_leader_of_the_ledger_are_killed_mid_flight_and_
         callers = [asyncio.ensure_future(caller()) for _ in range(6)]
         await _until_good(ends, 10)
         assert two.process is not None
+        async with asyncio.timeout(60):
+            while other not in working.values():
+                await asyncio.sleep(0)
         two.process.send_signal(signal.SIGKILL)
         await leader.kill()
         assert await two.died() == -signal.SIGKILL

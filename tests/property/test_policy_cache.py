@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from remit_broker.adapters import cedar as module
 from remit_broker.adapters.cedar import CedarEngine, packaged
-from remit_broker.core.policy import ATTRIBUTES, PolicyRequest, facts_read, project
+from remit_broker.core.arguments import Arguments
+from remit_broker.core.policy import PolicyRequest
+from remit_broker.core.question import ATTRIBUTES, facts_read, project
 from remit_broker.core.registry import Annotations
 from remit_schemas.budget import Budget
 from remit_schemas.names import Resource
@@ -37,8 +39,14 @@ CONDITIONS = (
     "{a: context.now_weekday}.a == 1",
     "context == context",
     "context.depth * 4611686018427387904 > 0",
+    'context.args.texts.hasTag("/a") && context.args.texts.getTag("/a") like "a*"',
+    'context.args.numbers.hasTag("/n") && context.args.numbers.getTag("/n") * 4611686018427387904 > 0',
+    'context.args_unprojected.contains("")',
+    'context.user in Role::"a" || context.user in Group::"b" || context.loops > 1',
+    'context.client == "a" || context.environment == "b"',
 )
-SCOPES = ("action", 'action == Action::"call"', 'action in [Action::"delegate", Action::"release"]')
+ANY = 'action in [Action::"call", Action::"delegate", Action::"release", Action::"list"]'
+SCOPES = (ANY, 'action == Action::"call"', 'action in [Action::"delegate", Action::"release"]')
 
 policies = st.lists(
     st.tuples(st.sampled_from(("permit", "forbid")), st.sampled_from(SCOPES), st.sampled_from(CONDITIONS)),
@@ -66,6 +74,15 @@ requests = st.builds(
     tiers=words,
     findings=words,
     labels=words,
+    loops=small,
+    client=word,
+    environment=word,
+    args=st.builds(
+        Arguments,
+        texts=st.dictionaries(st.sampled_from(("/a", "/b")), word, max_size=2),
+        numbers=st.dictionaries(st.just("/n"), small, max_size=1),
+        unprojected=words,
+    ),
 )
 
 

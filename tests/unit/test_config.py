@@ -70,6 +70,8 @@ def test_the_starter_shows_every_key_with_its_default(file: Path) -> None:
             "prices",
             "models",
             "labels",
+            "policy",
+            "tool_groups",
             "caps",
             "rates",
         }

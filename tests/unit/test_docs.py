@@ -162,6 +162,7 @@ def test_every_configuration_key_is_documented() -> None:
         ContentConfig,
         HttpConfig,
         LimitsConfig,
+        PolicyConfig,
         ResultsConfig,
         TracesConfig,
     )  # fmt: skip
@@ -174,6 +175,7 @@ def test_every_configuration_key_is_documented() -> None:
         "results": ResultsConfig,
         "traces": TracesConfig,
         "content": ContentConfig,
+        "policy": PolicyConfig,
     }
     keys = [key for key in Config.__struct_fields__ if key not in sections]
     keys += [f"{section}.{key}" for section, kind in sections.items() for key in kind.__struct_fields__]

@@ -13,7 +13,10 @@ import rfc8785
 
 from remit_broker.adapters.cedar import CedarEngine, packaged
 from remit_broker.adapters.errors import ConfigError
-from remit_broker.core.policy import ATTRIBUTES, PolicyRequest, project
+from remit_broker.core.arguments import Arguments
+from remit_broker.core.obligations import Approval, Cap
+from remit_broker.core.policy import PolicyRequest
+from remit_broker.core.question import ATTRIBUTES, project, relevant
 from remit_schemas.budget import Budget
 from remit_schemas.errors import Code
 from remit_schemas.names import Resource
@@ -223,15 +226,32 @@ def test_a_hostile_name_is_only_a_name(tmp_path: Path, name: str):
 
 # What policies can speak of
 
+EVERY_BAG = Arguments(
+    texts={"/path": "docs/a.md"},
+    numbers={"/limit": 5},
+    flags={"/force": True},
+    text_sets={"/to": ("ann", "bob")},
+    number_sets={"/ids": (1, 2)},
+    flag_sets={"/bits": (True,)},
+    unprojected=("/rate",),
+)
+
 
 def test_the_projection_has_exactly_what_the_schema_declares():
     schema = cedarpy.Schema.from_str(packaged("schema.cedarschema"))
     seen: dict[str, tuple[str, ...]] = {}
-    for request in (asked(), asked(action="delegate", resource=SKILL)):
+    for request in (
+        asked(args=EVERY_BAG),
+        asked(action="delegate", resource=SKILL),
+        asked(action="approve", approver="bob"),
+    ):
         question = project(request)
         cedarpy.Entities.from_json_str(msgspec.json.encode(question.entities).decode(), schema)
         seen["context"] = tuple(sorted(question.context))
+        seen["context.args"] = tuple(sorted(question.context["args"]))
         seen.update({entity["uid"]["type"]: tuple(sorted(entity["attrs"])) for entity in question.entities})
+    bags = {name: seen.pop(name) for name in ("Texts", "Numbers", "Flags", "TextSets", "NumberSets", "FlagSets")}
+    assert set(bags.values()) == {()}
     assert seen == ATTRIBUTES
 
 
@@ -249,6 +269,16 @@ def test_the_projection_has_exactly_what_the_schema_declares():
         'context.labels.contains("web")',
         "context.left_usd_micros == 500000 && context.left_tokens == 1000 && context.left_calls == 12",
         "context.now_hour == 9 && context.now_weekday == 1",
+        'context.user in Role::"eng" && context.user in Group::"berlin" && context.user.groups == ["berlin"]',
+        'principal in Tier::"standard" && resource in ToolGroup::"payments" && resource.groups.contains("payments")',
+        'context.loops == 1 && context.client == "cli" && context.environment == "production"',
+        'context.args.texts.hasTag("/path") && context.args.texts.getTag("/path") like "docs/*"',
+        'context.args.numbers.hasTag("/limit") && context.args.numbers.getTag("/limit") < 6',
+        'context.args.flags.hasTag("/force") && context.args.flags.getTag("/force")',
+        'context.args.text_sets.hasTag("/to") && ["ann", "bob", "cy"].containsAll(context.args.text_sets.getTag("/to"))',
+        'context.args.number_sets.hasTag("/ids") && context.args.number_sets.getTag("/ids").contains(2)',
+        'context.args.flag_sets.hasTag("/bits") && context.args.flag_sets.getTag("/bits") == [true]',
+        'context.args_unprojected == ["/rate"] && !context.args.texts.hasTag("/rate")',
     ],
 )
 def test_each_fact_reaches_policy(tmp_path: Path, condition: str):
@@ -260,9 +290,42 @@ def test_each_fact_reaches_policy(tmp_path: Path, condition: str):
             findings=("pii.email", "scan.x"),
             labels=("web",),
             target_tier="gold",
+            groups=("berlin",),
+            tool_groups=("payments",),
+            loops=1,
+            client="cli",
+            environment="production",
+            args=EVERY_BAG,
         )
     )
     assert verdict.decision.rules == ("a",)
+
+
+def test_an_argument_that_may_be_missing_must_be_asked_for_first(tmp_path: Path):
+    policy = '@id("a") @reason("a") forbid (principal, action, resource) when {{ {} }};'
+    with pytest.raises(ConfigError, match="unable to guarantee safety of access to tag"):
+        CedarEngine.load(written(tmp_path, a=policy.format('context.args.texts.getTag("/path") == "x"')))
+    guarded = 'context.args.texts.hasTag("/path") && context.args.texts.getTag("/path") == "x"'
+    policies = CedarEngine.load(written(tmp_path, a=policy.format(guarded) + PERMIT))
+    assert policies.decide(asked()).allowed
+    assert policies.decide(asked(args=EVERY_BAG)).allowed
+    assert not policies.decide(asked(args=Arguments(texts={"/path": "x"}))).allowed
+    with pytest.raises(ConfigError, match=r"expected (String|Long) but saw (Long|String)"):
+        CedarEngine.load(written(tmp_path, a=policy.format(guarded.replace('"x"', "1").replace("==", "<"))))
+
+
+def test_approving_is_asked_about_the_person_who_decides(tmp_path: Path):
+    policy = (
+        '@id("a") @reason("a") permit (principal in Role::"approver", action == Action::"approve", resource in Server::"files")'
+        " unless { principal == context.user };"
+    )
+    policies = CedarEngine.load(written(tmp_path, a=policy))
+    by = {"action": "approve", "approver": "bob", "approver_roles": ("approver",), "approver_groups": ("ops",)}
+    assert policies.decide(asked(**by)).allowed
+    assert not policies.decide(asked(**by, user="bob")).allowed
+    assert not policies.decide(asked(**{**by, "approver_roles": ()}, roles=("approver",))).allowed
+    # What an agent may do is another question.
+    assert not policies.decide(asked(action="call")).allowed
 
 
 def test_a_skill_belongs_to_its_agent(tmp_path: Path):
@@ -278,8 +341,10 @@ def test_a_skill_belongs_to_its_agent(tmp_path: Path):
     assert policies.decide(asked(**question, caller="critic")).allowed
 
 
-def test_no_argument_reaches_policy():
-    assert {"args", "arguments", "result", "value"}.isdisjoint(PolicyRequest.__struct_fields__)
+def test_no_argument_and_no_result_reaches_policy_as_it_was_sent():
+    assert {"arguments", "result", "value"}.isdisjoint(PolicyRequest.__struct_fields__)
+    with pytest.raises(TypeError):
+        relevant(asked(args={"path": {"__entity": {"type": "User", "id": "root"}}}), frozenset())
 
 
 # Obligations
@@ -297,8 +362,26 @@ def test_obligations_of_all_deciding_permits_add_up(tmp_path: Path):
     assert (verdict.reason, verdict.ask) == ("costly", "ask ann")
 
 
+def test_each_obligation_is_carried_with_what_it_says(tmp_path: Path):
+    call = 'permit (principal, action == Action::"call", resource);'
+    policies = engine(
+        tmp_path,
+        f'@id("two") @reason("r") @approve("move money; role=finance; count=2; four-eyes; ttl=15m") {call}',
+        f'@id("cheap") @reason("r") @cap("usd=0.05,calls=3") {call}',
+        f'@id("quick") @reason("r") @cap("ttl=2m, calls=2") @label("money,customer.acme") {call}',
+    )
+    verdict = policies.decide(asked())
+    assert verdict.approvals == (
+        Approval(policy="two", text="move money", count=2, role="finance", four_eyes=True, ttl=900),
+    )
+    assert verdict.cap == Cap(usd_micros=50_000, calls=2, seconds=120)
+    assert verdict.cap.of(Budget(60_000, 7, 1)) == Budget(50_000, 7, 1)
+    assert verdict.label == ("customer.acme", "money")
+
+
 # Loading: the error names file, line and policy, and says what is allowed.
 
+CALL = 'permit (principal, action == Action::"call", resource);'
 GOOD = PERMIT + "\n// a comment; with a semicolon\n"
 
 
@@ -320,19 +403,28 @@ GOOD = PERMIT + "\n// a comment; with a semicolon\n"
         ('@id("x") @reason("y") @approve("z") forbid (principal, action, resource);', ("@approve", "forbid")),
         ('@id("x") @reason("y") @redact("secret") forbid (principal, action, resource);', ("@redact", "forbid")),
         ('@id("x") @reason("y") @redact("piii") permit (principal, action, resource);', ("'piii'", "allowed: hidden")),
-        ('@id("x") @reason("y") @approve("z") permit (principal, action, resource);', ("approval of an answer",)),
+        ('@id("x") @reason("y") @approve("z") permit (principal, action, resource);', ("approval of an approval",)),
+        ('@id("x") @reason("y") @cap("calls=2") permit (principal, action == Action::"list", resource);', ("caps a listing",)),
+        ('@id("x") @reason("y") @cap("calls=0") permit (principal, action == Action::"call", resource);', ("'calls=0' caps nothing",)),
+        ('@id("x") @reason("y") @cap("calls=2,calls=3") permit (principal, action == Action::"call", resource);', ("calls=3",)),
+        ('@id("x") @reason("y") @cap("usd=1e3") permit (principal, action == Action::"call", resource);', ("usd=1e3",)),
+        ('@id("x") @reason("y") @label("Web Content") ' + CALL, ("'Web Content' is no label",)),
+        ('@id("x") @reason("y") @approve("z; count=0") permit (principal, action == Action::"call", resource);', ("'0' is no number",)),
+        ('@id("x") @reason("y") @approve("z; by=ann") ' + CALL, ("'by=ann'", "role=security")),
+        ('@id("x") @reason("y") @approve("; count=2") ' + CALL, ("what is to be approved",)),
+        ('@id("x") @reason("y") @approve("z; ttl=soon") ' + CALL, ("'soon' is no time",)),
         ('@id("x") @reason("y") @approve("z") permit (principal, action == Action::"release", resource);', ("approval of an answer",)),
         ('@id("x") @reason("y") permit (principal == ?principal, action, resource);', ("templates",)),
         (
-            '@id("x") @reason("y") permit (principal, action, resource) when { context.args };',
-            ("'x'", "`args`", "context has actors, depth"),
+            '@id("x") @reason("y") permit (principal, action, resource) when { context.argz };',
+            ("'x'", "`argz`", "context has actors, args"),
         ),
         (
             '@id("x") @reason("y") permit (principal, action == Action::"call", resource) when { resource.destructve };',
             ("'x'", "destructve", "Tool has destructive"),
         ),
         ('@id("x") @reason("y") permit (principal, action == Action::"read", resource);', ("'x'", "call, delegate, detach, release")),
-        ('@id("x") @reason("y") permit (principal == User::"ann", action, resource);', ("'x'", "an Agent as principal")),
+        ('@id("x") @reason("y") permit (principal == User::"ann", action == Action::"call", resource);', ("'x'", "as principal")),
         ('@id("x") @reason("y") permit (principal, action, resource) when { context.depth == "2" };', ("'x'", "docs/policy.md")),
         ('// one\n@id("all") @reason("y") permit (principal, action, resource);', (":4:", "'all' is taken", "bad.cedar:1")),
     ],
@@ -349,6 +441,48 @@ def test_a_bad_policy_is_named_with_its_place_and_what_is_allowed(tmp_path: Path
 def test_ids_are_unique_across_files(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"b\.cedar:1: the id 'all' is taken by the policy at .*a\.cedar:1"):
         CedarEngine.load(written(tmp_path, a=PERMIT, b=PERMIT))
+
+
+def folders(folder: Path, **files: str) -> Path:
+    for path, text in files.items():
+        file = folder / path.replace("__", "/") / "own.cedar"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("place", "changes"),
+    [
+        ("tenant__acme", {"tenant": "acme"}),
+        ("server__files", {"tenant": "acme"}),
+        ("server__files", {"tenant": "other", "action": "release"}),
+    ],
+)
+def test_a_policy_in_a_folder_speaks_of_nobody_elses_requests(tmp_path: Path, place: str, changes: dict[str, str]):
+    nobody = PERMIT.replace("principal,", 'principal == Agent::"nobody",')
+    policies = CedarEngine.load(folders(written(tmp_path, a=nobody), **{place: PERMIT.replace('"all"', '"theirs"')}))
+    assert policies.decide(asked(**changes)).decision.rules == ("theirs",)
+    other = {**changes, "tenant": "beta", "resource": Resource("mcp", "mail", "send")}
+    assert not policies.decide(asked(**other)).allowed
+    # An agent of the server's name is no server.
+    skill = {**other, "action": "delegate", "resource": Resource("agent", "files", "send")}
+    assert not policies.decide(asked(**skill)).allowed
+    # A forbid there is no more about others than a permit.
+    forbids = folders(
+        written(tmp_path, a=PERMIT), **{place: '@id("no") @reason("no") forbid (principal, action, resource);'}
+    )
+    policies = CedarEngine.load(forbids)
+    assert not policies.decide(asked(**changes)).allowed
+    assert policies.decide(asked(**other)).allowed
+
+
+@pytest.mark.parametrize("place", ["servers__files", "tenant", "tenant__acme__deep", "server__Files"])
+def test_a_policy_in_a_folder_that_nobody_reads_is_an_error(tmp_path: Path, place: str):
+    folder = tmp_path / "policies"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match="in no folder that policies are read from"):
+        CedarEngine.load(folders(written(folder, a=PERMIT), **{place: PERMIT}))
 
 
 def test_a_folder_without_policies_is_an_error(tmp_path: Path):

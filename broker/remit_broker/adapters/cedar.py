@@ -11,8 +11,9 @@ from typing import Final
 import cedarpy
 import msgspec
 
-from remit_broker.adapters.cedar_source import policy_set, read_folder, read_policies, rules_of
-from remit_broker.core.policy import PolicyRequest, Verdict, facts_read, project, relevant, undecided, verdict_of
+from remit_broker.adapters.cedar_source import ALL, Within, policy_set, read_folder, read_policies, rules_of
+from remit_broker.core.policy import PolicyRequest, Verdict, undecided, verdict_of
+from remit_broker.core.question import facts_read, project, relevant
 from remit_schemas.canonical import canonical
 
 CACHED: Final = 4096
@@ -39,7 +40,7 @@ class CedarEngine:
 
     @classmethod
     def load(cls, folder: Path) -> CedarEngine:
-        """Read and check ``*.cedar`` in ``folder``. Raises ``ConfigError`` naming file, line, policy and what is allowed."""
+        """Read and check the policies in ``folder``. Raises ``ConfigError`` naming file, line, policy and what is allowed."""
         return cls(folder, Policies(folder))
 
     def reload(self) -> str:
@@ -50,7 +51,7 @@ class CedarEngine:
 
     @property
     def revision(self) -> str:
-        """SHA-256, in hex, of the canonical JSON of the sorted ``[file name, text]`` pairs."""
+        """SHA-256, in hex, of the canonical JSON of the sorted ``[path, text]`` pairs."""
         return self._policies.revision
 
     def decide(self, request: PolicyRequest) -> Verdict:
@@ -70,8 +71,10 @@ class Policies:
         self.revision = hashlib.sha256(canonical(sorted([name, text] for name, text in texts.items()))).hexdigest()
         self._schema = cedarpy.Schema.from_str(packaged("schema.cedarschema"))
         sources = read_policies(folder, texts, self._schema)
+        self._sources = sources
         self._rules = rules_of(sources)
-        self._set = policy_set(sources)
+        self._folders = {source.within for source in sources}
+        self._sets: dict[tuple[Within, ...], cedarpy.PolicySet] = {}
         self._read = facts_read(source.body for source in sources)
         self._cached = functools.lru_cache(CACHED)(self._evaluate)
 
@@ -81,11 +84,22 @@ class Policies:
         # (test_a_cached_decision_is_the_one_that_would_be_made_now).
         return self._cached(_encoder.encode(relevant(request, self._read)))
 
+    def _set(self, request: PolicyRequest) -> cedarpy.PolicySet:
+        # INVARIANT: a policy in the folder of a tenant or server is not even asked about the requests of another
+        # (test_a_policy_in_a_folder_speaks_of_nobody_elses_requests).
+        server = request.resource.name if request.resource.kind == "mcp" else ""
+        own = (ALL, Within("tenant", request.tenant), Within("server", server))
+        chosen = tuple(one for one in own if one in self._folders)
+        if chosen not in self._sets:
+            self._sets[chosen] = policy_set([source for source in self._sources if source.within in chosen])
+        return self._sets[chosen]
+
     def _evaluate(self, key: bytes) -> Verdict:
         if len(key) > MAX_REQUEST:
             raise ValueError(f"a question of {len(key)} bytes")
         # Decoding checks every type, and a value of another type than declared raises.
-        question = project(_decoder.decode(key))
+        request = _decoder.decode(key)
+        question = project(request)
         answer = cedarpy.is_authorized(
             {
                 "principal": question.principal,
@@ -93,7 +107,7 @@ class Policies:
                 "resource": question.resource,
                 "context": _encoder.encode(question.context).decode(),
             },
-            self._set,
+            self._set(request),
             _encoder.encode(question.entities).decode(),
             self._schema,
         )

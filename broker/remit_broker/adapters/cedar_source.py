@@ -6,18 +6,21 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import cedarpy
 import msgspec
 
 from remit_broker.adapters.errors import ConfigError
-from remit_broker.core.findings import REDACTABLE
-from remit_broker.core.policy import ACTIONS, ATTRIBUTES, Rule
+from remit_broker.core.obligations import BadObligation, parse_approval, parse_cap, parse_classes, parse_labels
+from remit_broker.core.policy import ACTIONS, OBLIGING, Rule
+from remit_broker.core.question import ATTRIBUTES
 from remit_schemas.errors import Code
+from remit_schemas.names import is_principal, is_tenant
 
 MAX_FILE: Final = 1 << 20
-ANNOTATIONS: Final = ("id", "reason", "ask", "code", "approve", "redact")
+ANNOTATIONS: Final = ("id", "reason", "ask", "code", "approve", "redact", "cap", "label")
+OBLIGATIONS: Final = ("approve", "redact", "cap", "label")
 CODES: Final = (Code.POLICY_DENIED, Code.CONTENT_DENIED)
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -26,25 +29,40 @@ _LEXEME = re.compile(r'//[^\n]*|"(?:[^"\\]|\\.)*"|;', re.DOTALL)
 _COMMENT = re.compile(r"//[^\n]*")
 
 
+class Within(NamedTuple):
+    """Whose requests the policies of a folder speak of: those of one tenant or of one server; ``""`` of kind: all."""
+
+    kind: Literal["", "tenant", "server"] = ""
+    name: str = ""
+
+
+ALL: Final = Within()
+
+
 class Source(NamedTuple):
-    """One policy as it was written: where, its text, what its annotations say, and Cedar's JSON form of it."""
+    """One policy as it was written: where, its text, what its annotations say, Cedar's JSON form of it, and whom it is about."""
 
     where: str
     text: str
     rule: Rule
     body: dict[str, Any]
+    within: Within = ALL
 
 
 def read_folder(folder: Path) -> dict[str, str]:
-    """The texts of ``*.cedar`` in ``folder`` by file name. Raises :class:`ConfigError`."""
+    """The texts of ``*.cedar`` in ``folder``, ``tenant/<name>`` and ``server/<name>``, by their paths. Raises :class:`ConfigError`."""
     if not folder.is_dir():
         raise ConfigError(f"there is no policy folder at {folder}", "remit init writes one, with starter policies")
     texts = {}
-    for file in sorted(folder.glob("*.cedar")):
+    for file in sorted(folder.rglob("*.cedar")):
+        name = file.relative_to(folder).as_posix()
+        if name.startswith("tests/"):
+            continue
+        within(folder, name)
         try:
             if file.stat().st_size > MAX_FILE:
                 raise ConfigError(f"{file} is larger than {MAX_FILE} bytes", "split it")
-            texts[file.name] = file.read_text(encoding="utf-8")
+            texts[name] = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file} cannot be read: {error}", "policy files are UTF-8 text") from None
     if not texts:
@@ -55,12 +73,28 @@ def read_folder(folder: Path) -> dict[str, str]:
     return texts
 
 
+def within(folder: Path, name: str) -> Within:
+    """Whose requests a file speaks of, by its path. Raises :class:`ConfigError` for one that would be read by nobody."""
+    match name.split("/"):
+        case [_]:
+            return ALL
+        case ["tenant", tenant, _] if is_tenant(tenant):
+            return Within("tenant", tenant)
+        case ["server", server, _] if is_principal(server):
+            return Within("server", server)
+    # A misspelt folder would otherwise hold policies that silently do nothing.
+    raise ConfigError(
+        f"{folder / name} is in no folder that policies are read from",
+        "put it into the policy folder itself, tenant/NAME (one tenant's requests) or server/NAME (those for one server)",
+    )
+
+
 def read_policies(folder: Path, texts: dict[str, str], schema: cedarpy.Schema) -> list[Source]:
     """Every policy of ``texts``, each valid under ``schema`` and with an id of its own. Raises :class:`ConfigError`."""
     sources: dict[str, Source] = {}
     for name, text in texts.items():
         for line, statement in _statements(text):
-            source = _source(f"{folder / name}:{line}", statement, schema)
+            source = _source(f"{folder / name}:{line}", statement, schema)._replace(within=within(folder, name))
             earlier = sources.setdefault(source.rule.id, source)
             if earlier is not source:
                 raise ConfigError(
@@ -131,22 +165,39 @@ def _rule(where: str, body: dict[str, Any]) -> Rule:
     if empty := [key for key in ("reason", *said) if not (said.get(key) or "").strip()]:
         raise ConfigError(f"{at} has no text in @{empty[0]}", f'write @{empty[0]}("…")')
     forbid = body["effect"] == "forbid"
-    if misplaced := [key for key in (("approve", "redact") if forbid else ("code",)) if key in said]:
+    if misplaced := [key for key in (OBLIGATIONS if forbid else ("code",)) if key in said]:
         raise ConfigError(f"{at}: @{misplaced[0]} has no meaning on a {body['effect']}",
-                          "@approve and @redact belong to a permit, @code to a forbid")  # fmt: skip
-    rule = Rule(
-        id=name,
-        effect="forbid" if forbid else "permit",
-        reason=said["reason"] or "",
-        ask=said.get("ask") or "",
-        code=_code(at, said.get("code")),
-        approve="approve" in said,
-        redact=_classes(at, said.get("redact")),
-    )
-    if rule.approve and "release" in _actions(body):
-        raise ConfigError(f"{at} asks for approval of an answer, which has then already happened",
-                          'limit it: action == Action::"call", or action in [Action::"call", Action::"delegate"]')  # fmt: skip
-    return rule
+                          "@approve, @redact, @cap and @label belong to a permit, @code to a forbid")  # fmt: skip
+    _fitting(at, body, said)
+    try:
+        return Rule(
+            id=name,
+            effect="forbid" if forbid else "permit",
+            reason=said["reason"] or "",
+            ask=said.get("ask") or "",
+            code=_code(at, said.get("code")),
+            approve=parse_approval(name, text) if (text := said.get("approve")) else None,
+            redact=parse_classes(text) if (text := said.get("redact")) else (),
+            cap=parse_cap(text) if (text := said.get("cap")) else None,
+            label=parse_labels(text) if (text := said.get("label")) else (),
+        )
+    except BadObligation as bad:
+        raise ConfigError(f"{at}: {bad.why}", bad.ask) from None
+
+
+def _fitting(at: str, body: dict[str, Any], said: dict[str, str | None]) -> None:
+    """Obligations only where they can be kept. Raises :class:`ConfigError`."""
+    for key, what in (("approve", "asks for approval of"), ("cap", "caps")):
+        if key in said and (beside := sorted(_actions(body) - OBLIGING)):
+            raise ConfigError(f"{at} {what} {_BESIDE.get(beside[0], beside[0])}",
+                              'limit it: action == Action::"call", or action in [Action::"call", Action::"delegate"]')  # fmt: skip
+
+
+_BESIDE: Final = {
+    "release": "an answer, which has then already happened",
+    "list": "a listing, which calls nothing",
+    "approve": "an approval",
+}
 
 
 def _code(at: str, said: str | None) -> Code:
@@ -155,15 +206,6 @@ def _code(at: str, said: str | None) -> Code:
     if said not in CODES:
         raise ConfigError(f"{at} has the @code {said!r}", f"allowed are {' and '.join(CODES)}")
     return Code(said)
-
-
-def _classes(at: str, said: str | None) -> tuple[str, ...]:
-    names = tuple(sorted({name.strip() for name in said.split(",")})) if said is not None else ()
-    if wrong := [name for name in names if name not in REDACTABLE]:
-        raise ConfigError(
-            f"{at} redacts {wrong[0]!r}, which nothing detects", f"allowed: {', '.join(sorted(REDACTABLE))}"
-        )
-    return names
 
 
 def _actions(body: dict[str, Any]) -> set[str]:
@@ -178,7 +220,7 @@ def _plain(error: str) -> str:
 
 def _allowed(what: str) -> str:
     if "action" in what.lower() and "context" not in what:
-        return f"the actions are {', '.join(ACTIONS)}, with an Agent as principal and a Tool or Skill as resource"
+        return f"the actions are {', '.join(ACTIONS)}, with an Agent (approve: a User) as principal and a Tool or Skill as resource"
     for entity, names in ATTRIBUTES.items():
         if f"`{entity}`" in what or (entity == "context" and "in context" in what):
             return f"{entity} has {', '.join(names)}"

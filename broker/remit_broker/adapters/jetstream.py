@@ -185,7 +185,8 @@ class JetStream:
         name = inbox.rsplit(".", 1)[-1]
         try:
             await self.api(f"CONSUMER.CREATE.{stream}.{name}.{subject}", consumer(stream, name, subject, after, inbox))
-            await asyncio.wait_for(done, self._timeout)
+            async with asyncio.timeout(self._timeout):
+                await done
         except TimeoutError:
             raise Unreachable(f"{subject} could not be read whole in {self._timeout} s") from None
         finally:

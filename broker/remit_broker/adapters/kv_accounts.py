@@ -278,7 +278,8 @@ class KvAccounts:
         said = ""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), TICK)
+                async with asyncio.timeout(TICK):
+                    await self._wake.wait()
             self._wake.clear()
             if self._clock.monotonic() >= self._clock_due:
                 with contextlib.suppress(Refusal):

@@ -171,13 +171,11 @@ async def probe(url: str, keys: KeyFiles) -> str | None:
 
     nc = HardenedClient()
     try:
-        await asyncio.wait_for(
-            nc.connect(
+        async with asyncio.timeout(PROBE_SECONDS):
+            await nc.connect(
                 url.split(","), name=secrets.token_hex(12), allow_reconnect=False, error_cb=error,
                 nkeys_seed_str=callout_probe.seed_of(keys.seed("issuer")), connect_timeout=3, max_reconnect_attempts=1,
-            ),
-            PROBE_SECONDS,
-        )  # fmt: skip
+            )  # fmt: skip
         # Let in by a server that asks nobody: then anybody is.
         asked = nc._server_info.get("auth_required")
     except (TimeoutError, OSError, nats.errors.Error) as problem:

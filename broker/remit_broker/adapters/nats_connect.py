@@ -58,8 +58,8 @@ async def connect(url: str, keys: KeyFiles, account: Account, on_error: OnError 
 
     nc = HardenedClient()
     try:
-        await asyncio.wait_for(
-            nc.connect(
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await nc.connect(
                 url.split(","),
                 name=name,
                 nkeys_seed_str=keys.seed(account),
@@ -71,11 +71,9 @@ async def connect(url: str, keys: KeyFiles, account: Account, on_error: OnError 
                 # A server that says nothing for so long is as good as gone: where there are others, they are tried.
                 ping_interval=_PING_SECONDS,
                 max_outstanding_pings=2,
-                # On INFO the client learns the other servers' addresses; the embedded one has none.
-                connect_timeout=2,
-            ),
-            CONNECT_SECONDS,
-        )
+                # Longer than the two seconds after which a server says that nobody vouched for a user it does not know.
+                connect_timeout=3,
+            )
         return nc
     except (TimeoutError, OSError, nats.errors.Error) as problem:
         raise _cannot(url, account, str(seen[-1] if seen else problem) or "no answer") from None

@@ -279,7 +279,8 @@ class EmbeddedServer:
         except OSError:
             return False
         try:
-            return (await asyncio.wait_for(reader.readline(), 2)).startswith(b"INFO {")
+            async with asyncio.timeout(2):
+                return (await reader.readline()).startswith(b"INFO {")
         except (TimeoutError, OSError, ValueError):
             return False
         finally:
@@ -314,7 +315,8 @@ class EmbeddedServer:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
         try:
-            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+            async with asyncio.timeout(STOP_SECONDS):
+                await process.wait()
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()

@@ -37,12 +37,19 @@ MAX_PINS: Final = 2 * MAX_DEFINITIONS
 SEEN_WITHIN: Final = 5.0
 """Seconds a write may take to come back through the watch."""
 
+_NONE: Final[Mapping[str, Sequence[str]]] = {}
+
 
 class KvRegistry:
-    """The mirror of one tenant's registry. ``prices`` and ``labels`` are resource patterns from the configuration."""
+    """The mirror of one tenant's registry. ``prices``, ``labels`` and ``groups`` are resource patterns from the configuration."""
 
-    def __init__(self, prices: Mapping[str, Budget], labels: Mapping[str, Sequence[str]]) -> None:
-        self._prices, self._labels = prices, labels
+    def __init__(
+        self,
+        prices: Mapping[str, Budget],
+        labels: Mapping[str, Sequence[str]],
+        groups: Mapping[str, Sequence[str]] = _NONE,
+    ) -> None:
+        self._prices, self._labels, self._groups = prices, labels, groups
         self._principals: dict[str, Principal] = {}
         self._by_nkey: dict[str, Principal] = {}
         self._attachments: dict[str, Attachment] = {}
@@ -250,12 +257,17 @@ class KvRegistry:
             ceiling=ceiling_of(principal.kind, definition),
             price=_best(self._prices, resource, ONE_CALL),
             labels=tuple(sorted({label for labels in _all(self._labels, resource) for label in labels})),
+            groups=tuple(sorted(name for name, some in self._groups.items() if _any(some, resource))),
             quarantined="" if pin in (None, definition.digest) else "it changed since it was accepted",
         )
 
 
 async def _nobody(_: str) -> None:
     return None
+
+
+def _any(patterns: Sequence[str], resource: Resource) -> bool:
+    return resource.kind == "mcp" and any(fnmatchcase(str(resource), pattern) for pattern in patterns)
 
 
 def _all(table: Mapping[str, Any], resource: Resource) -> list[Any]:

@@ -74,6 +74,14 @@ class KvRevocations:
         async with asyncio.timeout(10), self._seen:
             await self._seen.wait_for(lambda: self.fresh)
 
+    async def speak(self, about: Callable[[], dict[str, Any]]) -> None:
+        """From now on the heartbeats say this of the replica; returns when one that does was heard. Refuses LEDGER_UNAVAILABLE.
+
+        INVARIANT: whoever says that it is ready counts itself (test_the_first_line_tells_where_it_is).
+        """
+        self.about = about
+        await self._seen_after(HEARTBEAT, self._beat_now(), "spoken of")
+
     async def stop(self) -> None:
         """Say goodbye and stop mirroring; what is asked from now on is answered until the silence is noticed."""
         with contextlib.suppress(Exception):
@@ -129,12 +137,15 @@ class KvRevocations:
 
     async def put(self, entry: Entry) -> None:
         """Write an entry. Durable, and seen by this replica, when it returns. Refuses LEDGER_UNAVAILABLE."""
+        await self._seen_after(_key(entry), msgspec.json.encode(entry), "written")
+
+    async def _seen_after(self, key: str, value: bytes, what: str) -> None:
         try:
-            seq = await self._bucket.put(_key(entry), msgspec.json.encode(entry))
+            seq = await self._bucket.put(key, value)
             async with asyncio.timeout(SEEN_WITHIN), self._seen:
                 await self._seen.wait_for(lambda: self._seen_seq >= seq)
         except (NatsError, OSError, TimeoutError) as error:
-            raise _unavailable("written", error) from None
+            raise _unavailable(what, error) from None
 
     async def announce(self, jti: str) -> None:
         """Say to every replica that a grant was revoked, after its record is durable. Best effort: the record alone decides."""
@@ -152,14 +163,16 @@ class KvRevocations:
     async def _beat(self) -> None:
         while True:
             try:
-                beat = Beat(self._me, self._clock.monotonic(), self.about())
                 # What counts comes through the watch: for an answer that is lost, the next beat does not wait
                 # (test_a_heartbeat_whose_answer_is_lost_silences_nobody).
                 async with asyncio.timeout(BEAT_SECONDS):
-                    await self._bucket.put(HEARTBEAT, msgspec.json.encode(beat))
+                    await self._bucket.put(HEARTBEAT, self._beat_now())
             except Exception as error:
                 self._fault("revocations.heartbeat", error)
             await asyncio.sleep(BEAT_SECONDS)
+
+    def _beat_now(self) -> bytes:
+        return msgspec.json.encode(Beat(self._me, self._clock.monotonic(), self.about()))
 
     async def _mirror(self) -> None:
         while True:

@@ -161,12 +161,14 @@ class StreamTail:
         Empty after a second of silence, so that a new connection is noticed.
         """
         try:
-            arrived = [await asyncio.wait_for(self._arrived.get(), 1.0)]
+            async with asyncio.timeout(1.0):
+                arrived = [await self._arrived.get()]
         except TimeoutError:
             return []
         if linger and not self._hurry.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), _LINGER)
+                async with asyncio.timeout(_LINGER):
+                    await self._hurry.wait()
         while not self._arrived.empty():
             arrived.append(self._arrived.get_nowait())
         return arrived

@@ -89,7 +89,8 @@ async def agent(path: str) -> None:
     await nc.subscribe(inbox, cb=attached)
     request = encode(Request(args={"skills": [skill]}))
     await nc.publish(subjects.request(me, subjects.NEW, "remit", "attach", "put"), request, reply=inbox)
-    answer = await asyncio.wait_for(done, 10)
+    async with asyncio.timeout(10):
+        answer = await done
     if b'"frame":"result"' not in answer:
         raise SystemExit(answer.decode())
     await _ready(nc)

@@ -100,13 +100,15 @@ async def process(*words: str) -> AsyncIterator[str]:
     try:
         if running.stdout is None:
             raise RuntimeError("no pipe")
-        line = await asyncio.wait_for(running.stdout.readline(), 60)
+        async with asyncio.timeout(60):
+            line = await running.stdout.readline()
         yield line.decode().strip()
     finally:
         if running.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 running.terminate()
-            await asyncio.wait_for(running.wait(), 40)
+            async with asyncio.timeout(40):
+                await running.wait()
 
 
 @asynccontextmanager
@@ -147,7 +149,8 @@ async def caller(nc: Client, connection: str, grants: list[tuple[str, str]]) -> 
         waiting[reply] = future = loop.create_future()
         try:
             await nc.publish(subject, data, reply=reply)
-            answer = await asyncio.wait_for(future, 60)
+            async with asyncio.timeout(60):
+                answer = await future
         finally:
             del waiting[reply]
         if b'"frame":"result"' not in answer[:32]:

@@ -1,47 +1,29 @@
-"""The question that policy is asked, its answer, and the projection of the one into Cedar's terms.
+"""The question that policy is asked and its answer. How the one becomes Cedar's terms is in ``question.py``.
 
-A policy sees who asks, on whose behalf, through whom, for what, with how much left, and *what was found* in the content;
-it never sees the content. Raw JSON has no faithful form in Cedar (no floats, no null, 64-bit integers), and an argument
-such as ``{"__entity": …}`` would become an entity of the caller's choice.
+A policy sees who asks, on whose behalf, through whom, for what, with how much left, *what was found* in the content, and of the
+arguments what the tool's own schema declares as scalars (``arguments.py``). Raw JSON it never sees.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
-from remit_broker.core.findings import class_of
+from remit_broker.core.arguments import NOTHING, Arguments
+from remit_broker.core.obligations import Approval, Cap, strictest
 from remit_broker.core.registry import Annotations
-from remit_schemas.budget import ZERO, Budget
+from remit_schemas.budget import Budget
 from remit_schemas.canonical import MAX_INTEGER
 from remit_schemas.errors import Code
 from remit_schemas.names import Resource
 from remit_schemas.records import Decision
 
-Action = Literal["call", "delegate", "detach", "release"]
-ACTIONS: Final[tuple[Action, ...]] = ("call", "delegate", "detach", "release")
-
-ATTRIBUTES: Final[dict[str, tuple[str, ...]]] = {
-    "User": ("name", "roles", "tenant"),
-    "Agent": ("name", "tier"),
-    "Server": ("name",),
-    "Tool": ("destructive", "idempotent", "name", "openWorld", "readOnly", "server", "tier"),
-    "Skill": ("agent", "name", "tier"),
-    "context": (
-        "actors", "depth", "finding_classes", "findings", "labels", "left_calls", "left_tokens", "left_usd_micros",
-        "now_hour", "now_weekday", "tiers", "user",
-    ),
-}  # fmt: skip
-"""What the schema declares, for the messages of refused policies."""
-
-LEFT: Final = frozenset({"left_usd_micros", "left_tokens", "left_calls"})
-NOW: Final = frozenset({"now_hour", "now_weekday"})
-_HOUR: Final = 3600
-_DAY: Final = 24 * _HOUR
-_THURSDAY: Final = 3
-"""1970-01-01 was one; Monday is 0."""
+Action = Literal["call", "delegate", "detach", "release", "list", "approve"]
+ACTIONS: Final[tuple[Action, ...]] = ("call", "delegate", "detach", "release", "list", "approve")
+OBLIGING: Final[frozenset[Action]] = frozenset({"call", "delegate", "detach"})
+"""Actions after which something is called: only there can an approval be waited for, or a cap be set."""
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)]
 
@@ -49,8 +31,11 @@ _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)]
 class PolicyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One question. ``now`` is Unix seconds; policies see the hour and weekday of it, in UTC.
 
-    ``tiers`` are those of ``actors`` (the chain of agents, the caller among them), ``findings`` kinds such as
-    ``secret.npm_token``. Nothing is checked here; a question with a value of a wrong type is denied when it is asked.
+    ``tiers`` are those of ``actors`` (the chain of agents, the caller among them), ``loops`` is how often the target is among
+    them already, ``findings`` are kinds such as ``secret.npm_token``. ``roles`` and ``groups`` are those of ``user``,
+    ``tool_groups`` those that the configuration puts the target in. ``approver`` is who wants to decide, where the action is
+    ``approve``: then the principal, and ``user`` the one for whom the call would be made. Nothing is checked here; a question
+    with a value of a wrong type is denied when it is asked.
     """
 
     action: Action
@@ -65,25 +50,38 @@ class PolicyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     now: _Count
     annotations: Annotations = Annotations()
     roles: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
     actors: tuple[str, ...] = ()
     tiers: tuple[str, ...] = ()
+    loops: _Count = 0
+    tool_groups: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    args: Arguments = NOTHING
+    client: str = ""
+    environment: str = ""
+    approver: str = ""
+    approver_roles: tuple[str, ...] = ()
+    approver_groups: tuple[str, ...] = ()
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """One answer.
 
     ``code`` is set when it is no. ``approve`` are the ids of the policies that permit it only with an approval,
-    ``redact`` the classes of findings to replace. ``reason`` and ``ask`` are the public texts of the policies that
-    decided; ``cause`` is for operators only.
+    and ``approvals`` what each of them demands, ``redact`` the classes of findings to replace, ``cap`` what the call may be
+    given at most, ``label`` what its data is to be labelled with. ``reason`` and ``ask`` are the public texts of the policies
+    that decided; ``cause`` is for operators only.
     """
 
     allowed: bool
     decision: Decision
     code: Code | None = None
     approve: tuple[str, ...] = ()
+    approvals: tuple[Approval, ...] = ()
     redact: tuple[str, ...] = ()
+    cap: Cap | None = None
+    label: tuple[str, ...] = ()
     reason: str = ""
     ask: str = ""
     cause: str = ""
@@ -97,121 +95,10 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     ask: str = ""
     code: Code = Code.POLICY_DENIED
-    approve: bool = False
+    approve: Approval | None = None
     redact: tuple[str, ...] = ()
-
-
-class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """A request in Cedar's terms: three entity references, the context, and the entities they speak of (Cedar's JSON)."""
-
-    principal: dict[str, str]
-    action: dict[str, str]
-    resource: dict[str, str]
-    context: dict[str, Any]
-    entities: list[dict[str, Any]]
-
-
-# Cedar's terms
-
-
-def project(request: PolicyRequest) -> Question:
-    """``request`` for Cedar. Entity ids are data in structures of their own, never parts of a text that Cedar parses."""
-    user, caller = _uid("User", request.user), _uid("Agent", request.caller)
-    target, parent = _target(request)
-    entities = {
-        ("User", request.user): _entity(
-            user, {"name": request.user, "tenant": request.tenant, "roles": list(request.roles)}
-        ),
-        (parent["uid"]["type"], request.resource.name): parent,
-        (target["uid"]["type"], str(request.resource)): target,
-        # Last: where an agent calls itself, it is the caller.
-        ("Agent", request.caller): _entity(caller, {"name": request.caller, "tier": request.caller_tier}),
-    }
-    return Question(
-        principal=caller,
-        action=_uid("Action", request.action),
-        resource=target["uid"],
-        context={"user": {"__entity": user}, **_facts(request)},
-        entities=list(entities.values()),
-    )
-
-
-def _facts(request: PolicyRequest) -> dict[str, Any]:
-    return {
-        "depth": request.depth,
-        "actors": list(request.actors),
-        "tiers": list(request.tiers),
-        "findings": list(request.findings),
-        "finding_classes": sorted({class_of(kind) for kind in request.findings}),
-        "labels": list(request.labels),
-        "left_usd_micros": request.left.usd_micros,
-        "left_tokens": request.left.tokens,
-        "left_calls": request.left.calls,
-        "now_hour": request.now % _DAY // _HOUR,
-        "now_weekday": (request.now // _DAY + _THURSDAY) % 7 + 1,
-    }
-
-
-def _target(request: PolicyRequest) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tool or skill, and the server or agent it belongs to."""
-    resource, hints = request.resource, request.annotations
-    if resource.kind == "agent":
-        parent = _entity(_uid("Agent", resource.name), {"name": resource.name, "tier": request.target_tier})
-        attrs: dict[str, Any] = {"name": resource.op, "agent": resource.name, "tier": request.target_tier}
-        return _entity(_uid("Skill", str(resource)), attrs, parent["uid"]), parent
-    parent = _entity(_uid("Server", resource.name), {"name": resource.name})
-    attrs = {
-        "name": resource.op,
-        "server": resource.name,
-        "tier": request.target_tier,
-        "readOnly": hints.read_only,
-        "destructive": hints.destructive,
-        "idempotent": hints.idempotent,
-        "openWorld": hints.open_world,
-    }
-    return _entity(_uid("Tool", str(resource)), attrs, parent["uid"]), parent
-
-
-def _uid(kind: str, name: str) -> dict[str, str]:
-    return {"type": kind, "id": name}
-
-
-def _entity(uid: dict[str, str], attrs: dict[str, Any], *parents: dict[str, str]) -> dict[str, Any]:
-    return {"uid": uid, "attrs": attrs, "parents": list(parents)}
-
-
-# Which facts matter
-
-
-def facts_read(policies: Iterable[dict[str, Any]]) -> frozenset[str]:
-    """The attributes of ``context`` that policies (in Cedar's JSON form) can read; all of them where that is unclear."""
-    read: set[str] = set()
-    pending: list[Any] = list(policies)
-    while pending:
-        node = pending.pop()
-        if isinstance(node, list):
-            pending.extend(node)
-        elif isinstance(node, dict):
-            access = node.get(".")
-            if len(node) == 1 and isinstance(access, dict) and access.get("left") == {"Var": "context"}:
-                read.add(str(access.get("attr")))
-            elif node.get("Var") == "context":
-                return frozenset(ATTRIBUTES["context"])
-            else:
-                pending.extend(node.values())
-    return frozenset(read)
-
-
-def relevant(request: PolicyRequest, read: frozenset[str]) -> PolicyRequest:
-    """``request`` without the budget and time of day that no policy reads, so that equal questions look equal.
-
-    Raises TypeError for a budget or a time that is none: what is left out is not checked later.
-    """
-    if type(request.now) is not int or request.now < 0 or type(request.left) is not Budget:
-        raise TypeError("a question without a time or a budget")
-    # INVARIANT: this changes no decision (test_a_cached_decision_is_the_one_that_would_be_made_now).
-    hour = request.now - request.now % _HOUR if read & NOW else 0
-    return msgspec.structs.replace(request, left=request.left if read & LEFT else ZERO, now=hour)
+    cap: Cap | None = None
+    label: tuple[str, ...] = ()
 
 
 # Answers
@@ -227,12 +114,14 @@ def verdict_of(allowed: bool, rules: Iterable[Rule], revision: str) -> Verdict:
         code = Code.CONTENT_DENIED if content else Code.POLICY_DENIED
         return Verdict(allowed=False, decision=decision, code=code, reason=_reasons(deciding), ask=_asks(deciding))
     approve = [rule for rule in deciding if rule.approve]
-    redact = sorted({name for rule in deciding for name in rule.redact})
     return Verdict(
         allowed=True,
         decision=decision,
         approve=tuple(rule.id for rule in approve),
-        redact=tuple(redact),
+        approvals=tuple(rule.approve for rule in approve if rule.approve),
+        redact=_all(rule.redact for rule in deciding),
+        cap=strictest(rule.cap for rule in deciding if rule.cap),
+        label=_all(rule.label for rule in deciding),
         reason=_reasons(approve or deciding),
         ask=_asks(approve or deciding),
     )
@@ -252,6 +141,10 @@ def undecided(revision: str, cause: str) -> Verdict:
 
 UNDECIDED: Final = "policy.error"
 """Stands for a policy's id in a decision that failed."""
+
+
+def _all(names: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(sorted({name for some in names for name in some}))
 
 
 def _reasons(rules: Iterable[Rule]) -> str:

@@ -64,6 +64,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     ceiling: Scope | None
     price: Budget = ONE_CALL
     labels: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
     quarantined: str = ""
 
 

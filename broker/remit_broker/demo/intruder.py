@@ -60,7 +60,8 @@ async def _try(nc: Client, said: asyncio.Queue[str], me: str, how: str, subject:
         await nc.subscribe(subject)
     await nc.flush()
     try:
-        answer = await asyncio.wait_for(said.get(), 1.0)
+        async with asyncio.timeout(1.0):
+            answer = await said.get()
     except TimeoutError:
         answer = ""
     return Attempt(f"{me} tries to {why}: {how} {subject}", answer)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from remit_broker.core.obligations import Cap
 from remit_broker.core.policy import Action, PolicyRequest
 from remit_broker.hop.hop import Hop
 from remit_broker.ports import Ports
+from remit_schemas.budget import ONE_CALL
 from remit_schemas.errors import Code, refusal
 from remit_schemas.records import Epochs, Finding
 
@@ -18,7 +22,31 @@ async def authorize(hop: Hop, ports: Ports) -> Hop:
     hop = hop.with_(verdict=verdict, epochs=epochs)
     if not verdict.allowed:
         raise denied(hop, verdict.code or Code.POLICY_DENIED)
-    return hop
+    return hop if verdict.cap is None else _capped(hop, verdict.cap)
+
+
+def _capped(hop: Hop, cap: Cap) -> Hop:
+    """The hop with no more to give and no more time than policy leaves it.
+
+    INVARIANT: a cap only takes away, and never below what the call costs by itself: that is refused
+    (test_a_cap_of_policy_tightens_budget_and_life).
+    """
+    child, at = hop.given, hop.ask.at
+    budget, price = cap.of(child.budget), hop.aim.price.join(ONE_CALL)
+    if not price.within(budget):
+        raise refusal(
+            Code.POLICY_DENIED, f"{hop.resource} costs {price}, and policy leaves it {budget}",
+            rule=", ".join(hop.judged.decision.rules), ask="ask an operator for a larger @cap in that policy",
+        )  # fmt: skip
+    if cap.seconds is None:
+        return hop.with_(child=msgspec.structs.replace(child, budget=budget))
+    end = min(hop.deadline, int(at * 1000) + cap.seconds * 1000)
+    exp = min(child.exp, max(end // 1000, int(at) + 1))
+    return hop.with_(
+        child=msgspec.structs.replace(child, budget=budget, exp=exp),
+        deadline=end,
+        mono_deadline=hop.mono_deadline - (hop.deadline - end) / 1000,
+    )
 
 
 def _action(hop: Hop) -> Action:
@@ -48,6 +76,9 @@ def question(hop: Hop, ports: Ports, action: Action, findings: tuple[Finding, ..
         annotations=target.annotations,
         target_tier=target.tier,
         depth=hop.given.depth,
+        loops=actors.count(target.callee),
+        tool_groups=target.groups,
+        environment=ports.environment,
         actors=actors,
         tiers=tuple(sorted(tiers)),
         findings=tuple(sorted({finding.kind for finding in findings})) if findings else (),

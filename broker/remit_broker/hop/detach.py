@@ -42,6 +42,8 @@ def task_of(hop: Hop, ports: Ports) -> Delegation:
     held, child = hop.held, hop.given
     wished = hop.request.want.ttl_ms
     seconds = ports.limits.hop_ttl if wished is None else wished / 1000
+    if (cap := hop.judged.cap) is not None and cap.seconds is not None:
+        seconds = min(seconds, cap.seconds)
     call = held.scope & exactly(hop.resource)
     return Delegation(
         tenant=hop.ask.tenant,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from remit_broker.core.policy import Verdict
 from remit_broker.core.times import seconds_of
 from remit_broker.hop.authorize import authorize
 from remit_broker.hop.detach import detach
@@ -84,15 +85,15 @@ async def _same_world(hop: Hop, ports: Ports) -> None:
     if (decided.policy, decided.registry) == (ports.policy.revision, ports.registry.revision):
         return
     again = await authorize(await resolve(hop, ports), ports)
-    if (again.aim.definition, again.judged.approve, again.judged.redact) != (
-        hop.aim.definition,
-        hop.judged.approve,
-        hop.judged.redact,
-    ):
+    if (again.aim.definition, _obligations(again.judged)) != (hop.aim.definition, _obligations(hop.judged)):
         raise refusal(
             Code.POLICY_DENIED, "policy or the target's definition changed while this call was opening",
             rule="dispatch.epoch", ask="repeat the call",
         )  # fmt: skip
+
+
+def _obligations(verdict: Verdict) -> tuple[object, ...]:
+    return verdict.approvals, verdict.approve, verdict.redact, verdict.cap, verdict.label
 
 
 async def _still_open(hop: Hop, ports: Ports) -> None:

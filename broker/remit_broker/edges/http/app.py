@@ -139,4 +139,5 @@ class HttpServer:
 
 async def _ended(task: Awaitable[None], seconds: float) -> None:
     with contextlib.suppress(asyncio.TimeoutError, asyncio.CancelledError):
-        await asyncio.wait_for(task, seconds)
+        async with asyncio.timeout(seconds):
+            await task
