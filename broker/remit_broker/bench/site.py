@@ -67,7 +67,10 @@ class Site:
 async def site(
     folder: Path, sync: str, *, replicas: int = 1, concurrency: int = 2048, profile: Path | None = None
 ) -> AsyncIterator[Site]:
-    """Start one. ``concurrency`` is the hops it may have in hand. With ``profile`` the broker's process is profiled, and slower; the profile is written when it ends."""
+    """Start one. ``concurrency`` is the hops it may have in hand.
+
+    With ``profile`` the broker's process is profiled, and slower; the profile is written when it ends.
+    """
     write_policies(folder / "policies")
     config = folder / "remit.toml"
     config.write_text(
