@@ -26,7 +26,7 @@ from remit_broker.adapters.errors import ConfigError, ServiceError
 from remit_broker.adapters.jetstream import JetStream, Unreachable
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.json_schema import JsonSchemas
-from remit_broker.adapters.kept_results import KvResults
+from remit_broker.adapters.kept_results import ARGUMENTS, KvResults
 from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.adapters.kick import Cutter
 from remit_broker.adapters.kv_accounts import KvAccounts
@@ -133,7 +133,7 @@ class Broker:
         ledger = self.ledger
         self.observer.watch("remit_ledger_races", "Appends before which another replica's came", lambda: ledger.races)
         self.observer.watch("remit_ledger_ambiguous", "Attempts to append without an answer", lambda: ledger.ambiguous)
-        self.registry = KvRegistry(settings.prices, config.labels, config.tool_groups)
+        self.registry = KvRegistry(settings.prices, settings.labels, settings.endorsers, config.tool_groups)
         await self.registry.start(self.nats.core.jetstream(), config.bus.replicas, self.observer.fault)
         on_exit.push_async_callback(self.registry.stop)
         self.revocations = KvRevocations(SystemClock(), self.observer.fault, self.replica)
@@ -216,6 +216,10 @@ class Broker:
         await self.results.start(
             self.nats.core.jetstream(), config.bus.replicas, config.results.ttl, config.results.bytes
         )
+arguments = KvResults(self.keys.results_key, self.observer.fault, ARGUMENTS)
+        await arguments.start(
+            self.nats.core.jetstream(), config.bus.replicas, config.approvals.ttl, config.results.bytes
+        )
         self._tenant_bus = bus = NatsBus(self.nats.bus, self.replica, self.nats.core, self._pace.soon)
         await bus.start()
         self._enforce(bus)
@@ -239,6 +243,7 @@ class Broker:
             target_rates=targets(clock, default_rates(config.limits)[1], self.settings.rates.target),
             accounts=self.accounts,
             results=self.results,
+            arguments=arguments,
             room=PartsRoom(config.limits.result_bytes),
             observer=self.observer,
             failpoints=Failpoints(),
@@ -247,7 +252,12 @@ class Broker:
                 hop_ttl=config.limits.hop_ttl,
                 concurrency=config.limits.concurrency,
                 replica_silence=config.limits.replica_silence,
+                approval_ttl=config.approvals.ttl,
+                approval_use=config.approvals.use,
+                four_eyes=config.approvals.four_eyes,
+                approval_url=f"{(config.approvals.url or self.http or config.issuer).rstrip('/')}/api/approvals/",
                 allowed_cycles=self.settings.cycles,
+                labels=self.settings.labels,
             ),
         )
 

@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -16,6 +16,9 @@ import msgspec.inspect
 
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.core.caps import BadCap, Caps, parse_caps
+from remit_broker.core.extraction import Endorser, TooWide, parse_endorser
+from remit_broker.core.label_sources import BadLabels, LabelSources, parse_sources
+from remit_broker.core.labels import is_label
 from remit_broker.core.rates import BadRate, Rate, Rates, parse_rates
 from remit_schemas.budget import Budget, parse_budget
 from remit_schemas.errors import Refusal
@@ -28,9 +31,6 @@ MAX_FILE: Final = 1024 * 1024
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
-
-
-_LABEL: Final = re.compile(r"[a-z0-9][a-z0-9_.:/-]{0,63}")
 
 
 class BusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -83,6 +83,19 @@ class ResultsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     bytes: Annotated[int, msgspec.Meta(ge=64 << 20, le=2**50)] = 1 << 30
 
 
+class ApprovalsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Approvals by people: a request waits for ``ttl`` seconds, an approval can be used for ``use`` seconds.
+
+    With ``four_eyes`` nobody approves a call that is made on their own behalf, whatever policy says. ``url`` is where approvers
+    find the broker, if not at ``http``.
+    """
+
+    ttl: Annotated[float, msgspec.Meta(ge=1, le=28_800)] = 3600.0
+    use: Annotated[float, msgspec.Meta(ge=1, le=28_800)] = 900.0
+    four_eyes: bool = False
+    url: str = ""
+
+
 class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where spans go by OTLP/HTTP; the standard ``OTEL_EXPORTER_OTLP_*`` variables win. Empty: nowhere."""
 
@@ -96,10 +109,14 @@ class PolicyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class ContentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Entities that Presidio looks for beside the detectors, and the language it is told; empty: it is not used."""
+    """Entities that Presidio looks for beside the detectors, and the language it is told; empty: it is not used.
+
+    ``labels`` are those of data in which something of a class or kind was found, and not replaced.
+    """
 
     presidio: tuple[str, ...] = ()
     presidio_language: str = "en"
+    labels: dict[str, tuple[str, ...]] = {}
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -112,12 +129,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     http: HttpConfig = HttpConfig()
     limits: LimitsConfig = LimitsConfig()
     results: ResultsConfig = ResultsConfig()
+    approvals: ApprovalsConfig = ApprovalsConfig()
     traces: TracesConfig = TracesConfig()
     content: ContentConfig = ContentConfig()
     policy: PolicyConfig = PolicyConfig()
     prices: dict[str, str] = {}
     models: dict[str, str] = {}
     labels: dict[str, tuple[str, ...]] = {}
+    endorsers: tuple[dict[str, Any], ...] = ()
     tool_groups: dict[str, tuple[str, ...]] = {}
     caps: dict[str, dict[str, dict[str, str]]] = {}
     rates: dict[str, dict[str, str]] = {}
@@ -135,6 +154,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     caps: Caps = Caps({})
     models: dict[str, ModelPrice] = {}
     rates: Rates = Rates()
+    labels: LabelSources = LabelSources()
+    endorsers: tuple[Endorser, ...] = ()
 
     @property
     def servers_file(self) -> Path:
@@ -206,6 +227,8 @@ def settings(file: Path, raw: object) -> Settings:
         caps=_caps(file, config.caps),
         models=_models(file, config.models),
         rates=_rates(file, config),
+        labels=_labels(file, config),
+        endorsers=_endorsers(file, config),
     )
 
 
@@ -238,25 +261,20 @@ def _sensible(file: Path, config: Config) -> None:
         )
     if (traces := config.traces.endpoint) and not _is_url(traces, ("http", "https")):
         raise ConfigError(f"{file}: traces.endpoint is {traces!r}", "write http://HOST:PORT, or leave it empty")
+    if (url := config.approvals.url) and not _is_url(url, ("http", "https")):
+        raise ConfigError(f"{file}: approvals.url is {url!r}", "write https://HOST, or leave it empty")
     if config.bus.replicas > 1 and not config.bus.url:
         raise ConfigError(
             f"{file}: bus.replicas is {config.bus.replicas}, but the embedded NATS server is one",
             "set bus.url to a cluster, or bus.replicas = 1",
         )
-    for table in ("prices", "labels"):
-        for pattern in getattr(config, table):
-            if not pattern.startswith(("agent/", "mcp/", "*")):
-                raise ConfigError(
-                    f"{file}: {table}.{pattern!r} matches no resource", "write such as mcp/git/* or agent/researcher/*"
-                )
-    for pattern, labels in config.labels.items():
-        for label in labels:
-            if not _LABEL.fullmatch(label):
-                raise ConfigError(
-                    f"{file}: labels.{pattern!r}: {label!r} is no label", "use lower-case letters, digits, _ . : / -"
-                )
+    for pattern in config.prices:
+        if not pattern.startswith(("agent/", "mcp/", "*")):
+            raise ConfigError(
+                f"{file}: prices.{pattern!r} matches no resource", "write such as mcp/git/* or agent/researcher/*"
+            )
     for group, patterns in config.tool_groups.items():
-        if not _LABEL.fullmatch(group):
+        if not is_label(group):
             raise ConfigError(f"{file}: tool_groups.{group!r} is no name", "use lower-case letters, digits, _ . : / -")
         for pattern in patterns:
             if not pattern.startswith(("mcp/", "*")):
@@ -282,7 +300,7 @@ def _is_url(text: str, schemes: tuple[str, ...]) -> bool:
 def _wrong(file: Path, message: str) -> ConfigError:
     """msgspec's ``… - at `$.bus.port``` turned round: the key first, then what is wrong, then what is allowed there."""
     what, _, where = message.partition(" - at `$")
-    key = where.rstrip("`").lstrip(".").replace("[...]", ".*")
+    key = _INDEX.sub(".*", where.rstrip("`").lstrip("."))
     found = _type_at(key)
     ask = ""
     if unknown := _UNKNOWN.search(what):
@@ -297,6 +315,7 @@ def _wrong(file: Path, message: str) -> ConfigError:
     )
 
 
+_INDEX: Final = re.compile(r"\[(?:\.\.\.|\d+)\]")
 _UNKNOWN: Final = re.compile("unknown field `(.*)`", re.DOTALL)
 
 
@@ -339,6 +358,25 @@ def _rates(file: Path, config: Config) -> Rates:
         return parse_rates(config.rates, *default_rates(config.limits))
     except BadRate as bad:
         raise ConfigError(f"{file}: {bad.key}: {bad.why}", bad.ask) from None
+
+
+def _labels(file: Path, config: Config) -> LabelSources:
+    try:
+        return parse_sources(config.labels, config.content.labels)
+    except BadLabels as bad:
+        raise ConfigError(f"{file}: {bad.key}: {bad.why}", bad.ask) from None
+
+
+def _endorsers(file: Path, config: Config) -> tuple[Endorser, ...]:
+    found: dict[str, Endorser] = {}
+    for number, raw in enumerate(config.endorsers):
+        try:
+            endorser = parse_endorser(raw)
+        except TooWide as bad:
+            raise ConfigError(f"{file}: endorsers[{number}]: {bad}", "docs/labels.md shows what is narrow") from None
+        if found.setdefault(endorser.target, endorser) is not endorser:
+            raise ConfigError(f"{file}: endorsers[{number}]: {endorser.target} has one already", "join the two")
+    return tuple(found.values())
 
 
 def default_rates(limits: LimitsConfig) -> tuple[Rate, Rate | None]:

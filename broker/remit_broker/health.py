@@ -35,6 +35,11 @@ METRICS: Final = "remit.metrics"
 GATHER: Final = 1.0
 """Seconds the others have for that."""
 
+RULING: Final = (
+    "issuer", "limits", "policy", "prices", "labels", "endorsers", "content", "tool_groups", "caps", "rates",
+)  # fmt: skip
+"""Tables of the configuration that decide what happens: replicas must agree on them."""
+
 
 class Health:
     """Of one replica. Fields that only the one with the HTTP edge has are None elsewhere."""
@@ -66,10 +71,7 @@ class Health:
     def about(self) -> dict[str, Any]:
         """What the heartbeats say: what should be the same everywhere, and where this replica is."""
         config = msgspec.to_builtins(self._settings.config)
-        ruling = {
-            key: config[key]
-            for key in ("issuer", "limits", "policy", "prices", "labels", "tool_groups", "caps", "rates")
-        }
+        ruling = {key: config[key] for key in RULING}
         return {
             "group": self._place.group,
             "edge": self._place.edge,

@@ -20,12 +20,15 @@ from remit_broker.bus_port import (
 )
 from remit_broker.core.accounts import Reservation
 from remit_broker.core.admin import AdminRecord
+from remit_broker.core.arguments import Arguments
 from remit_broker.core.caps import Whose
 from remit_broker.core.fold import Fold, Node
-from remit_broker.core.listing import ChainFilter, ChainPage, HopHit
+from remit_broker.core.label_sources import NO_LABELS, LabelSources
+from remit_broker.core.listing import ApprovalRow, ChainFilter, ChainPage, HopHit
 from remit_broker.core.policy import PolicyRequest, Verdict
 from remit_broker.core.registry import Attachment, Principal, Target
 from remit_broker.core.revocations import Entry
+from remit_schemas.approval import Decided
 from remit_schemas.budget import Budget
 from remit_schemas.grant import Claims, Grant
 from remit_schemas.names import Resource
@@ -175,6 +178,13 @@ class PolicyEngine(Protocol):
     def revision(self) -> str:
         """Digest of the policy set in force."""
 
+    @property
+    def labels(self) -> bool:
+        """Whether a policy puts labels on data."""
+
+    def arguments(self, target: Target, value: Any) -> Arguments:
+        """What policy may see of ``value``, the arguments of ``target``; nothing where no policy looks at any. Never raises."""
+
     def decide(self, request: PolicyRequest) -> Verdict:
         """Never raises: an error in deciding is a denial."""
 
@@ -209,6 +219,9 @@ class Mint(Protocol):
 
     def mint(self, claims: Claims) -> str:
         """The compact JWS of ``claims``."""
+
+    def decided(self, decided: Decided) -> str:
+        """The compact JWS of a person's decision."""
 
     def verify(self, token: str, audience: str) -> Grant:
         """Refuses GRANT_INVALID or GRANT_EXPIRED. Verified signatures are remembered, times are checked every time."""
@@ -249,6 +262,13 @@ class Results(Protocol):
 
     async def get(self, at: tuple[str, str, str]) -> bytes | None:
         """What is kept for a hop; None where nothing is, or no longer, or cannot be read. Never raises."""
+
+
+class Kept(Results, Protocol):
+    """The arguments that people are asked about, until they have decided."""
+
+    async def forget(self, at: tuple[str, str, str]) -> None:
+        """Keep nothing for the approval ``at`` (tenant, txn, id) any longer. Never raises."""
 
 
 class Room(Protocol):
@@ -311,6 +331,9 @@ class Index(Protocol):
     async def hops_like(self, tenant: str, prefix: str, limit: int = 10) -> list[HopHit]:
         """Hops and refusals whose id begins with ``prefix``; ``<txn>.<hop>`` (each or its beginning) narrows."""
 
+    async def approvals(self, tenant: str, prefix: str = "", limit: int = 500) -> list[ApprovalRow]:
+        """Requests for approvals, newest first, whose id begins with ``prefix``; ``<txn>.<id>`` (each or its beginning) narrows."""
+
     async def users(self, tenant: str) -> list[str]:
         """Everybody a task was ever opened for, up to ten thousand."""
 
@@ -347,13 +370,22 @@ class Directory(Registry, Protocol):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Caps and defaults of a hop. Times are in seconds."""
+    """Caps and defaults of a hop. Times are in seconds.
+
+    ``approval_ttl`` is how long a request for an approval waits, ``approval_use`` how long an approval can be used. Where policy
+    does not say otherwise, ``four_eyes`` keeps users from approving their own calls. ``approval_url`` is what an id is added to.
+    """
 
     hop_ttl: float = 3600.0
     max_depth: int = 8
     concurrency: int = 2048
     replica_silence: float = 30.0
+    approval_ttl: float = 3600.0
+    approval_use: float = 900.0
+    four_eyes: bool = False
+    approval_url: str = ""
     allowed_cycles: frozenset[tuple[str, str]] = frozenset()
+    labels: LabelSources = NO_LABELS
 
 
 class Ports(msgspec.Struct, frozen=True, kw_only=True):
@@ -376,6 +408,7 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     accounts: Accounts
     room: Room
     results: Results
+    arguments: Kept
     observer: Observer
     failpoints: Failpoints
     limits: Limits
@@ -397,6 +430,7 @@ __all__ = [
     "Failpoints",
     "Ids",
     "Index",
+    "Kept",
     "Ledger",
     "Limits",
     "LostRace",

@@ -49,12 +49,19 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 # ttl = 900.0                # seconds for which a result is kept, encrypted, whose caller asked for that
 # bytes = 1073741824         # of all of them; beyond, nothing more is kept
 
+[approvals]                  # calls that policy permits only with a person's approval
+# ttl = 3600.0               # seconds for which a request waits, its arguments kept encrypted
+# use = 900.0                # seconds within which an approval is used
+# four_eyes = false          # whether nobody approves a call that is made on their own behalf
+# url = ""                   # where approvers find this broker, such as "https://remit.example"; empty: http
+
 [traces]
 # endpoint = ""              # OTLP/HTTP, such as "http://127.0.0.1:4318"; OTEL_EXPORTER_OTLP_ENDPOINT wins
 
 [content]
 # presidio = []              # ["PERSON"]: entities that Presidio looks for too; it must be installed
 # presidio_language = "en"   # the language it is told
+# labels = {{}}                # such as {{ pii = ["personal"] }}: of data in which that was found, and not replaced
 
 [policy]
 # environment = ""           # what policies see as context.environment, such as "production"
@@ -69,8 +76,12 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 # "default" = "in=15,out=75,call=0.25"
 # "gpt-4o*" = "in=2.5,out=10,call=0.05"
 
-[labels]                     # labels that results of a target carry from then on
-# "mcp/web/*" = ["untrusted"]
+[labels]                     # of what a target answers; they follow the data, see docs/labels.md
+# "mcp/web/*" = ["untrusted", "web"]
+# "mcp/crm/*" = ["confidential", "customer:{{customer_id}}"]   # with an argument of the call in it
+# "mcp/hr/*#salary" = ["confidential"]   # of what is sent, where it has this argument
+
+# [[endorsers]]              # who may take labels away again: name, target, lowers, schema, bits; see docs/labels.md
 
 [caps]                       # what may be used up per minute, hour, day or month, over all tasks
 # "user".default.day = "usd=5,calls=2000"

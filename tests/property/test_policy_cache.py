@@ -22,6 +22,7 @@ from remit_schemas.budget import Budget
 from remit_schemas.names import Resource
 from tests.support.policies import MONDAY_9, asked, written
 
+SEES = '!context.args_unprojected.contains("a")'
 CONDITIONS = (
     "context.left_calls > 2",
     "context.left_usd_micros < 3 && context.left_tokens > 0",
@@ -39,8 +40,8 @@ CONDITIONS = (
     "{a: context.now_weekday}.a == 1",
     "context == context",
     "context.depth * 4611686018427387904 > 0",
-    'context.args.texts.hasTag("/a") && context.args.texts.getTag("/a") like "a*"',
-    'context.args.numbers.hasTag("/n") && context.args.numbers.getTag("/n") * 4611686018427387904 > 0',
+    f'{SEES} && context.args.texts.hasTag("/a") && context.args.texts.getTag("/a") like "a*"',
+    f'{SEES} && context.args.numbers.hasTag("/n") && context.args.numbers.getTag("/n") * 4611686018427387904 > 0',
     'context.args_unprojected.contains("")',
     'context.user in Role::"a" || context.user in Group::"b" || context.loops > 1',
     'context.client == "a" || context.environment == "b"',

@@ -42,7 +42,7 @@ from tests.simulation.nats_server import NatsServer
 from tests.simulation.people import Plan, Told
 from tests.simulation.replicas import ISSUER, KEY, KEYS, Blind, Permissive, Replica, ReplicaProcess, Witness, app_caps
 from tests.simulation.seeded import wall
-from tests.simulation.world import Lenient, NothingKept, NothingRevoked
+from tests.simulation.world import KeptHere, Lenient, NothingKept, NothingRevoked
 
 KINDS = {"planner": "agent", "worker": "agent", "leaf": "agent", "odd": "agent", "tools": "mcp", "desk": "agent"}
 
@@ -108,7 +108,7 @@ class CoreBroker:
             clock=clock, ids=RandomIds(), ledger=self.ledger, refusals=self.refusals, bus=listening, registry=Registry(),
             revocations=self.revocations, policy=Permissive(), detectors=Blind(), schemas=Lenient(),
             mint=KeyMint(ISSUER, KEY, KEYS, clock), digester=HmacDigester(b"k" * 32), rates=Unlimited(),
-            target_rates=Unlimited(), accounts=self.accounts, results=NothingKept(), room=PartsRoom(1 << 20),
+            target_rates=Unlimited(), accounts=self.accounts, results=NothingKept(), arguments=KeptHere(), room=PartsRoom(1 << 20),
             observer=Witness(self._fault), failpoints=Failpoints(""), limits=Limits(hop_ttl=config.limits.hop_ttl),
         )  # fmt: skip
         edge = BusEdge(bus, "default", self.ports, _attach, {}, pace.soon)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from remit_broker.adapters.json_schema import JsonSchemas
 from remit_broker.adapters.keyfiles import NATS_SEEDS, GrantKey, KeyFiles
 from remit_broker.config import Config, Settings
 from remit_broker.core import nkey
+from remit_broker.core.arguments import NOTHING, Arguments
 from remit_broker.core.policy import PolicyRequest, Verdict
 from remit_broker.core.registry import Principal
 from remit_broker.ports import Ports
@@ -67,8 +68,12 @@ class Permissive:
     """Permits everything but the resources called ``forbidden``."""
 
     revision = "r" * 64
+    labels = False
     _yes = Verdict(allowed=True, decision=Decision(effect="allow", rules=("all",), revision="r" * 64))
     _no = Verdict(allowed=False, decision=Decision(effect="deny", rules=("forbidden",), revision="r" * 64))
+
+    def arguments(self, *_: Any) -> Arguments:
+        return NOTHING
 
     def decide(self, request: PolicyRequest) -> Verdict:
         return self._no if request.resource.op == "forbidden" else self._yes

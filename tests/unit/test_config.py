@@ -70,11 +70,21 @@ def test_the_starter_shows_every_key_with_its_default(file: Path) -> None:
             "prices",
             "models",
             "labels",
+            "endorsers",
             "policy",
             "tool_groups",
             "caps",
             "rates",
         }
+
+
+WIDE = """
+[[endorsers]]
+name = "x"
+target = "agent/a/b"
+lowers = ["web"]
+schema = { type = "string" }
+"""
 
 
 @pytest.mark.parametrize(
@@ -116,7 +126,12 @@ def test_the_starter_shows_every_key_with_its_default(file: Path) -> None:
         ("[prices]\n'mcp/*' = 1", "F: prices.*: Expected str, got int", ""),
         ("[prices]\n'mcp/*' = 'usd=x'", "F: prices.'mcp/*': 'usd=x' is not a budget", "usd=0.5"),
         ("[prices]\n'mpc/*' = 'calls=1'", "F: prices.'mpc/*' matches no resource", "mcp/git/*"),
-        ("[labels]\n'' = ['x']", "F: labels.'' matches no resource", "mcp/git/*"),
+        ("[labels]\n'' = ['x']", "F: labels.'': matches no resource", "mcp/git/*"),
+        ("[labels]\n'mcp/*#a b' = ['x']", "F: labels.'mcp/*#a b': 'a b' names no argument", "#body"),
+        ("[labels]\n'mcp/*' = ['{id}']", "F: labels.'mcp/*': '{id}' has no family before its value", "customer:{"),
+        ("[content.labels]\nnames = ['x']", "F: content.labels.'names': nothing detects that", "pii"),
+        ("[[endorsers]]\nname = 'x'", "F: endorsers[0]: it needs a target", "docs/labels.md"),
+        (WIDE, "F: endorsers[0]: schema is a text: list its choices in an enum", "docs/labels.md"),
         ("[labels]\n'mcp/*' = 'x'", "F: labels.*: Expected array, got str", ""),
         ("[labels]\n'mcp/*' = ['No Label']", "F: labels.'mcp/*': 'No Label' is no label", "lower-case"),
         ("a = 1\na = 2", "F is not TOML: Cannot overwrite a value", ""),

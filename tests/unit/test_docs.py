@@ -157,6 +157,7 @@ def test_every_command_that_a_document_names_exists(path: Path) -> None:
 
 def test_every_configuration_key_is_documented() -> None:
     from remit_broker.config import (
+        ApprovalsConfig,
         BusConfig,
         Config,
         ContentConfig,
@@ -173,6 +174,7 @@ def test_every_configuration_key_is_documented() -> None:
         "http": HttpConfig,
         "limits": LimitsConfig,
         "results": ResultsConfig,
+        "approvals": ApprovalsConfig,
         "traces": TracesConfig,
         "content": ContentConfig,
         "policy": PolicyConfig,

@@ -549,7 +549,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "policy.md"
 
 def test_the_examples_of_the_documentation_do_what_it_says(tmp_path: Path):
     blocks = re.findall(r"```\n(@id.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
-    harmless, examples, *content = blocks
+    about_arguments, harmless, examples, *content = blocks
     # The one example replaces a starter policy of the same id.
     starter = re.sub(
         r'@id\("destructive-needs-approval"\).*?;', "", packaged("default.cedar"), count=1, flags=re.DOTALL
@@ -566,11 +566,26 @@ def test_the_examples_of_the_documentation_do_what_it_says(tmp_path: Path):
     )
     assert policies.decide(asked(annotations=WRITES, depth=5)).decision.rules == ("deep-chains-do-not-write",)
     assert len(content) == 2
+    policies = CedarEngine.load(written(tmp_path, arguments=about_arguments))
+    query = {"resource": Resource("mcp", "postgres", "query"), "annotations": READS, "now": MONDAY_9}
+    for sql, allowed in (("SELECT 1", True), ("DELETE FROM x", False)):
+        assert policies.decide(asked(**query, args=Arguments(texts={"/sql": sql}))).allowed is allowed
+    assert not policies.decide(asked(**query, args=Arguments(unprojected=("/sql",)))).allowed
+    refund = {
+        "resource": Resource("mcp", "bank", "refund"),
+        "tool_groups": ("payments",),
+        "annotations": DESTROYS,
+        "now": MONDAY_9,
+    }
+    assert "small-refunds" in policies.decide(asked(**refund, args=Arguments(numbers={"/amount": 50}))).decision.rules
+    assert (
+        "small-refunds" not in policies.decide(asked(**refund, args=Arguments(numbers={"/amount": 51}))).decision.rules
+    )
 
 
 def test_the_examples_about_content_redact_and_refuse_as_they_say(tmp_path: Path):
     blocks = re.findall(r"```\n(@id.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
-    personal, orders = blocks[2:]
+    personal, orders = blocks[3:]
     policies = CedarEngine.load(written(tmp_path, default=packaged("default.cedar"), personal=personal, orders=orders))
     person, sign = ("pii.iban",), ("injection.override",)
     assert policies.decide(asked(findings=person)).redact == ("pii",)

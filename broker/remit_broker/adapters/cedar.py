@@ -6,18 +6,23 @@ import functools
 import hashlib
 from importlib import resources
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import cedarpy
 import msgspec
 
 from remit_broker.adapters.cedar_source import ALL, Within, policy_set, read_folder, read_policies, rules_of
+from remit_broker.core.arguments import NOTHING, UNKNOWN, Arguments, Plan, plan_of, projected
 from remit_broker.core.policy import PolicyRequest, Verdict, undecided, verdict_of
-from remit_broker.core.question import facts_read, project, relevant
+from remit_broker.core.question import ARGS, facts_read, project, relevant
+from remit_broker.core.registry import Target
 from remit_schemas.canonical import canonical
 
 CACHED: Final = 4096
 """Decisions kept for one policy set."""
+
+PLANS: Final = 2048
+"""Schemas whose projections are kept."""
 
 MAX_REQUEST: Final = 256 * 1024
 """Largest question in bytes: one that is larger is not a question that the pipeline asks."""
@@ -54,6 +59,15 @@ class CedarEngine:
         """SHA-256, in hex, of the canonical JSON of the sorted ``[path, text]`` pairs."""
         return self._policies.revision
 
+    @property
+    def labels(self) -> bool:
+        """Whether a policy puts labels on data."""
+        return self._policies.labels
+
+    def arguments(self, target: Target, value: Any) -> Arguments:
+        """What policy may see of ``value``, the arguments of ``target``; nothing where no policy looks at any."""
+        return self._policies.arguments(target, value)
+
     def decide(self, request: PolicyRequest) -> Verdict:
         """Never raises: whatever goes wrong is a denial."""
         policies = self._policies
@@ -73,10 +87,25 @@ class Policies:
         sources = read_policies(folder, texts, self._schema)
         self._sources = sources
         self._rules = rules_of(sources)
+        self.labels = any(rule.label for rule in self._rules.values())
         self._folders = {source.within for source in sources}
         self._sets: dict[tuple[Within, ...], cedarpy.PolicySet] = {}
         self._read = facts_read(source.body for source in sources)
+        self._plans: dict[str, tuple[dict[str, Any], Plan]] = {}
         self._cached = functools.lru_cache(CACHED)(self._evaluate)
+
+    def arguments(self, target: Target, value: Any) -> Arguments:
+        """The projection by the target's own schema."""
+        if not self._read & ARGS:
+            return NOTHING
+        schema, plan = self._plans.get(target.definition, (None, UNKNOWN))
+        if schema is not target.input_schema:
+            # A digest that comes with another schema than before is not believed.
+            plan = plan_of(target.input_schema)
+            if len(self._plans) >= PLANS:
+                self._plans.clear()
+            self._plans[target.definition] = (target.input_schema, plan)
+        return projected(plan, value)
 
     def decide(self, request: PolicyRequest) -> Verdict:
         """The verdict. Raises whatever a request that is not well formed makes the encoder or Cedar raise."""

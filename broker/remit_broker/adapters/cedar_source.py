@@ -15,6 +15,7 @@ from remit_broker.adapters.errors import ConfigError
 from remit_broker.core.obligations import BadObligation, parse_approval, parse_cap, parse_classes, parse_labels
 from remit_broker.core.policy import ACTIONS, OBLIGING, Rule
 from remit_broker.core.question import ATTRIBUTES
+from remit_broker.core.unseen import guarded
 from remit_schemas.errors import Code
 from remit_schemas.names import is_principal, is_tenant
 
@@ -227,15 +228,33 @@ def _allowed(what: str) -> str:
     return "docs/policy.md lists everything a policy can speak of"
 
 
+BESIDE: Final = "#unseen"
+"""Of the id in Cedar of what is asked beside a forbid: whether something it looks at cannot be seen."""
+
+
 def rules_of(sources: list[Source]) -> dict[str, Rule]:
-    """The rules by id."""
-    return {source.rule.id: source.rule for source in sources}
+    """The rules by their ids in Cedar."""
+    rules = {source.rule.id: source.rule for source in sources}
+    unseen = {
+        source.rule.id + BESIDE: msgspec.structs.replace(
+            source.rule,
+            reason=f"{source.rule.reason}: what this depends on in the arguments cannot be seen",
+            ask="send it shorter, and as the tool's schema declares it: a text, a whole number, true or false, or a list of those",
+        )
+        for source in sources
+    }
+    return {**rules, **unseen}
 
 
 def policy_set(sources: list[Source]) -> cedarpy.PolicySet:
     """One set in which every policy has its own ``@id`` as its id in Cedar, so that diagnostics name it."""
+    bodies: dict[str, dict[str, Any]] = {}
+    for source in sources:
+        bodies[source.rule.id], beside = guarded(source.body)
+        if beside is not None:
+            bodies[source.rule.id + BESIDE] = beside
     document = {
-        "staticPolicies": {source.rule.id: source.body for source in sources},
+        "staticPolicies": bodies,
         "templates": {},
         "templateLinks": [],
     }

@@ -13,6 +13,7 @@ import typer
 from remit_broker import __version__
 from remit_broker.cli import (
     agents,
+    approvals,
     audit,
     bench,
     budgets,
@@ -62,6 +63,7 @@ callout.register(app)
 demo.register(app)
 servers.register(app)
 app.add_typer(agents.app, name="agents")
+app.add_typer(approvals.app, name="approvals")
 app.add_typer(servers.app, name="servers")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(audit.app, name="audit")

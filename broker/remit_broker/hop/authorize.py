@@ -7,6 +7,7 @@ import msgspec
 from remit_broker.core.obligations import Cap
 from remit_broker.core.policy import Action, PolicyRequest
 from remit_broker.hop.hop import Hop
+from remit_broker.hop.label import marked
 from remit_broker.ports import Ports
 from remit_schemas.budget import ONE_CALL
 from remit_schemas.errors import Code, refusal
@@ -22,6 +23,7 @@ async def authorize(hop: Hop, ports: Ports) -> Hop:
     hop = hop.with_(verdict=verdict, epochs=epochs)
     if not verdict.allowed:
         raise denied(hop, verdict.code or Code.POLICY_DENIED)
+    hop = marked(hop)
     return hop if verdict.cap is None else _capped(hop, verdict.cap)
 
 
@@ -56,8 +58,10 @@ def _action(hop: Hop) -> Action:
     return "call" if hop.aim.kind == "mcp" else "delegate"
 
 
-def question(hop: Hop, ports: Ports, action: Action, findings: tuple[Finding, ...]) -> PolicyRequest:
-    """What policy is asked about this hop."""
+def question(
+    hop: Hop, ports: Ports, action: Action, findings: tuple[Finding, ...], labels: tuple[str, ...] | None = None
+) -> PolicyRequest:
+    """What policy is asked about this hop. ``labels`` are those of the data in question: by default of what is sent."""
     target, claims = hop.aim, hop.held.claims
     caller = ports.registry.principal(hop.ask.caller)
     actors = hop.held.chain
@@ -76,13 +80,15 @@ def question(hop: Hop, ports: Ports, action: Action, findings: tuple[Finding, ..
         annotations=target.annotations,
         target_tier=target.tier,
         depth=hop.given.depth,
+        args=ports.policy.arguments(target, hop.request.args),
         loops=actors.count(target.callee),
         tool_groups=target.groups,
         environment=ports.environment,
         actors=actors,
         tiers=tuple(sorted(tiers)),
         findings=tuple(sorted({finding.kind for finding in findings})) if findings else (),
-        labels=hop.labels,
+        labels=hop.labels if labels is None else labels,
+        target_labels=hop.brings,
         left=hop.above.left,
         now=int(hop.ask.at),
     )

@@ -17,8 +17,10 @@ from remit_broker.core.listing import ChainFilter
 from remit_broker.core.near import meant
 from remit_broker.core.registry import Principal
 from remit_broker.core.times import rfc3339
+from remit_broker.edges.http.approvals import Approvals, Say
 from remit_broker.edges.http.guard import Handler, answering, body_of
 from remit_broker.edges.http.revocations import KillSwitch, Stop
+from remit_broker.hop.decide import Approver
 from remit_broker.hop.txn import Delegation, close_txn, open_txn, revoke
 from remit_broker.ports import Directory, Index, Ports
 from remit_schemas.budget import Budget
@@ -61,6 +63,9 @@ class Revocation(Stop, frozen=True, forbid_unknown_fields=True, kw_only=True):
     txn: str | None = None
 
 
+LOCAL_ROLES = ("admin", "approver", "operator")
+"""What the OS user who runs the broker is, to policies about approvals."""
+
 Evidence = Callable[[str], Awaitable[dict[str, Any]]]
 
 
@@ -79,6 +84,7 @@ class Api:
         self._caught_up: Callable[[], Awaitable[None]] = extras["caught_up"]
         self._budgets: Callable[[str], Awaitable[list[dict[str, Any]]]] = extras["budgets"]
         self._tenant = "default"
+        self._approvals = Approvals(index)
         self._kill = KillSwitch(extras["revocations"], extras["admin"], directory, index, ports.clock)
 
     def routes(self) -> list[Route]:
@@ -97,6 +103,9 @@ class Api:
             ("GET", "/api/chains/{txn}", self._chain),
             ("GET", "/api/chains/{txn}/evidence", self._export),
             ("POST", "/api/chains/{txn}/close", self._close),
+            ("GET", "/api/approvals", self._list_approvals),
+            ("GET", "/api/approvals/{id}", self._approval),
+            ("POST", "/api/approvals/{id}", self._decide),
             ("GET", "/api/revocations", self._revocations),
             ("POST", "/api/revocations", self._revoke),
             ("POST", "/api/revocations/reinstate", self._reinstate),
@@ -107,7 +116,7 @@ class Api:
         return [Route(path, answering(self._known(do), fault), methods=[method]) for method, path, do in table]
 
     def _known(self, do: Callable[[Request, str], Awaitable[Any]]) -> Handler:
-        reads = do in (self._grant, self._add_agent, self._revoke, self._reinstate)
+        reads = do in (self._grant, self._add_agent, self._revoke, self._reinstate, self._decide)
 
         async def handler(request: Request) -> Response:
             who = self._operator.who(request)
@@ -258,6 +267,23 @@ class Api:
 
     async def _reinstate(self, request: Request, who: str) -> Any:
         return await self._kill.reinstate(await _typed(request, Stop), who)
+
+    async def _list_approvals(self, request: Request, who: str) -> Any:
+        await self._caught_up()
+        state = request.query_params.get("state", "waiting")
+        return await self._approvals.listed(self._tenant, state, self._ports)
+
+    async def _approval(self, request: Request, who: str) -> Any:
+        await self._caught_up()
+        return await self._approvals.shown(self._tenant, str(request.path_params["id"]), self._ports)
+
+    async def _decide(self, request: Request, who: str) -> Any:
+        said = await _typed(request, Say)
+        await self._caught_up()
+        auth, _, user = who.rpartition(":")
+        # Whoever can read the token file runs this broker.
+        by = Approver(who=who, user=user, tenant=self._tenant, auth=auth, roles=LOCAL_ROLES)
+        return await self._approvals.decided(str(request.path_params["id"]), said, by, self._ports)
 
     async def _revocations(self, request: Request, who: str) -> Any:
         return {"revocations": self._kill.in_force(), **await self._kill.history()}
