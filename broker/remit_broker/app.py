@@ -216,7 +216,7 @@ class Broker:
         await self.results.start(
             self.nats.core.jetstream(), config.bus.replicas, config.results.ttl, config.results.bytes
         )
-arguments = KvResults(self.keys.results_key, self.observer.fault, ARGUMENTS)
+        arguments = KvResults(self.keys.results_key, self.observer.fault, ARGUMENTS)
         await arguments.start(
             self.nats.core.jetstream(), config.bus.replicas, config.approvals.ttl, config.results.bytes
         )

@@ -33,7 +33,11 @@ async def test_a_watch_that_missed_a_message_is_made_again(tmp_path: Path) -> No
         await bucket.delete("one")
         await until(lambda: len(heard) == 3)
         assert heard == [("one", b"1"), ("two", b"2"), ("one", None)]
-        callback = next(one._cb for one in nc._subs.values() if getattr(one._cb, "at_once", False) and not one._jsi and "receive" in repr(one._cb))
+        callback = next(
+            one._cb
+            for one in nc._subs.values()
+            if getattr(one._cb, "at_once", False) and not one._jsi and "receive" in repr(one._cb)
+        )
         assert callback is not None
         # The fifth, and the fourth never came.
         await callback(Msg(nc, "$KV.b.three", "$JS.ACK.KV_b.c.1.9.5.0.0", b"3", None))

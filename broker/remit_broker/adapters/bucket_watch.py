@@ -13,7 +13,6 @@ from typing import Final
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import Error as NatsError
 
 from remit_broker.adapters.jetstream import API, JetStream, consumer, delivered
 from remit_broker.ports import at_once
