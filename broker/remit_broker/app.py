@@ -37,6 +37,7 @@ from remit_broker.adapters.nats_connect import Connections, connect_all
 from remit_broker.adapters.nats_evict import Evictor
 from remit_broker.adapters.nats_presence import Connected
 from remit_broker.adapters.observer import OtlpSpans, RecordObserver
+from remit_broker.adapters.pace import Pace
 from remit_broker.adapters.private_files import private_folder, write_private
 from remit_broker.adapters.refusal_stream import RefusalStream
 from remit_broker.adapters.registries import Registries
@@ -84,6 +85,7 @@ class Broker:
         self.bus = ""
         self.ended: asyncio.Event = asyncio.Event()
         """Set when something the broker cannot live without has ended."""
+        self._pace = Pace()
         self._stack = AsyncExitStack()
         self._bus_said: dict[tuple[str, str], float] = {}
 
@@ -265,7 +267,7 @@ class Broker:
         self._enforce()
 
     async def _tenant(self, name: str) -> Tenant:
-        bus = NatsBus(self.nats.of(name), self.replica, self.nats.core, name)
+        bus = NatsBus(self.nats.of(name), self.replica, self.nats.core, self._pace.soon, tenant=name)
         await bus.start()
         revocations = self.revocations.of(name)
         admin = await AdminStream.start(self.nats.core, name, self.settings.config.bus.replicas)
@@ -339,7 +341,7 @@ class Broker:
         told = {**self.published(), "models": msgspec.to_builtins(self.settings.models)}
         edges = []
         for name, tenant in self.tenants.items():
-            edge = BusEdge(self.nats.of(name), name, tenant.ports, tenant.registry.attach, told)
+            edge = BusEdge(self.nats.of(name), name, tenant.ports, tenant.registry.attach, told, self._pace.soon)
             await tenant.take_requests(edge)
             edges.append(edge)
         drain = self.settings.config.limits.drain
