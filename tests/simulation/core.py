@@ -39,7 +39,18 @@ from tests.simulation.lean import LeanClient, LeanMsg
 from tests.simulation.loop import Process
 from tests.simulation.nats_server import NatsServer
 from tests.simulation.people import Plan, Told
-from tests.simulation.replicas import ISSUER, KEY, KEYS, Blind, Permissive, Replica, ReplicaProcess, Witness, app_caps
+from tests.simulation.replicas import (
+    ISSUER,
+    KEY,
+    KEYS,
+    LABELS,
+    Blind,
+    Permissive,
+    Replica,
+    ReplicaProcess,
+    Witness,
+    app_caps,
+)
 from tests.simulation.seeded import wall
 from tests.simulation.world import Lenient, NothingKept, NothingRevoked
 
@@ -59,7 +70,7 @@ class Registry:
                 if name != "desk":
                     self._targets[Resource(kind, name, op)] = Target(  # type: ignore[arg-type]
                         kind=kind, callee=name, op=op, tier="standard", definition="d", input_schema={},  # type: ignore[arg-type]
-                        output_schema=None, annotations=Annotations(), ceiling=None,
+                        output_schema=None, annotations=Annotations(), ceiling=None, labels=LABELS.of(f"{kind}/{name}/{op}"),
                     )  # fmt: skip
 
     def principal(self, name: str) -> Principal | None:
@@ -107,7 +118,8 @@ class CoreBroker:
             revocations=self.revocations, policy=Permissive(), detectors=Blind(), schemas=Lenient(),
             mint=KeyMint(ISSUER, KEY, KEYS, clock), digester=HmacDigester(b"k" * 32), rates=Unlimited(),
             target_rates=Unlimited(), accounts=self.accounts, results=NothingKept(), room=PartsRoom(1 << 20),
-            observer=Witness(self._fault), failpoints=Failpoints(""), limits=Limits(hop_ttl=config.limits.hop_ttl),
+            observer=Witness(self._fault), failpoints=Failpoints(""),
+            limits=Limits(hop_ttl=config.limits.hop_ttl, labels=LABELS),
         )  # fmt: skip
         edge = BusEdge(bus, "default", self.ports, _attach, {})  # type: ignore[arg-type]
         listening.on_input, listening.on_unwanted = edge.on_input, edge.on_unwanted
