@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import getpass
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from remit_broker import __version__
+from remit_broker import __version__, identity
 from remit_broker.adapters.admin_stream import AdminStream
 from remit_broker.adapters.agreement import agree, shared
 from remit_broker.adapters.cedar import CedarEngine
@@ -55,9 +54,9 @@ from remit_broker.edges.attach.servers_file import ServersFileError
 from remit_broker.edges.attach.supervisor import ServerSupervisor
 from remit_broker.edges.bus import BusEdge
 from remit_broker.edges.callout import Admitted
+from remit_broker.edges.http import development
 from remit_broker.edges.http.api import Api
 from remit_broker.edges.http.app import HttpServer, application
-from remit_broker.edges.http.guard import LocalToken
 from remit_broker.gate import answer_callout
 from remit_broker.health import Health
 from remit_broker.hop.parts import PartsRoom
@@ -222,6 +221,7 @@ class Broker:
         await bus.start()
         self._enforce(bus)
         published = KeySet.from_jwks(self.keys.jwks())
+        self.health.issuers = issuers = identity.issuers(config, self.place.url or self.http, clock)
         return Ports(
             clock=clock,
             ids=RandomIds(),
@@ -257,6 +257,7 @@ class Broker:
                 allowed_cycles=self.settings.cycles,
                 labels=self.settings.labels,
             ),
+            identities=issuers,
         )
 
     def _enforce(self, bus: NatsBus) -> None:
@@ -360,10 +361,15 @@ class Broker:
             "revocations": self.revocations,
             "admin": self.admin,
         }
-        operator = LocalToken(self.keys.local_token, getpass.getuser())
+        operator = identity.operator(self.settings.config, self.keys, self.ports.identities)
         api = Api(self.ports, self.registry, self.index, operator, extras)
+        routes = api.routes()
+        if provider := identity.dev_issuer(self.settings.config, self.keys, self.http, SystemClock()):
+            routes += development.routes(provider, self.observer.fault)
+        config, health = self.settings.config, self.health
+        marks = identity.marked(config, self.http)
         await server.start(
-            application(api.routes(), self.keys.jwks, self.health.problems, self.health.metrics, self.health.group)
+            application(routes, self.keys.jwks, health.problems, health.metrics, health.group, config.http.hosts, marks)
         )
         self._stack.push_async_callback(server.stop)
 
@@ -404,6 +410,7 @@ class Broker:
     def ready(self) -> dict[str, Any]:
         """The first line of ``remit up --json``."""
         alone = {"ready": True, "http": self.http, "nats": self.bus, "pid": os.getpid()}
+        alone |= identity.marked(self.settings.config, self.http)
         return {**alone, "replica": self.replica} if self.place.group else alone
 
 

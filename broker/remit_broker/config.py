@@ -17,6 +17,7 @@ import msgspec.inspect
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.core.caps import BadCap, Caps, parse_caps
 from remit_broker.core.extraction import Endorser, TooWide, parse_endorser
+from remit_broker.core.issuers import LOOPBACK, BadIssuer, DevelopmentConfig, IssuerConfig, check_issuers
 from remit_broker.core.label_sources import BadLabels, LabelSources, parse_sources
 from remit_broker.core.labels import is_label
 from remit_broker.core.rates import BadRate, Rate, Rates, parse_rates
@@ -52,11 +53,16 @@ class BusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The HTTP edge. ``auth`` is how a caller is known; ``local`` (the OS user, by a 0600 token file) needs loopback."""
+    """The HTTP edge. ``auth`` is how a caller is known: ``local`` (the OS user, by a 0600 token file) and ``open`` (everybody on
+    this machine is ``open_user``) need loopback, ``issuer`` is a user's token. ``hosts`` are names beside loopback under which
+    it is reached, as the header Host says them.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 7480
-    auth: Literal["local"] = "local"
+    auth: Literal["local", "open", "issuer"] = "local"
+    open_user: str = "everybody"
+    hosts: tuple[str, ...] = ()
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -132,6 +138,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     approvals: ApprovalsConfig = ApprovalsConfig()
     traces: TracesConfig = TracesConfig()
     content: ContentConfig = ContentConfig()
+    issuers: tuple[IssuerConfig, ...] = ()
+    development: DevelopmentConfig = DevelopmentConfig()
     policy: PolicyConfig = PolicyConfig()
     prices: dict[str, str] = {}
     models: dict[str, str] = {}
@@ -234,11 +242,7 @@ def settings(file: Path, raw: object) -> Settings:
 
 def _sensible(file: Path, config: Config) -> None:
     """What types cannot say. Raises :class:`ConfigError`."""
-    if config.http.host not in ("127.0.0.1", "::1", "localhost"):
-        raise ConfigError(
-            f"{file}: http.host is {config.http.host!r}, but http.auth = 'local' is for loopback only",
-            "use 127.0.0.1, ::1 or localhost",
-        )
+    _identity(file, config)
     for key in (
         "hop_ttl",
         "orphan_grace",
@@ -289,6 +293,30 @@ def _sensible(file: Path, config: Config) -> None:
             )
 
 
+def _identity(file: Path, config: Config) -> None:
+    """Who callers and users are. Raises :class:`ConfigError`."""
+    http, development = config.http, config.development
+    loopback = http.host in LOOPBACK
+    # INVARIANT: what trusts everybody on a machine listens to that machine alone (test_what_trusts_the_machine_needs_loopback).
+    for key, on in (
+        ("http.auth = " + repr(http.auth), http.auth != "issuer"),
+        ("development.issuer", development.issuer),
+    ):
+        if on and not (loopback and not http.hosts):
+            raise ConfigError(
+                f"{file}: http.host is {http.host!r} and http.hosts {list(http.hosts)}, but {key} is for loopback only",
+                "use 127.0.0.1, ::1 or localhost, and no other names",
+            )
+    if http.auth == "issuer" and not config.issuers and not development.issuer:
+        raise ConfigError(
+            f"{file}: http.auth is 'issuer', but there is no issuer", "add [[issuers]]; docs/identity.md has examples"
+        )
+    try:
+        check_issuers(config.issuers, development)
+    except BadIssuer as bad:
+        raise ConfigError(f"{file}: {bad.key}: {bad.why}", bad.ask) from None
+
+
 def _is_url(text: str, schemes: tuple[str, ...]) -> bool:
     try:
         parts = urlsplit(text)
@@ -324,7 +352,11 @@ def _type_at(key: str) -> msgspec.inspect.Type | None:
     for name in filter(None, key.split(".")):
         if not isinstance(found, msgspec.inspect.StructType):
             return None
-        found = next(field.type for field in found.fields if field.encode_name == name)
+        # Inside a list or a table of names the way is not the types' own any more.
+        fields = {field.encode_name: field.type for field in found.fields}
+        if name not in fields:
+            return None
+        found = fields[name]
     return found
 
 

@@ -17,6 +17,7 @@ from nats.aio.msg import Msg
 
 from remit_broker import __version__
 from remit_broker.adapters.agreement import Shared
+from remit_broker.adapters.identities import Issuers
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.kv_accounts import KvAccounts
 from remit_broker.adapters.nats_connect import Connections
@@ -37,6 +38,7 @@ GATHER: Final = 1.0
 
 RULING: Final = (
     "issuer", "limits", "policy", "prices", "labels", "endorsers", "content", "tool_groups", "caps", "rates",
+    "issuers", "development",
 )  # fmt: skip
 """Tables of the configuration that decide what happens: replicas must agree on them."""
 
@@ -62,6 +64,7 @@ class Health:
         self.index: SqliteIndex | None = None
         self.accounts: KvAccounts | None = None
         self.policy: Callable[[], str] = str
+        self.issuers: Issuers | None = None
 
     async def start(self) -> None:
         """Answer the others of this group."""
@@ -160,6 +163,12 @@ class Health:
             "stages": [stage.__name__.rstrip("_") for stage in STAGES],
             "policy": self.policy(),
             "troubles": {part: cause for part, (_, cause) in self.troubles().items() if cause},
+            "users": {
+                "auth": self._settings.config.http.auth,
+                "issuers": [source.issuer.name for source in self.issuers.sources] if self.issuers else [],
+                "silent": self.issuers.troubles() if self.issuers else {},
+                "development": self._settings.config.development.issuer,
+            },
             "paused": msgspec.to_builtins(revocations.paused) if revocations else None,
             "revoked": [str(one) for one in revocations.entries() if one.state == "revoked"] if revocations else [],
             "replicas": self.replicas(),

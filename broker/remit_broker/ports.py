@@ -23,11 +23,13 @@ from remit_broker.core.admin import AdminRecord
 from remit_broker.core.arguments import Arguments
 from remit_broker.core.caps import Whose
 from remit_broker.core.fold import Fold, Node
+from remit_broker.core.issuers import OperatorRole
 from remit_broker.core.label_sources import NO_LABELS, LabelSources
 from remit_broker.core.listing import ApprovalRow, ChainFilter, ChainPage, HopHit
 from remit_broker.core.policy import PolicyRequest, Verdict
 from remit_broker.core.registry import Attachment, Principal, Target
 from remit_broker.core.revocations import Entry
+from remit_broker.core.user_tokens import Identity
 from remit_schemas.approval import Decided
 from remit_schemas.budget import Budget
 from remit_schemas.grant import Claims, Grant
@@ -234,6 +236,22 @@ class Digester(Protocol):
         """Lower-case hex HMAC-SHA-256 under a key of its own for each txn."""
 
 
+class Identities(Protocol):
+    """Who a user is, proved by a token of an issuer that the configuration names."""
+
+    async def identify(self, token: str) -> Identity:
+        """Refuses UNAUTHENTICATED, TOO_LARGE, or TARGET_UNAVAILABLE where nobody can tell."""
+
+    def may_hold(self, agent: str, identity: Identity) -> None:
+        """Refuses UNAUTHENTICATED where ``agent`` is not one that holds tasks of that issuer's users."""
+
+    def longest(self, identity: Identity) -> int:
+        """Seconds that a task of this user may live."""
+
+    def operator_roles(self, identity: Identity) -> tuple[OperatorRole, ...]:
+        """What the user is as an operator."""
+
+
 class RateLimit(Protocol):
     """How often one caller may ask, or one target be called."""
 
@@ -412,6 +430,7 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     observer: Observer
     failpoints: Failpoints
     limits: Limits
+    identities: Identities
     environment: str = ""
     """What policies see of this installation."""
 
@@ -428,6 +447,7 @@ __all__ = [
     "Digester",
     "Directory",
     "Failpoints",
+    "Identities",
     "Ids",
     "Index",
     "Kept",

@@ -76,7 +76,11 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class TxnOpened(_Record, frozen=True, tag="txn.opened"):
-    """A user delegated a task. ``hop`` is the opening, ``agent`` holds the root grant, ``auth`` is how the user was known."""
+    """A user delegated a task. ``hop`` is the opening, ``agent`` holds the root grant, ``auth`` is how the user was known.
+
+    ``roles`` and ``groups`` are the user's at that moment, and stay those of the whole task. Where an issuer proved the user,
+    ``issuer`` is its URL, ``client`` the application its token was issued to, and ``token`` the token's id or digest.
+    """
 
     user: str
     agent: str
@@ -88,6 +92,11 @@ class TxnOpened(_Record, frozen=True, tag="txn.opened"):
     max_depth: int
     labels: tuple[str, ...] = ()
     continues: str | None = None
+    roles: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    issuer: str = ""
+    client: str = ""
+    token: str = ""
 
 
 class HopOpened(_Record, frozen=True, tag="hop.opened"):

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from remit_broker.adapters.identities import Issuers
 from remit_broker.adapters.jetstream import JetStream
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.kv_accounts import KvAccounts
@@ -108,6 +109,7 @@ class CoreBroker:
             mint=KeyMint(ISSUER, KEY, KEYS, clock), digester=HmacDigester(b"k" * 32), rates=Unlimited(),
             target_rates=Unlimited(), accounts=self.accounts, results=NothingKept(), arguments=KeptHere(), room=PartsRoom(1 << 20),
             observer=Witness(self._fault), failpoints=Failpoints(""), limits=Limits(hop_ttl=config.limits.hop_ttl),
+            identities=Issuers((), clock),
         )  # fmt: skip
         edge = BusEdge(bus, "default", self.ports, _attach, {})  # type: ignore[arg-type]
         listening.on_input, listening.on_unwanted = edge.on_input, edge.on_unwanted

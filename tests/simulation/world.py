@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from remit_broker.adapters.identities import Issuers
 from remit_broker.adapters.mint import HmacDigester, KeyMint
 from remit_broker.core.accounts import Reservation
 from remit_broker.core.arguments import NOTHING, Arguments
@@ -118,6 +119,7 @@ class Replica:
             observer=Witness(self.world),
             failpoints=self,
             limits=Limits(hop_ttl=5.0),
+            identities=Issuers((), clock),
         )
 
     def hit(self, name: str) -> None:

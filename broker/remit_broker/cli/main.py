@@ -26,6 +26,7 @@ from remit_broker.cli import (
     keys,
     running,
     servers,
+    users,
 )
 from remit_broker.cli.common import USAGE, own, show_error
 from remit_broker.cli.printing import out, say
@@ -68,6 +69,7 @@ app.add_typer(servers.app, name="servers")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")
+app.add_typer(users.app, name="users")
 
 
 def main() -> None:

@@ -153,6 +153,7 @@ def _open_txn(record: Record) -> Fold:
     )  # fmt: skip
     return Fold(
         tenant=record.tenant, txn=record.txn, user=record.user, root=record.hop, seq=0, hash=record.hash,
+        roles=record.roles, groups=record.groups, issuer=record.issuer, client=record.client, token=record.token,
         nodes=Map({record.hop: root}), labels=labels, reached=Map({record.agent: labels}) if labels else Map(),
         continues=record.continues,
     )  # fmt: skip
