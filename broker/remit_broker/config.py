@@ -17,17 +17,21 @@ import msgspec.inspect
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.core.caps import BadCap, Caps, parse_caps
 from remit_broker.core.extraction import Endorser, TooWide, parse_endorser
+from remit_broker.core.issuers import LOOPBACK, BadIssuer, DevelopmentConfig, IssuerConfig, check_issuers
 from remit_broker.core.label_sources import BadLabels, LabelSources, parse_sources
 from remit_broker.core.labels import is_label
 from remit_broker.core.rates import BadRate, Rate, Rates, parse_rates
 from remit_schemas.budget import Budget, parse_budget
 from remit_schemas.errors import Refusal
 from remit_schemas.model_prices import DEAREST, DEFAULT, ModelPrice, parse_model_price
-from remit_schemas.names import is_principal
+from remit_schemas.names import DEFAULT_TENANT, is_principal, is_tenant
 
 FILE: Final = "remit.toml"
 MAX_FILE: Final = 1024 * 1024
 """Largest configuration in bytes."""
+
+MAX_TENANTS: Final = 64
+"""Each has a NATS account, a connection of every broker process to it, and its share of the server's connections."""
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
@@ -52,11 +56,16 @@ class BusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The HTTP edge. ``auth`` is how a caller is known; ``local`` (the OS user, by a 0600 token file) needs loopback."""
+    """The HTTP edge. ``auth`` is how a caller is known: ``local`` (the OS user, by a 0600 token file) and ``open`` (everybody on
+    this machine is ``open_user``) need loopback, ``issuer`` is a user's token. ``hosts`` are names beside loopback under which
+    it is reached, as the header Host says them.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 7480
-    auth: Literal["local"] = "local"
+    auth: Literal["local", "open", "issuer"] = "local"
+    open_user: str = "everybody"
+    hosts: tuple[str, ...] = ()
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -83,6 +92,19 @@ class ResultsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     bytes: Annotated[int, msgspec.Meta(ge=64 << 20, le=2**50)] = 1 << 30
 
 
+class ApprovalsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Approvals by people: a request waits for ``ttl`` seconds, an approval can be used for ``use`` seconds.
+
+    With ``four_eyes`` nobody approves a call that is made on their own behalf, whatever policy says. ``url`` is where approvers
+    find the broker, if not at ``http``.
+    """
+
+    ttl: Annotated[float, msgspec.Meta(ge=1, le=28_800)] = 3600.0
+    use: Annotated[float, msgspec.Meta(ge=1, le=28_800)] = 900.0
+    four_eyes: bool = False
+    url: str = ""
+
+
 class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where spans go by OTLP/HTTP; the standard ``OTEL_EXPORTER_OTLP_*`` variables win. Empty: nowhere."""
 
@@ -106,6 +128,10 @@ class ContentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     labels: dict[str, tuple[str, ...]] = {}
 
 
+class TenantConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[tenants.NAME]``: that there is this tenant, beside the default one, which is always there."""
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything ``remit.toml`` may say. Paths are relative to the file's folder."""
 
@@ -116,8 +142,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     http: HttpConfig = HttpConfig()
     limits: LimitsConfig = LimitsConfig()
     results: ResultsConfig = ResultsConfig()
+    approvals: ApprovalsConfig = ApprovalsConfig()
     traces: TracesConfig = TracesConfig()
     content: ContentConfig = ContentConfig()
+    issuers: tuple[IssuerConfig, ...] = ()
+    development: DevelopmentConfig = DevelopmentConfig()
     policy: PolicyConfig = PolicyConfig()
     prices: dict[str, str] = {}
     models: dict[str, str] = {}
@@ -126,6 +155,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     tool_groups: dict[str, tuple[str, ...]] = {}
     caps: dict[str, dict[str, dict[str, str]]] = {}
     rates: dict[str, dict[str, str]] = {}
+    tenants: dict[str, TenantConfig] = {}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,9 +174,38 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     endorsers: tuple[Endorser, ...] = ()
 
     @property
+    def others(self) -> tuple[str, ...]:
+        """The tenants beside the default one, by name."""
+        return tuple(sorted(name for name in self.config.tenants if name != DEFAULT_TENANT))
+
+    @property
+    def tenants(self) -> tuple[str, ...]:
+        """Every tenant, the default one first."""
+        return (DEFAULT_TENANT, *self.others)
+
+    def require(self, tenant: str) -> None:
+        """Raises :class:`ConfigError` for a tenant that is not there."""
+        if tenant not in self.tenants:
+            raise ConfigError(
+                f"there is no tenant {tenant[:64]!r}",
+                f"there is {', '.join(self.tenants)}; [tenants] of {self.file} names them",
+            )
+
+    def servers_file_of(self, tenant: str) -> Path:
+        """Where ``remit servers add`` keeps the commands of a tenant's servers that the broker runs itself."""
+        self.require(tenant)
+        return self.file.parent / ("servers.toml" if tenant == DEFAULT_TENANT else f"servers.{tenant}.toml")
+
+    def credentials_of(self, tenant: str) -> Path:
+        """The folder of the credentials of a tenant's agents and servers."""
+        self.require(tenant)
+        folder = self.data / "credentials"
+        return folder if tenant == DEFAULT_TENANT else folder / tenant
+
+    @property
     def servers_file(self) -> Path:
-        """Where ``remit servers add`` keeps the commands of the servers the broker runs itself."""
-        return self.file.parent / "servers.toml"
+        """That of the default tenant."""
+        return self.servers_file_of(DEFAULT_TENANT)
 
     @property
     def runtime_file(self) -> Path:
@@ -155,8 +214,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def credentials(self) -> Path:
-        """The folder of agents' credentials."""
-        return self.data / "credentials"
+        """That of the default tenant."""
+        return self.credentials_of(DEFAULT_TENANT)
 
 
 def find(path: str | None) -> Path:
@@ -220,11 +279,7 @@ def settings(file: Path, raw: object) -> Settings:
 
 def _sensible(file: Path, config: Config) -> None:
     """What types cannot say. Raises :class:`ConfigError`."""
-    if config.http.host not in ("127.0.0.1", "::1", "localhost"):
-        raise ConfigError(
-            f"{file}: http.host is {config.http.host!r}, but http.auth = 'local' is for loopback only",
-            "use 127.0.0.1, ::1 or localhost",
-        )
+    _identity(file, config)
     for key in (
         "hop_ttl",
         "orphan_grace",
@@ -247,6 +302,8 @@ def _sensible(file: Path, config: Config) -> None:
         )
     if (traces := config.traces.endpoint) and not _is_url(traces, ("http", "https")):
         raise ConfigError(f"{file}: traces.endpoint is {traces!r}", "write http://HOST:PORT, or leave it empty")
+    if (url := config.approvals.url) and not _is_url(url, ("http", "https")):
+        raise ConfigError(f"{file}: approvals.url is {url!r}", "write https://HOST, or leave it empty")
     if config.bus.replicas > 1 and not config.bus.url:
         raise ConfigError(
             f"{file}: bus.replicas is {config.bus.replicas}, but the embedded NATS server is one",
@@ -266,11 +323,56 @@ def _sensible(file: Path, config: Config) -> None:
                     f"{file}: tool_groups.{group!r}: {pattern!r} matches no tool",
                     "write such as mcp/bank/* or mcp/*/delete_*",
                 )
+    _tenants(file, config)
     for key, text in (("issuer", config.issuer), ("data", config.data), ("policies", config.policies)):
         if not text or not text.isprintable():
             raise ConfigError(
                 f"{file}: {key} is {text!r}", "write a text of at least one character, all of them printable"
             )
+
+
+def _tenants(file: Path, config: Config) -> None:
+    for name in config.tenants:
+        if not is_tenant(name):
+            raise ConfigError(
+                f"{file}: tenants.{name!r} cannot name a tenant", "use [a-z0-9][a-z0-9_-]*, at most 63 characters"
+            )
+    if len({DEFAULT_TENANT, *config.tenants}) > MAX_TENANTS:
+        raise ConfigError(
+            f"{file}: {len(config.tenants)} tenants, at most {MAX_TENANTS} are served by one broker",
+            "run a second broker on a bus of its own for the others",
+        )
+    for name in config.caps.get("tenant", {}):
+        if name not in (DEFAULT_TENANT, *config.tenants):
+            known = ", ".join(sorted({DEFAULT_TENANT, *config.tenants}))
+            raise ConfigError(
+                f'{file}: caps.tenant."{name}": there is no such tenant',
+                f"tenants there are: {known}; another one is made by a table [tenants.{name}]",
+            )
+
+
+def _identity(file: Path, config: Config) -> None:
+    """Who callers and users are. Raises :class:`ConfigError`."""
+    http, development = config.http, config.development
+    loopback = http.host in LOOPBACK
+    # INVARIANT: what trusts everybody on a machine listens to that machine alone (test_what_trusts_the_machine_needs_loopback).
+    for key, on in (
+        ("http.auth = " + repr(http.auth), http.auth != "issuer"),
+        ("development.issuer", development.issuer),
+    ):
+        if on and not (loopback and not http.hosts):
+            raise ConfigError(
+                f"{file}: http.host is {http.host!r} and http.hosts {list(http.hosts)}, but {key} is for loopback only",
+                "use 127.0.0.1, ::1 or localhost, and no other names",
+            )
+    if http.auth == "issuer" and not config.issuers and not development.issuer:
+        raise ConfigError(
+            f"{file}: http.auth is 'issuer', but there is no issuer", "add [[issuers]]; docs/identity.md has examples"
+        )
+    try:
+        check_issuers(config.issuers, development)
+    except BadIssuer as bad:
+        raise ConfigError(f"{file}: {bad.key}: {bad.why}", bad.ask) from None
 
 
 def _is_url(text: str, schemes: tuple[str, ...]) -> bool:
@@ -308,7 +410,11 @@ def _type_at(key: str) -> msgspec.inspect.Type | None:
     for name in filter(None, key.split(".")):
         if not isinstance(found, msgspec.inspect.StructType):
             return None
-        found = next(field.type for field in found.fields if field.encode_name == name)
+        # Inside a list or a table of names the way is not the types' own any more.
+        fields = {field.encode_name: field.type for field in found.fields}
+        if name not in fields:
+            return None
+        found = fields[name]
     return found
 
 

@@ -20,12 +20,13 @@ from remit_broker.edges.http.app import HttpServer
 class Place(msgspec.Struct, frozen=True, kw_only=True):
     """Where a broker process stands: alone, or as one of several that a supervisor started.
 
-    ``bus`` is where the supervisor's NATS server is, ``http`` the file descriptor of the listening socket it holds, ``pid`` its
-    process. ``edge`` is whether this one has the HTTP edge, the index, the scan and the MCP servers. ``group`` names those of one
-    ``remit up``, and ``size`` says how many they are.
+    ``bus`` is where the supervisor's NATS server is, ``http`` the file descriptor of the listening socket it holds, ``url`` its
+    address, ``pid`` its process. ``edge`` is whether this one has the HTTP edge, the index, the scan and the MCP servers.
+    ``group`` names those of one ``remit up``, and ``size`` says how many they are.
     """
 
     bus: str = ""
+    url: str = ""
     http: int | None = None
     pid: int = 0
     edge: bool = True
@@ -50,11 +51,12 @@ async def embed(settings: Settings, keys: KeyFiles, died: Died) -> EmbeddedServe
     bus, last = settings.config.bus, settings.runtime_file.with_name("bus.port")
     private_folder(last.parent, create=True)
     port = bus.port or _same_port(last)
-    server = EmbeddedServer(keys, Options(port=port, sync=bus.sync), died)
+    server = EmbeddedServer(keys, Options(port=port, sync=bus.sync, tenants=settings.others), died)
     await server.start()
     # Agents that run, and credentials that were handed out, look for the bus where it was.
     write_private(last, str(urlsplit(server.url).port).encode())
-    move_bus(settings.credentials, server.url)
+    for tenant in settings.tenants:
+        move_bus(settings.credentials_of(tenant), server.url)
     return server
 
 

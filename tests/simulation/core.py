@@ -14,12 +14,14 @@ from typing import Any
 
 import msgspec
 
+from remit_broker.adapters.identities import Issuers
 from remit_broker.adapters.jetstream import JetStream
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.kv_accounts import KvAccounts
 from remit_broker.adapters.limits import Unlimited
 from remit_broker.adapters.mint import HmacDigester, KeyMint
 from remit_broker.adapters.nats_bus import NatsBus
+from remit_broker.adapters.pace import Pace
 from remit_broker.adapters.refusal_stream import RefusalStream
 from remit_broker.adapters.world import Failpoints, RandomIds, SystemClock
 from remit_broker.config import Config
@@ -52,7 +54,7 @@ from tests.simulation.replicas import (
     app_caps,
 )
 from tests.simulation.seeded import wall
-from tests.simulation.world import Lenient, NothingKept, NothingRevoked
+from tests.simulation.world import KeptHere, Lenient, NothingKept, NothingRevoked
 
 KINDS = {"planner": "agent", "worker": "agent", "leaf": "agent", "odd": "agent", "tools": "mcp", "desk": "agent"}
 
@@ -111,17 +113,18 @@ class CoreBroker:
         self.refusals = await RefusalStream.start(core)  # type: ignore[arg-type]
         self.accounts = KvAccounts(JetStream(core), app_caps(config), clock, replica)  # type: ignore[arg-type]
         await self.accounts.start(1, self._fault)
-        listening = NatsBus(bus, replica, core)  # type: ignore[arg-type]
+        pace = Pace()
+        listening = NatsBus(bus, replica, core, pace.soon)  # type: ignore[arg-type]
         await listening.start()
         self.ports = Ports(
             clock=clock, ids=RandomIds(), ledger=self.ledger, refusals=self.refusals, bus=listening, registry=Registry(),
             revocations=self.revocations, policy=Permissive(), detectors=Blind(), schemas=Lenient(),
             mint=KeyMint(ISSUER, KEY, KEYS, clock), digester=HmacDigester(b"k" * 32), rates=Unlimited(),
-            target_rates=Unlimited(), accounts=self.accounts, results=NothingKept(), room=PartsRoom(1 << 20),
-            observer=Witness(self._fault), failpoints=Failpoints(""),
-            limits=Limits(hop_ttl=config.limits.hop_ttl, labels=LABELS),
+            target_rates=Unlimited(), accounts=self.accounts, results=NothingKept(), arguments=KeptHere(), room=PartsRoom(1 << 20),
+            observer=Witness(self._fault), failpoints=Failpoints(""), limits=Limits(hop_ttl=config.limits.hop_ttl, labels=LABELS),
+            identities=Issuers((), clock),
         )  # fmt: skip
-        edge = BusEdge(bus, "default", self.ports, _attach, {})  # type: ignore[arg-type]
+        edge = BusEdge(bus, "default", self.ports, _attach, {}, pace.soon)  # type: ignore[arg-type]
         listening.on_input, listening.on_unwanted = edge.on_input, edge.on_unwanted
         await edge.start()
         self._scanning = asyncio.get_running_loop().create_task(self._scan(late))

@@ -23,6 +23,7 @@ Config = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="One JSON document (or JSON lines) on stdout, everything else on stderr.")
 ]
+Tenant = Annotated[str | None, typer.Option(help="The tenant; without it the default one.")]
 
 REFUSED: Final = 1
 USAGE: Final = 2
@@ -62,6 +63,8 @@ def show_error(body: ErrorBody) -> None:
         err.print(line((f"{body.code} ", "bold red"), body.message, (f" ({body.rule})", "dim")))
     if body.ask:
         err.print(line(f"  → {body.ask}"))
+    if body.approval_url:
+        err.print(line((f"  {body.approval_url}", "dim")))
     if body.effect != "none":
         err.print(line(f"  effect: {body.effect}"))
     if body.txn and body.hop:

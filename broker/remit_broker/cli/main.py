@@ -13,6 +13,7 @@ import typer
 from remit_broker import __version__
 from remit_broker.cli import (
     agents,
+    approvals,
     audit,
     bench,
     budgets,
@@ -25,6 +26,7 @@ from remit_broker.cli import (
     keys,
     running,
     servers,
+    users,
 )
 from remit_broker.cli.common import USAGE, own, show_error
 from remit_broker.cli.printing import out, say
@@ -62,10 +64,12 @@ callout.register(app)
 demo.register(app)
 servers.register(app)
 app.add_typer(agents.app, name="agents")
+app.add_typer(approvals.app, name="approvals")
 app.add_typer(servers.app, name="servers")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")
+app.add_typer(users.app, name="users")
 
 
 def main() -> None:

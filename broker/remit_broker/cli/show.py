@@ -51,12 +51,32 @@ def tree(records: list[dict[str, Any]], refusals: list[dict[str, Any]]) -> Tree:
         if record["kind"] == "hop.opened":
             branch = branches.get(record["parent"], top)
             branches[record["hop"]] = branch.add(hop_line(record, later[record["hop"]]))
+        elif record["kind"] in _APPROVALS:
+            branches.get(record["hop"], top).add(_APPROVALS[record["kind"]](record))
         elif record["kind"] == "grant.revoked":
             why = f": {record['why']}" if record["why"] else ""
             branches.get(record["hop"], top).add(line((f"⊘ revoked by {record['who']}{why}", "red")))
     for record in waiting:
         branches.get(record["parent"] or "", top).add(refusal_line(record))
     return top
+
+
+def _asked(record: dict[str, Any]) -> Text:
+    rules = ", ".join(need["rule"] for need in record["needs"])
+    return line(
+        ("? ", "yellow"), f"approval {record['id']} of ", (record["resource"], "bold"), f" asked for by {record['caller']}",
+        (f" ({rules})", "dim"),
+    )  # fmt: skip
+
+
+def _said(record: dict[str, Any]) -> Text:
+    yes = record["verdict"] == "approve"
+    why = f": {record['reason']}" if record["reason"] else ""
+    mark, said = (("✓ ", "green"), "approved") if yes else (("⊘ ", "red"), "denied")
+    return line(mark, f"{record['who']} {said} {record['id']}{why}")
+
+
+_APPROVALS = {"approval.requested": _asked, "approval.decided": _said}
 
 
 def _later(records: list[dict[str, Any]], opened: dict[str, Any]) -> list[dict[str, Any]]:
@@ -141,7 +161,8 @@ def explained(record: dict[str, Any]) -> list[Text]:
         return [*found, *([line(f"  → {record['ask']}")] if record["ask"] else []), *_decided(record)]
     if record["kind"] == "hop.opened":
         head = line(("opened ", "green"), f"{record['caller']} → ", (record["resource"], "bold"),
-                    f" at {record['at']}, depth {record['depth']}")  # fmt: skip
+                    f" at {record['at']}, depth {record['depth']}",
+                    f", with approval {record['approval']}" if record["approval"] else "")  # fmt: skip
         return [head, line(f"  held {cost(record['budget'])}"), *_decided(record), *_labelled(record)]
     if record["kind"] in _TOLD:
         return _TOLD[record["kind"]](record)
@@ -184,7 +205,22 @@ def _labelled(record: dict[str, Any]) -> list[Text]:
     return [line(f"  {said}: {', '.join(record[name])}") for name, said in kinds if record.get(name)]
 
 
-_TOLD = {"grant.renewed": _renewed, "hop.parked": _parked, "hop.resumed": _resumed}
+def _asked_lines(record: dict[str, Any]) -> list[Text]:
+    until = datetime.fromtimestamp(record["exp"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return [_asked(record), line(f"  at {record['at']}, until {until}: {record['reason']}"), *_decided(record)]
+
+
+def _said_lines(record: dict[str, Any]) -> list[Text]:
+    return [_said(record), line(f"  at {record['at']}, known by {record['auth']}, signed")]
+
+
+_TOLD = {
+    "approval.requested": _asked_lines,
+    "approval.decided": _said_lines,
+    "grant.renewed": _renewed,
+    "hop.parked": _parked,
+    "hop.resumed": _resumed,
+}
 
 
 def _decided(record: dict[str, Any]) -> list[Text]:

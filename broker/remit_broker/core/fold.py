@@ -17,6 +17,7 @@ from typing import Any, Final
 from immutables import Map
 from msgspec.structs import replace
 
+from remit_broker.core.approvals import Approval, bad_decision, bad_request, bad_use, vote_of
 from remit_broker.core.flow import NONE, kept, reached, spoken
 from remit_broker.core.tree import (
     GRANTS,
@@ -34,6 +35,8 @@ from remit_schemas.records import (
     GENESIS,
     MAX_RECORD,
     VERSION,
+    ApprovalDecided,
+    ApprovalRequested,
     GrantRenewed,
     GrantRevoked,
     HopClosed,
@@ -150,6 +153,7 @@ def _open_txn(record: Record) -> Fold:
     )  # fmt: skip
     return Fold(
         tenant=record.tenant, txn=record.txn, user=record.user, root=record.hop, seq=0, hash=record.hash,
+        roles=record.roles, groups=record.groups, issuer=record.issuer, client=record.client, token=record.token,
         nodes=Map({record.hop: root}), labels=labels, reached=Map({record.agent: labels}) if labels else Map(),
         continues=record.continues,
     )  # fmt: skip
@@ -174,6 +178,10 @@ def _step(fold: Fold, record: Record) -> Fold:
             return _park(fold, record)
         case HopResumed():
             return _resume(fold, record)
+        case ApprovalRequested():
+            return _request(fold, record)
+        case ApprovalDecided():
+            return _decide(fold, record)
         case GrantRevoked():
             return _revoke(fold, record)
         case TxnClosed():
@@ -197,7 +205,7 @@ def _open_hop(fold: Fold, record: HopOpened) -> Fold:
     _require(record.deadline <= parent.deadline, "deadline is later than its parent's")
     _require_hold(record.budget, parent)
     _require(record.idem is None or record.idem not in fold.idem, "the idempotency key was used before")
-    _require(record.approval is None or record.approval not in fold.approvals, "the approval was used before")
+    fold = _use(fold, record)
     aim, sent, brings = _aim(record.resource), frozenset(record.labels), frozenset(record.brings)
     node = Node(
         hop=record.hop, parent=parent.hop, caller=record.caller, callee=aim.name,
@@ -215,7 +223,6 @@ def _open_hop(fold: Fold, record: HopOpened) -> Fold:
         nodes=fold.nodes.update({node.hop: node, holding.hop: holding}),
         labels=fold.labels | node.labels,
         idem=fold.idem if record.idem is None else fold.idem.set(record.idem, record.hop),
-        approvals=fold.approvals if record.approval is None else fold.approvals.set(record.approval, record.hop),
     )
     return spoken(reached(opened, node, kept(aim.kind, sent, brings)), node) if node.labels else opened
 
@@ -314,7 +321,7 @@ def _resume(fold: Fold, record: HopResumed) -> Fold:
     _require(_within(record.scope, node.scope), "the scope is wider than before")
     _require(record.args_digest == node.args_digest, "the arguments are not those of its opening")
     _require_hold(record.budget, parent)
-    _require(record.approval is None or record.approval not in fold.approvals, "the approval was used before")
+    fold = _use(fold, record)
     aim, sent, brings = _aim(node.resource), frozenset(record.labels), frozenset(record.brings)
     resumed = replace(
         node, state="open", limit=node.limit + record.budget, spent=node.spent + ONE_CALL, n=node.n + 1,
@@ -327,7 +334,6 @@ def _resume(fold: Fold, record: HopResumed) -> Fold:
         fold,
         nodes=fold.nodes.update({resumed.hop: resumed, holding.hop: holding}),
         labels=fold.labels | resumed.labels,
-        approvals=fold.approvals if record.approval is None else fold.approvals.set(record.approval, record.hop),
     )
     return spoken(reached(going, resumed, kept(aim.kind, sent, brings)), resumed) if resumed.labels else going
 
@@ -368,6 +374,27 @@ def _close_hop(fold: Fold, record: HopClosed) -> Fold:
             detached=ended.detached.set(node.caller, (*ended.detached.get(node.caller, ()), record.detached)),
         )
     return reached(ended, charged, returned) if returned else ended
+
+
+def _request(fold: Fold, record: ApprovalRequested) -> Fold:
+    _open_path(fold, record.hop)
+    _require(not (why := bad_request(fold, record)), why)
+    return replace(fold, requests=fold.requests.set(record.id, Approval(asked=record)))
+
+
+def _decide(fold: Fold, record: ApprovalDecided) -> Fold:
+    _require(not (why := bad_decision(fold, record)), why)
+    decided = fold.requests[record.id].after(vote_of(record))
+    return replace(fold, requests=fold.requests.set(record.id, decided), decisions=fold.decisions + 1)
+
+
+def _use(fold: Fold, record: HopOpened | HopResumed) -> Fold:
+    """``fold`` without the approval that ``record`` uses up, if it uses one."""
+    if record.approval is None:
+        return fold
+    _require(not (why := bad_use(fold, record)), why)
+    used = replace(fold.requests[record.approval], used_by=record.hop)
+    return replace(fold, requests=fold.requests.set(record.approval, used))
 
 
 def _revoke(fold: Fold, record: GrantRevoked) -> Fold:

@@ -23,6 +23,7 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 from immutables import Map
 
+from remit_broker.core.approvals import Approval
 from remit_schemas.budget import ZERO, Budget
 from remit_schemas.errors import Code, refusal
 from remit_schemas.records import Outcome
@@ -110,8 +111,10 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A txn after its record ``seq``, whose hash is ``hash``.
 
-    ``idem`` and ``approvals`` map what may be used once (as the records name it) to the hop that used it; ``revoked``
+    ``idem`` maps what may be used once (as the records name it) to the hop that used it; ``revoked``
     holds the hops whose grants were revoked, each of which covers everything beneath it. ``renewals`` counts those of all grants.
+    ``roles`` and ``groups`` are the user's, ``issuer``, ``client`` and ``token`` say how an issuer proved the user.
+    ``requests`` are those for approvals, by id, ``decisions`` how often somebody said something to one.
     ``reached`` are the labels of all that has reached a principal in this txn; ``continues`` is the hop, as ``<txn>.<hop>``, of the
     task that this one carries on, ``detached`` the tasks that an agent moved out of this one.
     """
@@ -126,9 +129,15 @@ class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     state: Literal["open", "closed"] = "open"
     labels: frozenset[str] = frozenset()
     idem: Map[str, str] = Map()
-    approvals: Map[str, str] = Map()
     revoked: Map[str, str] = Map()
     renewals: int = 0
+    roles: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    issuer: str = ""
+    client: str = ""
+    token: str = ""
+    requests: Map[str, Approval] = Map()
+    decisions: int = 0
     reached: Map[str, frozenset[str]] = Map()
     continues: str | None = None
     detached: Map[str, tuple[str, ...]] = Map()

@@ -15,6 +15,8 @@ from nats.aio.subscription import Subscription
 from remit_broker.core.registry import Attachment, Definition, Principal, definitions_of
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.admit import admit
+from remit_broker.hop.begin import begin
+from remit_broker.hop.decide import wait
 from remit_broker.hop.hop import Ask, Hop
 from remit_broker.hop.keep import Found, find
 from remit_broker.hop.park import unwanted
@@ -51,7 +53,10 @@ class BusEdge:
         ports: Ports,
         attach: Callable[[Attachment], Awaitable[None]],
         published: Mapping[str, Any],
+        soon: Callable[[Callable[[], object]], object] = lambda begin: begin(),
     ) -> None:
+        """``soon`` says when what was taken in hand begins: much at once would keep the broker from hearing anything else."""
+        self._soon = soon
         self._nc, self._tenant, self._ports = nc, tenant, ports
         self._attach, self._published = attach, published
         self._running: set[asyncio.Task[Any]] = set()
@@ -62,6 +67,8 @@ class BusEdge:
         self._subscription: Subscription | None = None
         self._services: dict[tuple[str, str], Service] = {("attach", "put"): self._put, ("txn", "close"): self._close}
         self._services["result", "get"] = lambda hop: find(_granted(hop), ports)
+        self._services["txn", "open"] = lambda hop: begin(hop, ports)
+        self._services["approval", "wait"] = lambda hop: wait(_granted(hop), ports)
         self._services["grant", "renew"] = lambda hop: renew(hop, ports)
 
     async def start(self) -> None:
@@ -172,6 +179,9 @@ class BusEdge:
 
     def _take(self, caller: str, work: Coroutine[Any, Any, Any]) -> None:
         self._in_hand[caller] += 1
+        self._soon(lambda: self._begin(caller, work))
+
+    def _begin(self, caller: str, work: Coroutine[Any, Any, Any]) -> None:
         self._spawn(work).add_done_callback(lambda _: self._give_back(caller))
 
     def _give_back(self, caller: str) -> None:

@@ -73,7 +73,11 @@ def question(
         action=action,
         tenant=hop.ask.tenant,
         user=claims.sub,
-        roles=(),
+        # INVARIANT: policy sees the roles that were proved when the task began, at every hop of it
+        # (test_policy_sees_the_roles_of_the_user_at_every_hop).
+        roles=hop.past.roles,
+        groups=hop.past.groups,
+        client=hop.past.client,
         caller=hop.ask.caller,
         caller_tier=caller.tier if caller else "unknown",
         resource=hop.resource,

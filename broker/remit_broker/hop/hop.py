@@ -90,6 +90,9 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     input: Any = None
     input_digest: str = ""
     input_size: int = 0
+    # approve
+    approval: str | None = None
+    """The approval that opening this uses up."""
     # open
     opened: HopOpened | HopResumed | None = None
     token: str = ""

@@ -147,6 +147,6 @@ def _with_content(final: Final | None, value: Any) -> Final:
         return msgspec.structs.replace(final, request=value)
     if isinstance(final, Error):
         # Ids and links in an error are the broker's to give: what a callee wrote there is dropped.
-        body = msgspec.structs.replace(final.error, **value, txn=None, hop=None, approval_url=None)
+        body = msgspec.structs.replace(final.error, **value, txn=None, hop=None, approval=None, approval_url=None)
         return msgspec.structs.replace(final, error=body)
     raise RuntimeError("no final frame")
