@@ -11,21 +11,22 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.errors import BucketNotFoundError
-from nats.js.kv import KV_DEL, KV_PURGE, KeyValue, StopIterSentinel
+from nats.js.kv import KeyValue
 
+from remit_broker.adapters.bucket_watch import watch
 from remit_broker.adapters.tasks import ended
 from remit_broker.core.presence import Beat, Presence
 from remit_broker.core.revocations import Entry, Revoked
 from remit_broker.ports import Clock
 from remit_schemas.errors import Code, Refusal, refusal
-from remit_schemas.names import Jti, Resource, parse_jti
+from remit_schemas.names import DEFAULT_TENANT, Jti, Resource, parse_jti
 
 BUCKET: Final = "revocations"
 HISTORY: Final = 64
@@ -49,17 +50,18 @@ class KvRevocations:
     def __init__(self, clock: Clock, fault: Fault, replica: str = "") -> None:
         """``replica`` is how the heartbeats name this one; drawn where nobody needs to know."""
         self._clock, self._fault = clock, fault
-        self._revoked = Revoked()
+        self._everything = Revoked()
+        self._revoked: dict[str, Revoked] = {}
         self._me = replica or secrets.token_hex(8)
         self.presence = Presence(self._me, SILENCE)
         self.about: Callable[[], dict[str, Any]] = dict
         """What the heartbeats say of this replica."""
         self._beaten = float("-inf")
         self._seen_seq = self._revision = 0
-        self._seen = asyncio.Condition()
+        self._seen: set[asyncio.Future[None]] = set()
         self._heard: list[Heard] = []
-        self.on_grant: Callable[[Jti], None] = lambda jti: None
-        """Told of each grant that was revoked; it must not wait."""
+        self.on_grant: Callable[[str, Jti], None] = lambda tenant, jti: None
+        """Told of each grant that was revoked, and in which tenant; it must not wait."""
         self._last_grant = 0
         self._kv: KeyValue | None = None
         self.tasks: list[asyncio.Task[None]] = []
@@ -70,9 +72,9 @@ class KvRevocations:
             self._kv = await js.key_value(BUCKET)
         except BucketNotFoundError:
             self._kv = await js.create_key_value(bucket=BUCKET, history=HISTORY, replicas=replicas)
-        self.tasks = [asyncio.create_task(work) for work in (self._mirror(), self._beat())]
-        async with asyncio.timeout(10), self._seen:
-            await self._seen.wait_for(lambda: self.fresh)
+        self.tasks = [asyncio.create_task(work) for work in (self._mirror(js), self._beat())]
+        async with asyncio.timeout(10):
+            await self._until(lambda: self.fresh)
 
     async def speak(self, about: Callable[[], dict[str, Any]]) -> None:
         """From now on the heartbeats say this of the replica; returns when one that does was heard. Refuses LEDGER_UNAVAILABLE.
@@ -113,7 +115,149 @@ class KvRevocations:
     @property
     def paused(self) -> Entry | None:
         """The entry that stops everything."""
-        return self._revoked.paused
+        return self._everything.paused
+
+    def of(self, tenant: str) -> OfTenant:
+        """What concerns one tenant."""
+        return OfTenant(self, self.revoked_in(tenant), tenant)
+
+    def revoked_in(self, tenant: str) -> Revoked:
+        """The entries of one tenant, kept up to date."""
+        return self._revoked.setdefault(tenant, Revoked())
+
+    def silence(self, replica: str) -> float:
+        """For how many seconds a replica has certainly said nothing."""
+        return self.presence.silence(replica, self._clock.monotonic())
+
+    def entries(self) -> list[Entry]:
+        """What was last said of each thing in all tenants, in force or reinstated, oldest first."""
+        tables = (self._everything, *self._revoked.values())
+        return _in_order(entry for table in tables for entry in table.last.values())
+
+    async def put(self, entry: Entry) -> None:
+        """Write an entry. Durable, and seen by this replica, when it returns. Refuses LEDGER_UNAVAILABLE."""
+        await self._seen_after(_key(entry), msgspec.json.encode(entry), "written")
+
+    async def _seen_after(self, key: str, value: bytes, what: str) -> None:
+        try:
+            seq = await self._bucket.put(key, value)
+            async with asyncio.timeout(SEEN_WITHIN):
+                await self._until(lambda: self._seen_seq >= seq)
+        except (NatsError, OSError, TimeoutError) as error:
+            raise _unavailable(what, error) from None
+
+    async def announce(self, tenant: str, jti: str) -> None:
+        """Say to every replica that a grant was revoked, after its record is durable. Best effort: the record alone decides."""
+        try:
+            await self._bucket.put(GRANT, f"{tenant} {jti}".encode())
+        except (NatsError, OSError, TimeoutError) as error:
+            self._fault("revocations.announce", error)
+
+    @property
+    def _bucket(self) -> KeyValue:
+        if self._kv is None:
+            raise RuntimeError("not started")
+        return self._kv
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Until something was heard that makes ``condition`` true."""
+        while not condition():
+            told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._seen.add(told)
+            try:
+                await told
+            finally:
+                self._seen.discard(told)
+
+    async def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            try:
+                # What counts comes through the watch: for an answer that is lost, the next beat does not wait
+                # (test_a_heartbeat_whose_answer_is_lost_silences_nobody).
+                async with asyncio.timeout(BEAT_SECONDS):
+                    await self._bucket.put(HEARTBEAT, self._beat_now())
+            except Exception as error:
+                self._fault("revocations.heartbeat", error)
+            await asyncio.sleep(max(0.0, began + BEAT_SECONDS - loop.time()))
+
+    def _beat_now(self) -> bytes:
+        return msgspec.json.encode(Beat(self._me, self._clock.monotonic(), self.about()))
+
+    async def _mirror(self, js: JetStreamContext) -> None:
+        while True:
+            try:
+                await watch(js._nc, BUCKET, self._take, SILENCE)
+            except Exception as error:
+                self._fault("revocations.watch", error)
+            await asyncio.sleep(0.2)
+
+    def _take(self, key: str, value: bytes | None, seq: int) -> None:
+        if key == HEARTBEAT and value is not None:
+            beat = msgspec.json.decode(value, type=Beat)
+            if beat.by == self._me:
+                self._beaten = max(self._beaten, beat.at)
+            self.presence.hear(beat, self._clock.monotonic())
+        elif key == GRANT and value is not None and seq > self._last_grant:
+            self._last_grant = seq
+            tenant, _, said = value.decode(errors="replace").rpartition(" ")
+            if (jti := parse_jti(said)) is not None:
+                self.on_grant(tenant, jti)
+        elif key not in (HEARTBEAT, GRANT) and seq > self._revision:
+            self._apply(key, value)
+            self._revision = seq
+        self._seen_seq = max(self._seen_seq, seq)
+        for told in self._seen:
+            if not told.done():
+                told.set_result(None)
+
+    def _apply(self, key: str, value: bytes | None) -> None:
+        if value is None:
+            # Nobody deletes an entry but by hand: then it is as if it had never been made.
+            for entry in self.entries():
+                if _key(entry) == key:
+                    self._table(entry).forget(entry.kind, entry.name)
+            return
+        try:
+            entry = msgspec.json.decode(value, type=Entry)
+            self._table(entry).apply(entry)
+        except (msgspec.DecodeError, Refusal) as error:
+            # Unreadable, and somebody meant to stop something by it: stop all of it.
+            self._fault("revocations.entry", error)
+            entry = Entry(kind="all", name="everything", who="broker", at="", why=f"the revocation {key} is unreadable")
+            self._table(entry).apply(entry)
+        for heard in self._heard:
+            heard(entry)
+
+    def _table(self, entry: Entry) -> Revoked:
+        return self._everything if entry.kind == "all" else self.revoked_in(entry.tenant)
+
+
+class OfTenant:
+    """Revocations as one tenant has them (port ``RevocationList``): its own, and that everything is paused.
+
+    INVARIANT: what is revoked in one tenant stops nothing in another, whatever it is called there
+    (test_revoking_an_agent_of_one_tenant_does_not_touch_its_namesake).
+    """
+
+    def __init__(self, everywhere: KvRevocations, revoked: Revoked, tenant: str) -> None:
+        self._all, self._revoked, self._tenant = everywhere, revoked, tenant
+
+    @property
+    def revision(self) -> int:
+        """Grows with every entry seen, of any tenant."""
+        return self._all.revision
+
+    @property
+    def fresh(self) -> bool:
+        """Whether everything acknowledged up to two seconds ago has been seen."""
+        return self._all.fresh
+
+    @property
+    def paused(self) -> Entry | None:
+        """The entry that stops everything."""
+        return self._all.paused
 
     def agent(self, name: str) -> Entry | None:
         """The entry that stops an agent or server."""
@@ -129,113 +273,29 @@ class KvRevocations:
 
     def silence(self, replica: str) -> float:
         """For how many seconds a replica has certainly said nothing."""
-        return self.presence.silence(replica, self._clock.monotonic())
+        return self._all.silence(replica)
 
     def entries(self) -> list[Entry]:
-        """What was last said of each thing, in force or reinstated, oldest first."""
-        return sorted(self._revoked.last.values(), key=lambda entry: (entry.at, entry.kind, entry.name))
+        """What was last said of each thing of this tenant and of everything, oldest first."""
+        return _in_order(entry for entry in self._all.entries() if entry.kind == "all" or entry.tenant == self._tenant)
 
     async def put(self, entry: Entry) -> None:
         """Write an entry. Durable, and seen by this replica, when it returns. Refuses LEDGER_UNAVAILABLE."""
-        await self._seen_after(_key(entry), msgspec.json.encode(entry), "written")
-
-    async def _seen_after(self, key: str, value: bytes, what: str) -> None:
-        try:
-            seq = await self._bucket.put(key, value)
-            async with asyncio.timeout(SEEN_WITHIN), self._seen:
-                await self._seen.wait_for(lambda: self._seen_seq >= seq)
-        except (NatsError, OSError, TimeoutError) as error:
-            raise _unavailable(what, error) from None
+        await self._all.put(entry)
 
     async def announce(self, jti: str) -> None:
-        """Say to every replica that a grant was revoked, after its record is durable. Best effort: the record alone decides."""
-        try:
-            await self._bucket.put(GRANT, jti.encode())
-        except (NatsError, OSError, TimeoutError) as error:
-            self._fault("revocations.announce", error)
+        """Say to every replica that a grant of this tenant was revoked in the ledger. Best effort."""
+        await self._all.announce(self._tenant, jti)
 
-    @property
-    def _bucket(self) -> KeyValue:
-        if self._kv is None:
-            raise RuntimeError("not started")
-        return self._kv
 
-    async def _beat(self) -> None:
-        while True:
-            try:
-                # What counts comes through the watch: for an answer that is lost, the next beat does not wait
-                # (test_a_heartbeat_whose_answer_is_lost_silences_nobody).
-                async with asyncio.timeout(BEAT_SECONDS):
-                    await self._bucket.put(HEARTBEAT, self._beat_now())
-            except Exception as error:
-                self._fault("revocations.heartbeat", error)
-            await asyncio.sleep(BEAT_SECONDS)
-
-    def _beat_now(self) -> bytes:
-        return msgspec.json.encode(Beat(self._me, self._clock.monotonic(), self.about()))
-
-    async def _mirror(self) -> None:
-        while True:
-            try:
-                await self._watch()
-            except Exception as error:
-                self._fault("revocations.watch", error)
-            await asyncio.sleep(0.2)
-
-    async def _watch(self) -> None:
-        """Until nothing, not even a heartbeat, has come for a while: then the watch is dead, and made again."""
-        watcher = await self._bucket.watchall()
-        try:
-            while True:
-                found = await watcher.updates(timeout=2 * SILENCE)  # type: ignore[no-untyped-call]
-                if isinstance(found, StopIterSentinel):
-                    return
-                if found is not None:
-                    gone = found.operation in (KV_DEL, KV_PURGE)
-                    await self._take(found.key, None if gone else found.value, found.revision or 0)
-        finally:
-            # What fails here must not take the place of a cancellation: the broker would never stop.
-            with contextlib.suppress(Exception):
-                await watcher.stop()  # type: ignore[no-untyped-call]
-
-    async def _take(self, key: str, value: bytes | None, seq: int) -> None:
-        if key == HEARTBEAT and value is not None:
-            beat = msgspec.json.decode(value, type=Beat)
-            if beat.by == self._me:
-                self._beaten = max(self._beaten, beat.at)
-            self.presence.hear(beat, self._clock.monotonic())
-        elif key == GRANT and value is not None and seq > self._last_grant:
-            self._last_grant = seq
-            if (jti := parse_jti(value.decode(errors="replace"))) is not None:
-                self.on_grant(jti)
-        elif key not in (HEARTBEAT, GRANT) and seq > self._revision:
-            self._apply(key, value)
-            self._revision = seq
-        async with self._seen:
-            self._seen_seq = max(self._seen_seq, seq)
-            self._seen.notify_all()
-
-    def _apply(self, key: str, value: bytes | None) -> None:
-        if value is None:
-            # Nobody deletes an entry but by hand: then it is as if it had never been made.
-            for entry in self.entries():
-                if _key(entry) == key:
-                    self._revoked.forget(entry.kind, entry.name)
-            return
-        try:
-            entry = msgspec.json.decode(value, type=Entry)
-            self._revoked.apply(entry)
-        except (msgspec.DecodeError, Refusal) as error:
-            # Unreadable, and somebody meant to stop something by it: stop all of it.
-            self._fault("revocations.entry", error)
-            entry = Entry(kind="all", name="everything", who="broker", at="", why=f"the revocation {key} is unreadable")
-            self._revoked.apply(entry)
-        for heard in self._heard:
-            heard(entry)
+def _in_order(entries: Iterable[Entry]) -> list[Entry]:
+    return sorted(entries, key=lambda entry: (entry.at, entry.tenant, entry.kind, entry.name))
 
 
 def _key(entry: Entry) -> str:
     """A bucket's key: a user's name may hold what no key may, so names are in the value."""
+    if entry.tenant != DEFAULT_TENANT:
+        return f"{entry.kind}.{entry.tenant}.{hashlib.sha256(entry.name.encode()).hexdigest()[:32]}"
     return f"{entry.kind}.{hashlib.sha256(entry.name.encode()).hexdigest()[:32]}"
 
 
