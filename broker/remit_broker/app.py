@@ -39,6 +39,7 @@ from remit_broker.adapters.nats_connect import Connections, connect_all
 from remit_broker.adapters.nats_evict import Evictor
 from remit_broker.adapters.nats_presence import Connected
 from remit_broker.adapters.observer import OtlpSpans, RecordObserver
+from remit_broker.adapters.policy_watch import PolicyWatch
 from remit_broker.adapters.private_files import private_folder, write_private
 from remit_broker.adapters.refusal_stream import RefusalStream
 from remit_broker.adapters.registry import KvRegistry
@@ -161,7 +162,6 @@ class Broker:
         """From now on the heartbeats say what runs here."""
         health = self.health
         health.ledger, health.refusals, health.revocations = self.ledger, self.refusals, self.revocations
-        health.policy = lambda: self.ports.policy.revision
         await self.revocations.speak(health.about)
 
     def _observe(self) -> RecordObserver:
@@ -226,7 +226,7 @@ class Broker:
             bus=bus,
             registry=self.registry,
             revocations=self.revocations,
-            policy=CedarEngine.load(self.settings.policies),
+            policy=self._police(),
             detectors=ContentDetectors(
                 presidio(config.content.presidio, config.content.presidio_language), config.limits.result_bytes
             ),
@@ -248,6 +248,19 @@ class Broker:
                 allowed_cycles=self.settings.cycles,
             ),
         )
+
+    def _police(self) -> CedarEngine:
+        """The policies, kept at what their folder says, and what operators say about them."""
+        self.policy = policy = CedarEngine.load(self.settings.policies)
+        watch = PolicyWatch(policy, self.observer.fault)
+        self.observer.watch("remit_policy_reloads", "Times that changed policies were taken", lambda: watch.reloads)
+        self.observer.gauge(
+            "remit_policy_stale", "Whether an edit of the policies is not valid", lambda: int(bool(policy.trouble))
+        )
+        self.revocations.on_entry(policy.rulings.apply)
+        self.health.engine = policy
+        self._task(watch.run())
+        return policy
 
     def _enforce(self, bus: NatsBus) -> None:
         """What is revoked ends where it runs: hops of this replica are withdrawn, connections of an agent cut."""
@@ -349,6 +362,7 @@ class Broker:
             "budgets": self.accounts.report,
             "revocations": self.revocations,
             "admin": self.admin,
+            "is_policy": lambda name: name in self.policy.policies.rules,
         }
         operator = LocalToken(self.keys.local_token, getpass.getuser())
         api = Api(self.ports, self.registry, self.index, operator, extras)

@@ -23,6 +23,8 @@ from remit_broker.cli import (
     doctor,
     evidence,
     keys,
+    policy,
+    rulings,
     running,
     servers,
 )
@@ -61,11 +63,13 @@ doctor.register(app)
 callout.register(app)
 demo.register(app)
 servers.register(app)
+rulings.register(app)
 app.add_typer(agents.app, name="agents")
 app.add_typer(servers.app, name="servers")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")
+app.add_typer(policy.app, name="policy")
 
 
 def main() -> None:

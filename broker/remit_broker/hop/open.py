@@ -8,6 +8,7 @@ import msgspec
 
 from remit_broker.core.caps import Whose
 from remit_broker.core.fold import Fold
+from remit_broker.core.history import opening
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.resume import resumption, same_call
@@ -167,6 +168,7 @@ def intent(hop: Hop, ports: Ports, fold: Fold) -> HopOpened:
             labels=hop.labels,
             idem=idempotency(hop, ports),
             link=trace.traceparent if trace else None,
+            facts=opening(hop.facts),
         )
     )
 

@@ -13,11 +13,14 @@ from starlette.routing import Route
 
 from remit_broker.core import nkey
 from remit_broker.core.accounts import KINDS
+from remit_broker.core.history import past_of
 from remit_broker.core.listing import ChainFilter
 from remit_broker.core.near import meant
 from remit_broker.core.registry import Principal
 from remit_broker.core.times import rfc3339
+from remit_broker.core.what_if import WhatIf
 from remit_broker.edges.http.guard import Handler, answering, body_of
+from remit_broker.edges.http.policy import Allow, Observe, PolicyDesk, Withdraw
 from remit_broker.edges.http.revocations import KillSwitch, Stop
 from remit_broker.hop.txn import Delegation, close_txn, open_txn, revoke
 from remit_broker.ports import Directory, Index, Ports
@@ -79,6 +82,7 @@ class Api:
         self._caught_up: Callable[[], Awaitable[None]] = extras["caught_up"]
         self._budgets: Callable[[str], Awaitable[list[dict[str, Any]]]] = extras["budgets"]
         self._tenant = "default"
+        self._desk = PolicyDesk(ports, extras["revocations"], extras["admin"], index, extras["is_policy"])
         self._kill = KillSwitch(extras["revocations"], extras["admin"], directory, index, ports.clock)
 
     def routes(self) -> list[Route]:
@@ -102,12 +106,22 @@ class Api:
             ("POST", "/api/revocations/reinstate", self._reinstate),
             ("GET", "/api/find/{prefix}", self._find),
             ("GET", "/api/records/{hop}", self._record),
+            ("POST", "/api/policy/simulate", self._simulate),
+            ("GET", "/api/policy/decisions", self._decisions),
+            ("GET", "/api/policy/rulings", self._rulings),
+            ("POST", "/api/policy/observe", self._observe),
+            ("POST", "/api/policy/enforce", self._enforce),
+            ("POST", "/api/policy/allow", self._allow),
+            ("POST", "/api/policy/withdraw", self._withdraw),
         ]
         fault = self._ports.observer.fault
         return [Route(path, answering(self._known(do), fault), methods=[method]) for method, path, do in table]
 
     def _known(self, do: Callable[[Request, str], Awaitable[Any]]) -> Handler:
-        reads = do in (self._grant, self._add_agent, self._revoke, self._reinstate)
+        reads = do in (
+            self._grant, self._add_agent, self._revoke, self._reinstate,
+            self._simulate, self._observe, self._enforce, self._allow, self._withdraw,
+        )  # fmt: skip
 
         async def handler(request: Request) -> Response:
             who = self._operator.who(request)
@@ -277,10 +291,44 @@ class Api:
         if not hits:
             raise refusal(Code.UNKNOWN_TARGET, f"no hop {hop[:64]}", rule="api.unknown-hop", ask="remit chain TXN")
         if hits[0].kind == "refused":
-            return {"txn": hits[0].txn, "hop": hop, "records": [await self._index.refusal(self._tenant, hop)]}
+            refused = await self._index.refusal(self._tenant, hop)
+            asked = past_of(refused, refused["user"] or "") if refused else None
+            return {"txn": hits[0].txn, "hop": hop, "records": [refused], "asked": asked}
         entries = await self._index.chain(self._tenant, hits[0].txn or "")
         mine = [entry["record"] for entry in entries if entry["record"]["hop"] == hop]
-        return {"txn": hits[0].txn, "hop": hop, "records": mine}
+        opened = next((record for record in mine if record["kind"] == "hop.opened"), None)
+        asked = past_of(opened, entries[0]["record"]["user"]) if opened else None
+        return {"txn": hits[0].txn, "hop": hop, "records": mine, "asked": asked}
+
+    async def _simulate(self, request: Request, who: str) -> Any:
+        return self._desk.simulate(msgspec.structs.replace(await _typed(request, WhatIf), tenant=self._tenant))
+
+    async def _decisions(self, request: Request, who: str) -> Any:
+        wanted = dict(request.query_params)
+        after, kind = wanted.pop("after", "0"), wanted.pop("kind", "opened")
+        if wanted or not (after.isascii() and after.isdigit() and len(after) < 16) or kind not in ("opened", "refused"):
+            raise refusal(
+                Code.MALFORMED, "decisions are asked for by kind and after", rule="api.query",
+                ask="kind is opened or refused, after the number that the page before ended with",
+            )  # fmt: skip
+        await self._caught_up()
+        return await self._desk.history(self._tenant, int(after), kind)
+
+    async def _rulings(self, request: Request, who: str) -> Any:
+        return self._desk.rulings()
+
+    async def _observe(self, request: Request, who: str) -> Any:
+        return await self._desk.observe(await _typed(request, Observe), who, "observed")
+
+    async def _enforce(self, request: Request, who: str) -> Any:
+        return await self._desk.observe(await _typed(request, Observe), who, "enforced")
+
+    async def _allow(self, request: Request, who: str) -> Any:
+        await self._caught_up()
+        return await self._desk.allow(self._tenant, await _typed(request, Allow), who)
+
+    async def _withdraw(self, request: Request, who: str) -> Any:
+        return await self._desk.withdraw(await _typed(request, Withdraw), who)
 
     def _txn(self, request: Request) -> str:
         txn = str(request.path_params["txn"])

@@ -128,7 +128,8 @@ class KillSwitch:
 
 
 def _entry(record: AdminRecord) -> Entry:
-    return Entry(kind=record.what, name=record.name, who=record.who, at=record.at, why=record.why, state=record.kind)
+    return Entry(kind=record.what, name=record.name, who=record.who, at=record.at, why=record.why, state=record.kind,
+                 detail=record.detail)  # fmt: skip
 
 
 def _told(entry: Entry, record: AdminRecord) -> dict[str, Any]:
