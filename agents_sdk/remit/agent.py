@@ -12,14 +12,15 @@ from typing import Any, Final, TypeVar, overload
 
 import msgspec
 
-from remit.caller import ask_service
+from remit.caller import Scopes, ask_service
 from remit.client import CONNECT_SECONDS, BusClient, log
 from remit.credentials import Credentials, CredentialsError, find_credentials, read_credentials
 from remit.errors import Refused, as_refused, refused
 from remit.plain import seconds
 from remit.schema import Function, Skill, skill_of
 from remit.serve import Trust, Worker
-from remit.task import Task
+from remit.task import Task, begin
+from remit_schemas.budget import Budget
 from remit_schemas.errors import Code, Effect
 from remit_schemas.keys import KeySet
 from remit_schemas.model_prices import ModelPrice, ModelPrices
@@ -155,6 +156,17 @@ class Agent:
     def task(self, grant: str) -> Task:
         """The task whose root grant (or any grant) this agent holds: ``async with agent.task(grant) as task: …``."""
         return Task(self, grant)
+
+    async def open(
+        self, token: str, *, scopes: Scopes, budget: Budget | str = "usd=0.1,calls=20", ttl: str | float = "10m",
+        max_depth: int = 8,
+    ) -> str:  # fmt: skip
+        """The root grant of a new task for the user of ``token`` (an OIDC access token), for :meth:`task`. Needs a connection.
+
+        Raises :class:`~remit.errors.Refused`, with ``UNAUTHENTICATED`` for a token that the broker does not accept.
+        """
+        link = await self.connect()
+        return await begin(link, token, scopes=scopes, budget=budget, ttl=ttl, max_depth=max_depth)
 
     # Connection and registration
 

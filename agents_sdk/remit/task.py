@@ -5,16 +5,25 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
 
-from remit.caller import Call, Caller, ask_service
-from remit.errors import as_refused
+import msgspec
+
+from remit.caller import Call, Caller, Scopes, ask_service
+from remit.errors import Refused, as_refused, refused
+from remit.plain import budget_of, details, seconds
 from remit.run import Run
+from remit_schemas.budget import ZERO, Budget
+from remit_schemas.errors import Code
 from remit_schemas.grant import parse, verify
 
 if TYPE_CHECKING:
     from remit.agent import Agent
+    from remit.link import Link
+
+BEGIN_SECONDS: Final = 20.0
+"""Longest wait for the opening of a task: the broker may have to ask the issuer for its keys."""
 
 
 class Task(Caller):
@@ -78,19 +87,54 @@ class Task(Caller):
 
 @asynccontextmanager
 async def open_task(
-    *, grant: str, as_: str = "cli", credentials: str | os.PathLike[str] | None = None, bus: str | None = None
-) -> AsyncIterator[Task]:
-    """The task of a root ``grant``, carried on as the agent ``as_`` whom the grant names.
+    *, grant: str = "", token: str = "", scopes: Scopes = (), budget: Budget | str = "usd=0.1,calls=20",
+    ttl: str | float = "10m", max_depth: int = 8, as_: str = "cli", credentials: str | os.PathLike[str] | None = None,
+    bus: str | None = None,
+) -> AsyncIterator[Task]:  # fmt: skip
+    """A task, carried on as the agent ``as_``: that of a root ``grant`` for this agent, or a new one for the user of a ``token``.
 
-    Leaving the block cancels what still runs and leaves the txn open, since the same grant may be used again until it expires;
-    :meth:`Task.close` closes it. Raises :class:`~remit.errors.Refused` or ``CredentialsError``.
+    A ``token`` is the user's own, from an issuer that the broker knows (an OIDC access token), and needs ``scopes``; ``budget``,
+    ``ttl`` and ``max_depth`` are those of the new task, which is closed when the block is left. With a ``grant``, leaving the block
+    cancels what still runs and leaves the txn open, since the same grant may be used again until it expires; :meth:`Task.close`
+    closes it. Raises :class:`~remit.errors.Refused` or ``CredentialsError``.
     """
     from remit.agent import Agent
 
+    if bool(grant) == bool(token):
+        raise refused(
+            Code.MALFORMED,
+            "a task begins with a grant or with a user's token",
+            rule="task.begin",
+            ask="give one of them",
+        )
     agent = Agent(as_, credentials, bus)
     try:
         await agent.connect()
+        if token:
+            grant = await agent.open(token, scopes=scopes, budget=budget, ttl=ttl, max_depth=max_depth)
         async with agent.task(grant) as task:
-            yield task
+            try:
+                yield task
+            finally:
+                if token:
+                    # Nobody else has the grant. Nothing is lost where this fails: the task ends when its grant expires.
+                    with suppress(Refused):
+                        await task.close()
     finally:
         await agent.stop(0)
+
+
+async def begin(
+    link: Link, token: str, *, scopes: Scopes, budget: Budget | str, ttl: str | float, max_depth: int
+) -> str:
+    """The root grant of a new task for the user of ``token``, held by this agent. Raises :class:`~remit.errors.Refused`."""
+    wish = {
+        "token": token,
+        "scopes": msgspec.to_builtins(details(tuple(scopes))),
+        "budget": msgspec.to_builtins(budget if isinstance(budget, Budget) else budget_of(budget, ZERO)),
+        "ttl": max(1, int(seconds(ttl))),
+        "max_depth": max_depth,
+    }
+    opened = await ask_service(link, ("txn", "open"), wish, wait=BEGIN_SECONDS)
+    grant: str = opened["grant"]
+    return grant

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import getpass
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from remit_broker import __version__
+from remit_broker import __version__, identity
 from remit_broker.adapters.admin_stream import AdminStream
 from remit_broker.adapters.agreement import agree, shared
 from remit_broker.adapters.cedar import CedarEngine
@@ -26,7 +25,7 @@ from remit_broker.adapters.errors import ConfigError, ServiceError
 from remit_broker.adapters.jetstream import JetStream, Unreachable
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.json_schema import JsonSchemas
-from remit_broker.adapters.kept_results import KvResults
+from remit_broker.adapters.kept_results import ARGUMENTS, KvResults
 from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.adapters.kick import Cutter
 from remit_broker.adapters.kv_accounts import KvAccounts
@@ -56,9 +55,9 @@ from remit_broker.edges.attach.servers_file import ServersFileError
 from remit_broker.edges.attach.supervisor import ServerSupervisor
 from remit_broker.edges.bus import BusEdge
 from remit_broker.edges.callout import Admitted
+from remit_broker.edges.http import development
 from remit_broker.edges.http.api import Api
 from remit_broker.edges.http.app import HttpServer, application
-from remit_broker.edges.http.guard import LocalToken
 from remit_broker.gate import answer_callout
 from remit_broker.health import Health
 from remit_broker.hop.parts import PartsRoom
@@ -132,7 +131,7 @@ class Broker:
         ledger = self.ledger
         self.observer.watch("remit_ledger_races", "Appends before which another replica's came", lambda: ledger.races)
         self.observer.watch("remit_ledger_ambiguous", "Attempts to append without an answer", lambda: ledger.ambiguous)
-        self.registry = KvRegistry(settings.prices, config.labels, config.tool_groups)
+        self.registry = KvRegistry(settings.prices, settings.labels, settings.endorsers, config.tool_groups)
         await self.registry.start(self.nats.core.jetstream(), config.bus.replicas, self.observer.fault)
         on_exit.push_async_callback(self.registry.stop)
         self.revocations = KvRevocations(SystemClock(), self.observer.fault, self.replica)
@@ -214,10 +213,15 @@ class Broker:
         await self.results.start(
             self.nats.core.jetstream(), config.bus.replicas, config.results.ttl, config.results.bytes
         )
+        arguments = KvResults(self.keys.results_key, self.observer.fault, ARGUMENTS)
+        await arguments.start(
+            self.nats.core.jetstream(), config.bus.replicas, config.approvals.ttl, config.results.bytes
+        )
         self._tenant_bus = bus = NatsBus(self.nats.bus, self.replica, self.nats.core)
         await bus.start()
         self._enforce(bus)
         published = KeySet.from_jwks(self.keys.jwks())
+        self.health.issuers = issuers = identity.issuers(config, self.place.url or self.http, clock)
         return Ports(
             clock=clock,
             ids=RandomIds(),
@@ -237,6 +241,7 @@ class Broker:
             target_rates=targets(clock, default_rates(config.limits)[1], self.settings.rates.target),
             accounts=self.accounts,
             results=self.results,
+            arguments=arguments,
             room=PartsRoom(config.limits.result_bytes),
             observer=self.observer,
             failpoints=Failpoints(),
@@ -245,8 +250,14 @@ class Broker:
                 hop_ttl=config.limits.hop_ttl,
                 concurrency=config.limits.concurrency,
                 replica_silence=config.limits.replica_silence,
+                approval_ttl=config.approvals.ttl,
+                approval_use=config.approvals.use,
+                four_eyes=config.approvals.four_eyes,
+                approval_url=f"{(config.approvals.url or self.http or config.issuer).rstrip('/')}/api/approvals/",
                 allowed_cycles=self.settings.cycles,
+                labels=self.settings.labels,
             ),
+            identities=issuers,
         )
 
     def _police(self) -> CedarEngine:
@@ -364,10 +375,15 @@ class Broker:
             "admin": self.admin,
             "is_policy": lambda name: name in self.policy.policies.rules,
         }
-        operator = LocalToken(self.keys.local_token, getpass.getuser())
+        operator = identity.operator(self.settings.config, self.keys, self.ports.identities)
         api = Api(self.ports, self.registry, self.index, operator, extras)
+        routes = api.routes()
+        if provider := identity.dev_issuer(self.settings.config, self.keys, self.http, SystemClock()):
+            routes += development.routes(provider, self.observer.fault)
+        config, health = self.settings.config, self.health
+        marks = identity.marked(config, self.http)
         await server.start(
-            application(api.routes(), self.keys.jwks, self.health.problems, self.health.metrics, self.health.group)
+            application(routes, self.keys.jwks, health.problems, health.metrics, health.group, config.http.hosts, marks)
         )
         self._stack.push_async_callback(server.stop)
 
@@ -408,6 +424,7 @@ class Broker:
     def ready(self) -> dict[str, Any]:
         """The first line of ``remit up --json``."""
         alone = {"ready": True, "http": self.http, "nats": self.bus, "pid": os.getpid()}
+        alone |= identity.marked(self.settings.config, self.http)
         return {**alone, "replica": self.replica} if self.place.group else alone
 
 

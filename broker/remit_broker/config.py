@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -16,6 +16,10 @@ import msgspec.inspect
 
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.core.caps import BadCap, Caps, parse_caps
+from remit_broker.core.extraction import Endorser, TooWide, parse_endorser
+from remit_broker.core.issuers import LOOPBACK, BadIssuer, DevelopmentConfig, IssuerConfig, check_issuers
+from remit_broker.core.label_sources import BadLabels, LabelSources, parse_sources
+from remit_broker.core.labels import is_label
 from remit_broker.core.rates import BadRate, Rate, Rates, parse_rates
 from remit_schemas.budget import Budget, parse_budget
 from remit_schemas.errors import Refusal
@@ -28,9 +32,6 @@ MAX_FILE: Final = 1024 * 1024
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
-
-
-_LABEL: Final = re.compile(r"[a-z0-9][a-z0-9_.:/-]{0,63}")
 
 
 class BusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -52,11 +53,16 @@ class BusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The HTTP edge. ``auth`` is how a caller is known; ``local`` (the OS user, by a 0600 token file) needs loopback."""
+    """The HTTP edge. ``auth`` is how a caller is known: ``local`` (the OS user, by a 0600 token file) and ``open`` (everybody on
+    this machine is ``open_user``) need loopback, ``issuer`` is a user's token. ``hosts`` are names beside loopback under which
+    it is reached, as the header Host says them.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 7480
-    auth: Literal["local"] = "local"
+    auth: Literal["local", "open", "issuer"] = "local"
+    open_user: str = "everybody"
+    hosts: tuple[str, ...] = ()
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -83,6 +89,19 @@ class ResultsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     bytes: Annotated[int, msgspec.Meta(ge=64 << 20, le=2**50)] = 1 << 30
 
 
+class ApprovalsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Approvals by people: a request waits for ``ttl`` seconds, an approval can be used for ``use`` seconds.
+
+    With ``four_eyes`` nobody approves a call that is made on their own behalf, whatever policy says. ``url`` is where approvers
+    find the broker, if not at ``http``.
+    """
+
+    ttl: Annotated[float, msgspec.Meta(ge=1, le=28_800)] = 3600.0
+    use: Annotated[float, msgspec.Meta(ge=1, le=28_800)] = 900.0
+    four_eyes: bool = False
+    url: str = ""
+
+
 class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where spans go by OTLP/HTTP; the standard ``OTEL_EXPORTER_OTLP_*`` variables win. Empty: nowhere."""
 
@@ -96,10 +115,14 @@ class PolicyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class ContentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Entities that Presidio looks for beside the detectors, and the language it is told; empty: it is not used."""
+    """Entities that Presidio looks for beside the detectors, and the language it is told; empty: it is not used.
+
+    ``labels`` are those of data in which something of a class or kind was found, and not replaced.
+    """
 
     presidio: tuple[str, ...] = ()
     presidio_language: str = "en"
+    labels: dict[str, tuple[str, ...]] = {}
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -112,12 +135,16 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     http: HttpConfig = HttpConfig()
     limits: LimitsConfig = LimitsConfig()
     results: ResultsConfig = ResultsConfig()
+    approvals: ApprovalsConfig = ApprovalsConfig()
     traces: TracesConfig = TracesConfig()
     content: ContentConfig = ContentConfig()
+    issuers: tuple[IssuerConfig, ...] = ()
+    development: DevelopmentConfig = DevelopmentConfig()
     policy: PolicyConfig = PolicyConfig()
     prices: dict[str, str] = {}
     models: dict[str, str] = {}
     labels: dict[str, tuple[str, ...]] = {}
+    endorsers: tuple[dict[str, Any], ...] = ()
     tool_groups: dict[str, tuple[str, ...]] = {}
     caps: dict[str, dict[str, dict[str, str]]] = {}
     rates: dict[str, dict[str, str]] = {}
@@ -135,6 +162,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     caps: Caps = Caps({})
     models: dict[str, ModelPrice] = {}
     rates: Rates = Rates()
+    labels: LabelSources = LabelSources()
+    endorsers: tuple[Endorser, ...] = ()
 
     @property
     def servers_file(self) -> Path:
@@ -206,16 +235,14 @@ def settings(file: Path, raw: object) -> Settings:
         caps=_caps(file, config.caps),
         models=_models(file, config.models),
         rates=_rates(file, config),
+        labels=_labels(file, config),
+        endorsers=_endorsers(file, config),
     )
 
 
 def _sensible(file: Path, config: Config) -> None:
     """What types cannot say. Raises :class:`ConfigError`."""
-    if config.http.host not in ("127.0.0.1", "::1", "localhost"):
-        raise ConfigError(
-            f"{file}: http.host is {config.http.host!r}, but http.auth = 'local' is for loopback only",
-            "use 127.0.0.1, ::1 or localhost",
-        )
+    _identity(file, config)
     for key in (
         "hop_ttl",
         "orphan_grace",
@@ -238,25 +265,20 @@ def _sensible(file: Path, config: Config) -> None:
         )
     if (traces := config.traces.endpoint) and not _is_url(traces, ("http", "https")):
         raise ConfigError(f"{file}: traces.endpoint is {traces!r}", "write http://HOST:PORT, or leave it empty")
+    if (url := config.approvals.url) and not _is_url(url, ("http", "https")):
+        raise ConfigError(f"{file}: approvals.url is {url!r}", "write https://HOST, or leave it empty")
     if config.bus.replicas > 1 and not config.bus.url:
         raise ConfigError(
             f"{file}: bus.replicas is {config.bus.replicas}, but the embedded NATS server is one",
             "set bus.url to a cluster, or bus.replicas = 1",
         )
-    for table in ("prices", "labels"):
-        for pattern in getattr(config, table):
-            if not pattern.startswith(("agent/", "mcp/", "*")):
-                raise ConfigError(
-                    f"{file}: {table}.{pattern!r} matches no resource", "write such as mcp/git/* or agent/researcher/*"
-                )
-    for pattern, labels in config.labels.items():
-        for label in labels:
-            if not _LABEL.fullmatch(label):
-                raise ConfigError(
-                    f"{file}: labels.{pattern!r}: {label!r} is no label", "use lower-case letters, digits, _ . : / -"
-                )
+    for pattern in config.prices:
+        if not pattern.startswith(("agent/", "mcp/", "*")):
+            raise ConfigError(
+                f"{file}: prices.{pattern!r} matches no resource", "write such as mcp/git/* or agent/researcher/*"
+            )
     for group, patterns in config.tool_groups.items():
-        if not _LABEL.fullmatch(group):
+        if not is_label(group):
             raise ConfigError(f"{file}: tool_groups.{group!r} is no name", "use lower-case letters, digits, _ . : / -")
         for pattern in patterns:
             if not pattern.startswith(("mcp/", "*")):
@@ -271,6 +293,30 @@ def _sensible(file: Path, config: Config) -> None:
             )
 
 
+def _identity(file: Path, config: Config) -> None:
+    """Who callers and users are. Raises :class:`ConfigError`."""
+    http, development = config.http, config.development
+    loopback = http.host in LOOPBACK
+    # INVARIANT: what trusts everybody on a machine listens to that machine alone (test_what_trusts_the_machine_needs_loopback).
+    for key, on in (
+        ("http.auth = " + repr(http.auth), http.auth != "issuer"),
+        ("development.issuer", development.issuer),
+    ):
+        if on and not (loopback and not http.hosts):
+            raise ConfigError(
+                f"{file}: http.host is {http.host!r} and http.hosts {list(http.hosts)}, but {key} is for loopback only",
+                "use 127.0.0.1, ::1 or localhost, and no other names",
+            )
+    if http.auth == "issuer" and not config.issuers and not development.issuer:
+        raise ConfigError(
+            f"{file}: http.auth is 'issuer', but there is no issuer", "add [[issuers]]; docs/identity.md has examples"
+        )
+    try:
+        check_issuers(config.issuers, development)
+    except BadIssuer as bad:
+        raise ConfigError(f"{file}: {bad.key}: {bad.why}", bad.ask) from None
+
+
 def _is_url(text: str, schemes: tuple[str, ...]) -> bool:
     try:
         parts = urlsplit(text)
@@ -282,7 +328,7 @@ def _is_url(text: str, schemes: tuple[str, ...]) -> bool:
 def _wrong(file: Path, message: str) -> ConfigError:
     """msgspec's ``… - at `$.bus.port``` turned round: the key first, then what is wrong, then what is allowed there."""
     what, _, where = message.partition(" - at `$")
-    key = where.rstrip("`").lstrip(".").replace("[...]", ".*")
+    key = _INDEX.sub(".*", where.rstrip("`").lstrip("."))
     found = _type_at(key)
     ask = ""
     if unknown := _UNKNOWN.search(what):
@@ -297,6 +343,7 @@ def _wrong(file: Path, message: str) -> ConfigError:
     )
 
 
+_INDEX: Final = re.compile(r"\[(?:\.\.\.|\d+)\]")
 _UNKNOWN: Final = re.compile("unknown field `(.*)`", re.DOTALL)
 
 
@@ -305,7 +352,11 @@ def _type_at(key: str) -> msgspec.inspect.Type | None:
     for name in filter(None, key.split(".")):
         if not isinstance(found, msgspec.inspect.StructType):
             return None
-        found = next(field.type for field in found.fields if field.encode_name == name)
+        # Inside a list or a table of names the way is not the types' own any more.
+        fields = {field.encode_name: field.type for field in found.fields}
+        if name not in fields:
+            return None
+        found = fields[name]
     return found
 
 
@@ -339,6 +390,25 @@ def _rates(file: Path, config: Config) -> Rates:
         return parse_rates(config.rates, *default_rates(config.limits))
     except BadRate as bad:
         raise ConfigError(f"{file}: {bad.key}: {bad.why}", bad.ask) from None
+
+
+def _labels(file: Path, config: Config) -> LabelSources:
+    try:
+        return parse_sources(config.labels, config.content.labels)
+    except BadLabels as bad:
+        raise ConfigError(f"{file}: {bad.key}: {bad.why}", bad.ask) from None
+
+
+def _endorsers(file: Path, config: Config) -> tuple[Endorser, ...]:
+    found: dict[str, Endorser] = {}
+    for number, raw in enumerate(config.endorsers):
+        try:
+            endorser = parse_endorser(raw)
+        except TooWide as bad:
+            raise ConfigError(f"{file}: endorsers[{number}]: {bad}", "docs/labels.md shows what is narrow") from None
+        if found.setdefault(endorser.target, endorser) is not endorser:
+            raise ConfigError(f"{file}: endorsers[{number}]: {endorser.target} has one already", "join the two")
+    return tuple(found.values())
 
 
 def default_rates(limits: LimitsConfig) -> tuple[Rate, Rate | None]:

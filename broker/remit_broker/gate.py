@@ -83,7 +83,7 @@ class Gate:
         if bus.url:
             await require_servers(nats, bus.replicas)
         js = nats.core.jetstream()
-        registry = KvRegistry({}, {})
+        registry = KvRegistry({})
         await registry.start(js, bus.replicas, _fault)
         self._stack.push_async_callback(registry.stop)
         revocations = KvRevocations(SystemClock(), _fault, self.name)

@@ -17,6 +17,7 @@ from nats.aio.msg import Msg
 from remit_broker import __version__
 from remit_broker.adapters.agreement import Shared
 from remit_broker.adapters.cedar import CedarEngine
+from remit_broker.adapters.identities import Issuers
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.kv_accounts import KvAccounts
 from remit_broker.adapters.nats_connect import Connections
@@ -34,6 +35,12 @@ METRICS: Final = "remit.metrics"
 """Subject in the broker's own account on which the replicas of a group are asked for their metrics."""
 GATHER: Final = 1.0
 """Seconds the others have for that."""
+
+RULING: Final = (
+    "issuer", "limits", "policy", "prices", "labels", "endorsers", "content", "tool_groups", "caps", "rates",
+    "issuers", "development",
+)  # fmt: skip
+"""Tables of the configuration that decide what happens: replicas must agree on them."""
 
 
 class Health:
@@ -57,6 +64,7 @@ class Health:
         self.index: SqliteIndex | None = None
         self.accounts: KvAccounts | None = None
         self.engine: CedarEngine | None = None
+        self.issuers: Issuers | None = None
 
     @property
     def policy(self) -> str:
@@ -71,10 +79,7 @@ class Health:
     def about(self) -> dict[str, Any]:
         """What the heartbeats say: what should be the same everywhere, and where this replica is."""
         config = msgspec.to_builtins(self._settings.config)
-        ruling = {
-            key: config[key]
-            for key in ("issuer", "limits", "policy", "prices", "labels", "tool_groups", "caps", "rates")
-        }
+        ruling = {key: config[key] for key in RULING}
         return {
             "group": self._place.group,
             "edge": self._place.edge,
@@ -166,6 +171,12 @@ class Health:
             "policy_trouble": self.engine.trouble if self.engine else "",
             "rulings": self.engine is not None and not self.engine.rulings.silent,
             "troubles": {part: cause for part, (_, cause) in self.troubles().items() if cause},
+            "users": {
+                "auth": self._settings.config.http.auth,
+                "issuers": [source.issuer.name for source in self.issuers.sources] if self.issuers else [],
+                "silent": self.issuers.troubles() if self.issuers else {},
+                "development": self._settings.config.development.issuer,
+            },
             "paused": msgspec.to_builtins(revocations.paused) if revocations else None,
             "revoked": [str(one) for one in revocations.entries() if one.state == "revoked"] if revocations else [],
             "replicas": self.replicas(),

@@ -23,10 +23,14 @@ from remit_broker.core.admin import AdminRecord
 from remit_broker.core.arguments import Arguments
 from remit_broker.core.caps import Whose
 from remit_broker.core.fold import Fold, Node
-from remit_broker.core.listing import ChainFilter, ChainPage, HopHit
+from remit_broker.core.issuers import OperatorRole
+from remit_broker.core.label_sources import NO_LABELS, LabelSources
+from remit_broker.core.listing import ApprovalRow, ChainFilter, ChainPage, HopHit
 from remit_broker.core.policy import PolicyRequest, Verdict
 from remit_broker.core.registry import Attachment, Principal, Target
 from remit_broker.core.revocations import Entry
+from remit_broker.core.user_tokens import Identity
+from remit_schemas.approval import Decided
 from remit_schemas.budget import Budget
 from remit_schemas.grant import Claims, Grant
 from remit_schemas.names import Resource
@@ -176,6 +180,10 @@ class PolicyEngine(Protocol):
     def revision(self) -> str:
         """Digest of the policy set in force."""
 
+    @property
+    def labels(self) -> bool:
+        """Whether a policy puts labels on data."""
+
     def arguments(self, target: Target, value: Any) -> Arguments:
         """What policy may see of ``value``, the arguments of ``target``; nothing where no policy looks at any. Never raises."""
 
@@ -214,6 +222,9 @@ class Mint(Protocol):
     def mint(self, claims: Claims) -> str:
         """The compact JWS of ``claims``."""
 
+    def decided(self, decided: Decided) -> str:
+        """The compact JWS of a person's decision."""
+
     def verify(self, token: str, audience: str) -> Grant:
         """Refuses GRANT_INVALID or GRANT_EXPIRED. Verified signatures are remembered, times are checked every time."""
 
@@ -223,6 +234,22 @@ class Digester(Protocol):
 
     def digest(self, txn: str, data: bytes) -> str:
         """Lower-case hex HMAC-SHA-256 under a key of its own for each txn."""
+
+
+class Identities(Protocol):
+    """Who a user is, proved by a token of an issuer that the configuration names."""
+
+    async def identify(self, token: str) -> Identity:
+        """Refuses UNAUTHENTICATED, TOO_LARGE, or TARGET_UNAVAILABLE where nobody can tell."""
+
+    def may_hold(self, agent: str, identity: Identity) -> None:
+        """Refuses UNAUTHENTICATED where ``agent`` is not one that holds tasks of that issuer's users."""
+
+    def longest(self, identity: Identity) -> int:
+        """Seconds that a task of this user may live."""
+
+    def operator_roles(self, identity: Identity) -> tuple[OperatorRole, ...]:
+        """What the user is as an operator."""
 
 
 class RateLimit(Protocol):
@@ -253,6 +280,13 @@ class Results(Protocol):
 
     async def get(self, at: tuple[str, str, str]) -> bytes | None:
         """What is kept for a hop; None where nothing is, or no longer, or cannot be read. Never raises."""
+
+
+class Kept(Results, Protocol):
+    """The arguments that people are asked about, until they have decided."""
+
+    async def forget(self, at: tuple[str, str, str]) -> None:
+        """Keep nothing for the approval ``at`` (tenant, txn, id) any longer. Never raises."""
 
 
 class Room(Protocol):
@@ -318,6 +352,9 @@ class Index(Protocol):
     async def hops_like(self, tenant: str, prefix: str, limit: int = 10) -> list[HopHit]:
         """Hops and refusals whose id begins with ``prefix``; ``<txn>.<hop>`` (each or its beginning) narrows."""
 
+    async def approvals(self, tenant: str, prefix: str = "", limit: int = 500) -> list[ApprovalRow]:
+        """Requests for approvals, newest first, whose id begins with ``prefix``; ``<txn>.<id>`` (each or its beginning) narrows."""
+
     async def users(self, tenant: str) -> list[str]:
         """Everybody a task was ever opened for, up to ten thousand."""
 
@@ -354,13 +391,22 @@ class Directory(Registry, Protocol):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Caps and defaults of a hop. Times are in seconds."""
+    """Caps and defaults of a hop. Times are in seconds.
+
+    ``approval_ttl`` is how long a request for an approval waits, ``approval_use`` how long an approval can be used. Where policy
+    does not say otherwise, ``four_eyes`` keeps users from approving their own calls. ``approval_url`` is what an id is added to.
+    """
 
     hop_ttl: float = 3600.0
     max_depth: int = 8
     concurrency: int = 2048
     replica_silence: float = 30.0
+    approval_ttl: float = 3600.0
+    approval_use: float = 900.0
+    four_eyes: bool = False
+    approval_url: str = ""
     allowed_cycles: frozenset[tuple[str, str]] = frozenset()
+    labels: LabelSources = NO_LABELS
 
 
 class Ports(msgspec.Struct, frozen=True, kw_only=True):
@@ -383,9 +429,11 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     accounts: Accounts
     room: Room
     results: Results
+    arguments: Kept
     observer: Observer
     failpoints: Failpoints
     limits: Limits
+    identities: Identities
     environment: str = ""
     """What policies see of this installation."""
 
@@ -402,8 +450,10 @@ __all__ = [
     "Digester",
     "Directory",
     "Failpoints",
+    "Identities",
     "Ids",
     "Index",
+    "Kept",
     "Ledger",
     "Limits",
     "LostRace",

@@ -20,12 +20,13 @@ from remit_broker.edges.http.app import HttpServer
 class Place(msgspec.Struct, frozen=True, kw_only=True):
     """Where a broker process stands: alone, or as one of several that a supervisor started.
 
-    ``bus`` is where the supervisor's NATS server is, ``http`` the file descriptor of the listening socket it holds, ``pid`` its
-    process. ``edge`` is whether this one has the HTTP edge, the index, the scan and the MCP servers. ``group`` names those of one
-    ``remit up``, and ``size`` says how many they are.
+    ``bus`` is where the supervisor's NATS server is, ``http`` the file descriptor of the listening socket it holds, ``url`` its
+    address, ``pid`` its process. ``edge`` is whether this one has the HTTP edge, the index, the scan and the MCP servers.
+    ``group`` names those of one ``remit up``, and ``size`` says how many they are.
     """
 
     bus: str = ""
+    url: str = ""
     http: int | None = None
     pid: int = 0
     edge: bool = True

@@ -24,6 +24,7 @@ from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.adapters.private_files import private_folder
 from remit_broker.adapters.tasks import ended
 from remit_broker.config import Settings
+from remit_broker.identity import marked
 from remit_broker.premises import Place, bind_http, embed
 
 READY_SECONDS: Final = 60.0
@@ -72,7 +73,7 @@ class Replicas:
             self._stack.push_async_callback(embedded.stop)
             self.bus = embedded.url
         self._stack.push_async_callback(self._stop)
-        place = Place(bus=self.bus, pid=os.getpid(), group=secrets.token_hex(4), size=self._count)
+        place = Place(bus=self.bus, url=self.http, pid=os.getpid(), group=secrets.token_hex(4), size=self._count)
         places = [msgspec.structs.replace(place, http=server.listen())]
         places += [msgspec.structs.replace(place, edge=False)] * (self._count - 1)
         self.replicas = [Replica(settings, at, self._quiet, self._cannot) for at in places]
@@ -96,7 +97,8 @@ class Replicas:
     def ready(self) -> dict[str, Any]:
         """The first line of ``remit up --json``."""
         told = [{"replica": one.name, "pid": one.pid} for one in self.replicas]
-        return {"ready": True, "http": self.http, "nats": self.bus, "pid": os.getpid(), "replicas": told}
+        ready = {"ready": True, "http": self.http, "nats": self.bus, "pid": os.getpid(), "replicas": told}
+        return ready | marked(self._settings.config, self.http)
 
 
 class Replica:

@@ -29,8 +29,12 @@ issuer = "{issuer}"          # `iss` of every grant; changing it invalidates gra
 [http]
 # host = "127.0.0.1"         # loopback only
 port = {port:<22}# 0 takes a free port at each start
-auth = "{auth}"              # "local": the OS user, by the token in data/keys/local.token
+auth = {auth:<22}# "local": the OS user, by the token in data/keys/local.token; "open": everybody on this
+                             # machine, as one user; "issuer": by a user's token, with roles
+# open_user = "everybody"    # who that is with "open"
+# hosts = []                 # ["remit.example.com"]: names beside loopback that the header Host may say; needs "issuer"
 
+{identity}
 [limits]
 # hop_ttl = 3600.0           # longest life of one hop in seconds, at most 8 h; one that says nothing of it gets 60 s
 # orphan_grace = 30.0        # seconds after its deadline until an abandoned hop is closed
@@ -49,12 +53,19 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 # ttl = 900.0                # seconds for which a result is kept, encrypted, whose caller asked for that
 # bytes = 1073741824         # of all of them; beyond, nothing more is kept
 
+[approvals]                  # calls that policy permits only with a person's approval
+# ttl = 3600.0               # seconds for which a request waits, its arguments kept encrypted
+# use = 900.0                # seconds within which an approval is used
+# four_eyes = false          # whether nobody approves a call that is made on their own behalf
+# url = ""                   # where approvers find this broker, such as "https://remit.example"; empty: http
+
 [traces]
 # endpoint = ""              # OTLP/HTTP, such as "http://127.0.0.1:4318"; OTEL_EXPORTER_OTLP_ENDPOINT wins
 
 [content]
 # presidio = []              # ["PERSON"]: entities that Presidio looks for too; it must be installed
 # presidio_language = "en"   # the language it is told
+# labels = {{}}                # such as {{ pii = ["personal"] }}: of data in which that was found, and not replaced
 
 [policy]
 # environment = ""           # what policies see as context.environment, such as "production"
@@ -69,8 +80,12 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 # "default" = "in=15,out=75,call=0.25"
 # "gpt-4o*" = "in=2.5,out=10,call=0.05"
 
-[labels]                     # labels that results of a target carry from then on
-# "mcp/web/*" = ["untrusted"]
+[labels]                     # of what a target answers; they follow the data, see docs/labels.md
+# "mcp/web/*" = ["untrusted", "web"]
+# "mcp/crm/*" = ["confidential", "customer:{{customer_id}}"]   # with an argument of the call in it
+# "mcp/hr/*#salary" = ["confidential"]   # of what is sent, where it has this argument
+
+# [[endorsers]]              # who may take labels away again: name, target, lowers, schema, bits; see docs/labels.md
 
 [caps]                       # what may be used up per minute, hour, day or month, over all tasks
 # "user".default.day = "usd=5,calls=2000"
@@ -85,14 +100,64 @@ auth = "{auth}"              # "local": the OS user, by the token in data/keys/l
 """
 
 
+REAL = """\
+[[issuers]]                  # who proves users; docs/identity.md has examples for several providers
+name = "corp"                # in messages and records
+issuer = "https://login.example.com"   # `iss` of its tokens and of its discovery document, exactly
+audience = ["remit"]         # what its tokens for this broker say in `aud`
+# accept = ["at+jwt"]        # "at+jwt": access tokens of RFC 9068; "jwt": those that only say JWT; "id": ID tokens
+# algorithms = ["RS256"]     # what it signs with; the token has no say in it
+# clients = []               # applications whose tokens count (azp, client_id); empty is every one
+# agents = ["*"]             # agents that may hold the tasks of its users
+# require = { hd = "example.com" }     # what claims must say
+# trust_unverified_email = false       # a user named by an e-mail address that the issuer did not verify
+# jwks = ""                  # where its keys are, if it has no discovery document
+# ca = ""                    # a file with the certificates to trust for it; empty: those of the system
+# skew = 30.0                # seconds by which clocks may differ
+# max_age = 86400.0          # oldest token in seconds
+# max_ttl = 28800            # longest task in seconds
+# refresh = 300.0            # seconds after which its keys are fetched again
+# outage = 3600.0            # seconds beyond that for which known keys are used while it does not answer
+# refetch = 10.0             # seconds between two fetches for the sake of unknown keys
+claims = { user = "sub", roles = "roles", groups = "groups" }   # where users, roles and groups are in a token
+[issuers.operators]          # which users may do what on /api, by role:…, group:… or user:…
+viewer = ["role:remit-viewer"]
+approver = ["role:remit-approver"]
+operator = ["role:remit-operator"]
+admin = ["role:remit-admin"]
+"""
+
+DEVELOPMENT = """\
+[development]                # never where real users are
+# issuer = false             # an issuer inside the broker for users of this table: remit users token ann
+# beside_real = false        # also beside a real issuer
+# operators = { admin = ["user:ann"] }   # with http.auth = "issuer"
+# [development.users.ann]
+# roles = ["analyst"]
+# groups = ["research"]
+# tenant = "default"
+"""
+
+
+def starter(auth: str, port: int) -> str:
+    """The text of a new remit.toml."""
+    issuer = f"http://127.0.0.1:{port}" if port else "http://127.0.0.1"
+    real = REAL if auth == "issuer" else commented(REAL)
+    return TEMPLATE.format(issuer=issuer, port=port, auth=f'"{auth}"', identity=f"{real}\n{DEVELOPMENT}")
+
+
+def commented(text: str) -> str:
+    """Every line that is none yet as a comment."""
+    return "".join(line if line.startswith("#") else f"# {line}" for line in text.splitlines(keepends=True))
+
+
 def write_starter(folder: Path, auth: str, port: int) -> Path:
     """Write remit.toml and policies/default.cedar. Raises :class:`ConfigError` where there is a configuration already."""
     file = (folder / FILE).absolute()
     if file.exists():
         raise ConfigError(f"{file} exists", "edit it, or choose another folder")
     write_policies(file.parent / "policies")
-    issuer = f"http://127.0.0.1:{port}" if port else "http://127.0.0.1"
-    file.write_text(TEMPLATE.format(issuer=issuer, port=port, auth=auth), encoding="utf-8")
+    file.write_text(starter(auth, port), encoding="utf-8")
     return file
 
 

@@ -52,6 +52,8 @@ class Lab:
         budget: str | Budget = "usd=1,tokens=100000,calls=100",
         ttl: int = 600,
         max_depth: int = 8,
+        roles: Sequence[str] = (),
+        groups: Sequence[str] = (),
     ) -> Opened:
         """Open a txn for ``user`` and give ``to`` its root grant."""
         amount = parse_budget(budget) if isinstance(budget, str) else budget
@@ -65,6 +67,8 @@ class Lab:
                 ttl=ttl,
                 auth="test",
                 max_depth=max_depth,
+                roles=tuple(roles),
+                groups=tuple(groups),
             ),
             self.broker.ports,
         )

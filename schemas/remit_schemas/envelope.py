@@ -25,18 +25,22 @@ MAX_WINDOW: Final = 1024
 
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
+Name = Annotated[str, msgspec.Meta(pattern=r"^([a-z0-9][a-z0-9_.:/-]{0,63}|\*)$")]
+"""Of a label of data, or ``*`` for all."""
 
 
 class Want(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """What a caller asks for the child. Everything left out is taken from what the caller holds and the defaults.
 
-    ``scopes`` are resource patterns (RFC 9396 details), ``ttl_ms`` the lifetime in milliseconds, ``max_depth`` absolute.
+    ``scopes`` are resource patterns (RFC 9396 details), ``ttl_ms`` the lifetime in milliseconds, ``max_depth`` absolute,
+    ``labels`` the ceiling: which labels of data may reach the callee.
     """
 
     scopes: tuple[Detail, ...] | None = None
     budget: Budget | None = None
     ttl_ms: Positive | None = None
     max_depth: Annotated[int, msgspec.Meta(ge=0, le=16)] | None = None
+    labels: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)] | None = None
 
 
 class Trace(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -99,7 +99,8 @@ class ErrorBody(msgspec.Struct, frozen=True, omit_defaults=False, kw_only=True):
     """The body of every error, on every surface.
 
     ``rule`` names what refused (a stage's rule such as ``grant.audience`` or a policy id), ``ask`` says what to request
-    instead, ``retry_after`` is in seconds. ``txn`` and ``hop`` are those of the refusal's record, where there is one.
+    instead, ``retry_after`` is in seconds. ``txn`` and ``hop`` are those of the refusal's record, where there is one. ``approval``
+    is the id of the approval that is waited for, and ``approval_url`` where a person decides on it.
     """
 
     code: Code
@@ -112,6 +113,7 @@ class ErrorBody(msgspec.Struct, frozen=True, omit_defaults=False, kw_only=True):
     effect: Effect = "none"
     txn: str | None = None
     hop: str | None = None
+    approval: str | None = None
 
 
 class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not a fault
@@ -132,6 +134,7 @@ def refusal(
     effect: Effect = "none",
     retry_after: float | None = None,
     approval_url: str | None = None,
+    approval: str | None = None,
     cause: str = "",
 ) -> Refusal:
     """Build a :class:`Refusal`; ``retryable`` comes from the table, and never where an effect may have happened."""
@@ -139,5 +142,6 @@ def refusal(
     body = ErrorBody(
         code=code, message=message, rule=rule, ask=ask, retryable=retryable,
         retry_after=retry_after, approval_url=approval_url, effect=effect,
+        approval=approval,
     )  # fmt: skip
     return Refusal(body, cause)

@@ -69,6 +69,19 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     partial: bool = False
 
 
+class Need(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the policy ``rule`` demands before a call: ``count`` people, each with ``role`` if there is one; ``text`` is for them.
+
+    With ``four_eyes`` none of them is the user for whom the call is made.
+    """
+
+    rule: str
+    text: str = ""
+    count: int = 1
+    role: str = ""
+    four_eyes: bool = False
+
+
 class Epochs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The state of the world a hop was decided under: policy set digest, registry revision, revocation revision."""
 
@@ -92,7 +105,11 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class TxnOpened(_Record, frozen=True, tag="txn.opened"):
-    """A user delegated a task. ``hop`` is the opening, ``agent`` holds the root grant, ``auth`` is how the user was known."""
+    """A user delegated a task. ``hop`` is the opening, ``agent`` holds the root grant, ``auth`` is how the user was known.
+
+    ``roles`` and ``groups`` are the user's at that moment, and stay those of the whole task. Where an issuer proved the user,
+    ``issuer`` is its URL, ``client`` the application its token was issued to, and ``token`` the token's id or digest.
+    """
 
     user: str
     agent: str
@@ -104,6 +121,11 @@ class TxnOpened(_Record, frozen=True, tag="txn.opened"):
     max_depth: int
     labels: tuple[str, ...] = ()
     continues: str | None = None
+    roles: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    issuer: str = ""
+    client: str = ""
+    token: str = ""
 
 
 class HopOpened(_Record, frozen=True, tag="hop.opened"):
@@ -113,6 +135,9 @@ class HopOpened(_Record, frozen=True, tag="hop.opened"):
     keyed (HMAC-SHA-256) over exactly the bytes that are sent. ``definition`` is the digest of the target's definition.
     ``link`` is the trace context the caller sent. ``idem`` is the keyed digest of its idempotency key. ``facts`` are what policy
     was asked beside what stands here.
+
+    ``labels`` are those of what is sent, ``lowered`` those that its ``approval`` took from it. ``brings`` are the labels that come
+    back with anything the target says: from now on the caller has them. An ``endorser`` may take ``lowers`` from its result.
     """
 
     parent: str
@@ -137,6 +162,10 @@ class HopOpened(_Record, frozen=True, tag="hop.opened"):
     approval: str | None = None
     link: str | None = None
     facts: Facts | None = None
+    brings: tuple[str, ...] = ()
+    lowered: tuple[str, ...] = ()
+    endorser: str = ""
+    lowers: tuple[str, ...] = ()
 
 
 class HopClosed(_Record, frozen=True, tag="hop.closed"):
@@ -144,6 +173,8 @@ class HopClosed(_Record, frozen=True, tag="hop.closed"):
 
     ``cost`` is what the callee used itself beside its one call; ``spent`` what the parent is charged out of its hold
     (the callee's own and its descendants'), ``overrun`` what was reported beyond the hold. ``ms`` is how long it took.
+    ``labels`` are those of what came back, ``lowered`` those that the endorser of its opening took from it. ``detached`` is the
+    task that a detached call became.
     """
 
     outcome: Outcome
@@ -162,6 +193,8 @@ class HopClosed(_Record, frozen=True, tag="hop.closed"):
     findings: tuple[Finding, ...] = ()
     redacted: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    lowered: tuple[str, ...] = ()
+    detached: str = ""
 
 
 class GrantRenewed(_Record, frozen=True, tag="grant.renewed"):
@@ -214,6 +247,62 @@ class HopResumed(_Record, frozen=True, tag="hop.resumed"):
     labels: tuple[str, ...] = ()
     approval: str | None = None
     link: str | None = None
+    brings: tuple[str, ...] = ()
+    lowered: tuple[str, ...] = ()
+    endorser: str = ""
+    lowers: tuple[str, ...] = ()
+
+
+class ApprovalRequested(_Record, frozen=True, tag="approval.requested"):
+    """A call that was refused until people approve it. ``hop`` is the caller's own, ``id`` that of the refused call.
+
+    An approval is for this and nothing else: the bytes of ``args_digest`` (keyed, as that of ``hop.opened``; what was redacted is
+    not in them) to ``resource`` as ``definition`` describes it, along ``chain`` (from the user's first agent to the caller), under
+    the policies of ``decision``, with no other ``labels`` in the chain and no wider ``scope`` for the callee. ``needs`` is what each
+    policy that demands it wants, all of them until ``exp`` (Unix seconds). ``resumes`` is the parked hop that is to go on with the
+    input of ``input_digest``.
+    """
+
+    id: str
+    caller: str
+    user: str
+    chain: tuple[str, ...]
+    action: str
+    resource: str
+    definition: str
+    args_digest: str
+    args_size: int
+    decision: Decision
+    needs: tuple[Need, ...]
+    exp: int
+    scope: tuple[Detail, ...] = ()
+    reason: str = ""
+    findings: tuple[Finding, ...] = ()
+    redacted: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    resumes: str | None = None
+    input_digest: str = ""
+
+
+class ApprovalDecided(_Record, frozen=True, tag="approval.decided"):
+    """What one person said to a request. ``id`` and ``hop`` are the request's, ``request`` is the hash of its record.
+
+    ``who`` is how the API knew them, ``user`` their name as a user, ``auth`` by what. With it the request is ``settled``, or waits
+    for more people. An approval is used until ``exp`` (Unix seconds). ``token`` is the decision signed by the broker
+    (:mod:`remit_schemas.approval`), so that nobody has to believe this.
+    """
+
+    id: str
+    verdict: Literal["approve", "deny"]
+    who: str
+    user: str
+    auth: str
+    request: str
+    exp: int
+    token: str
+    settled: bool
+    roles: tuple[str, ...] = ()
+    reason: str = ""
 
 
 class GrantRevoked(_Record, frozen=True, tag="grant.revoked"):
@@ -233,9 +322,20 @@ class TxnClosed(_Record, frozen=True, tag="txn.closed"):
     overrun: Budget
 
 
-Record = TxnOpened | HopOpened | GrantRenewed | HopParked | HopResumed | HopClosed | GrantRevoked | TxnClosed
-Following = HopOpened | GrantRenewed | HopParked | HopResumed | HopClosed | GrantRevoked | TxnClosed
+Following = (
+    HopOpened
+    | GrantRenewed
+    | HopParked
+    | HopResumed
+    | HopClosed
+    | ApprovalRequested
+    | ApprovalDecided
+    | GrantRevoked
+    | TxnClosed
+)
 """A record that is not the first of its txn."""
+
+Record = TxnOpened | Following
 
 
 class HopRefused(
@@ -274,7 +374,8 @@ class HopRefused(
 
 
 AnyRecord = TypeVar(
-    "AnyRecord", TxnOpened, HopOpened, GrantRenewed, HopParked, HopResumed, HopClosed, GrantRevoked, TxnClosed, HopRefused
+    "AnyRecord", TxnOpened, HopOpened, GrantRenewed, HopParked, HopResumed, HopClosed, ApprovalRequested, ApprovalDecided,
+    GrantRevoked, TxnClosed, HopRefused,
 )  # fmt: skip
 
 

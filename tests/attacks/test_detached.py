@@ -145,6 +145,18 @@ async def test_a_detached_task_has_what_was_moved_and_no_more(stage: Stage) -> N
     await stage.end(calling, bob)
 
 
+async def test_a_detached_task_keeps_roles(stage: Stage) -> None:
+    """It is the same user's, proved in the same way: neither more than before nor less."""
+    root = await stage.root(roles=("analyst",), groups=("research",))
+    calling, bob = await stage.brief(root)
+    told = await stage.detached(bob, want={"budget": HOLD})
+    before, after = [(await stage.arena.lab.records(txn))[0] for txn in (root.txn, told["txn"])]
+    for name in ("user", "roles", "groups", "issuer", "client", "token"):
+        assert after[name] == before[name]
+    assert (after["roles"], after["groups"]) == (["analyst"], ["research"])
+    await stage.end(calling, bob)
+
+
 async def test_more_than_is_left_is_not_moved(stage: Stage) -> None:
     root = await stage.root()
     calling, bob = await stage.brief(root, want={"budget": HOLD})

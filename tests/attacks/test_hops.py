@@ -569,15 +569,17 @@ async def test_a_secret_in_a_result_is_replaced(stage: Stage) -> None:
 
 
 async def test_a_destructive_tool_needs_approval_and_an_invented_one_is_none(stage: Stage) -> None:
-    root = await stage.root()
     for resource in ("mcp/files/write", "mcp/files/silent_about_itself"):
-        for extra in ({}, {"approval": "1"}, {"approval": "f" * 32}):
-            body = await stage.alice.error(resource, root.txn, root.grant, **extra)
-            record = await stage.arena.refused_before_opening(
-                body, "APPROVAL_REQUIRED", "destructive-needs-approval", root.txn
-            )
-            assert record["decision"]["effect"] == "allow" or record["decision"]["rules"]
-    assert stage.files.work(root.txn) == []
+        root = await stage.root()
+        for extra in ("1", "f" * 16, "f" * 32):
+            body = await stage.alice.error(resource, root.txn, root.grant, approval=extra)
+            await stage.arena.refused_before_opening(body, "APPROVAL_INVALID", "approve.unknown", root.txn)
+        body = await stage.alice.error(resource, root.txn, root.grant)
+        assert (body.code, body.rule, body.effect) == ("APPROVAL_REQUIRED", "destructive-needs-approval", "none")
+        record = await stage.arena.refused.until(hop=body.hop)
+        assert (record["stage"], record["decision"]["rules"]) == ("approve", ["destructive-needs-approval"])
+        assert await stage.arena.kinds(root.txn) == ["txn.opened", "approval.requested"]
+        assert stage.files.work(root.txn) == []
 
 
 async def test_an_invented_approval_where_none_is_needed_is_refused(stage: Stage) -> None:

@@ -22,7 +22,7 @@ from nats.aio.client import Client
 
 from remit_broker.adapters.jetstream import Unreachable
 from remit_broker.adapters.keyfiles import KeyFiles, new_user_seed
-from remit_broker.edges.http.guard import LocalToken
+from remit_broker.edges.http.operators import LocalToken
 from remit_broker.hop.txn import Opened
 from remit_schemas.base64url import encode
 from remit_schemas.envelope import Error, Result
@@ -232,7 +232,7 @@ async def test_a_fault_in_knowing_an_operator_refuses(stage: Stage, monkeypatch:
     def fail(*_: Any) -> str:
         raise RuntimeError("fault")
 
-    monkeypatch.setattr(LocalToken, "who", fail)
+    monkeypatch.setattr(LocalToken, "known", fail)
     token = {"Authorization": f"Bearer {stage.arena.lab.broker.keys.local_token}"}
     async with httpx.AsyncClient(base_url=stage.arena.lab.broker.http, headers=token, trust_env=False) as http:
         response = await http.get("/api/agents")

@@ -11,7 +11,9 @@ from nats.aio.msg import Msg
 
 from remit import Agent, Hop, open_task
 from remit.overlap import Overlap
+from remit_broker.edges.attach import AttachWorker, Report, read_credentials
 from remit_broker.testing import running_broker
+from tests.support.attach_fixture import HASTY, Attached, well_behaved
 
 
 @pytest.mark.slow
@@ -38,6 +40,32 @@ async def test_permissions_that_run_out_cost_no_reply(tmp_path: Path, caplog: py
         assert kinds.count("hop.opened") == kinds.count("hop.closed") == answered + 1
     lost = [record.message for record in caplog.records if "lost the bus" in record.message]
     assert not lost, "each side had its new connection before the old one ended"
+
+
+@pytest.mark.slow
+async def test_permissions_of_a_server_that_run_out_cost_no_call(tmp_path: Path):
+    """Connections live for five seconds; a tool works for eight, another is called all the while."""
+    policies = [("all.cedar", '@id("all") @reason("a test") permit (principal, action, resource);')]
+    async with running_broker(tmp_path, {"bus": {"connection_ttl": 5}}, policies) as lab:
+        credentials = read_credentials(await lab.agent("files", kind="mcp"))
+        reports: list[Report] = []
+        worker = AttachWorker("files", well_behaved(), credentials, timing=HASTY, on_report=reports.append)
+        attached = Attached(worker, reports)
+        await attached.until("running")
+        ends: list[str] = []
+        desk = await lab.agent("desk")
+        root = await lab.grant("desk", "mcp/files/*", budget="calls=2000")
+        async with open_task(grant=root.grant, as_="desk", credentials=desk) as task:
+            long = asyncio.ensure_future(task.call("mcp/files/slow", seconds=8.0, ttl=30))
+            until = time.monotonic() + 8
+            while time.monotonic() < until:
+                ends.append(str(await task.call("mcp/files/echo", text="again", ttl=5)))
+            assert "done" in str(await long)
+        await attached.stop()
+        assert len(ends) > 20 and all("again" in end for end in ends)
+        kinds = [record["kind"] for record in await lab.records(root.txn)]
+        assert kinds.count("hop.opened") == kinds.count("hop.closed") == len(ends) + 1
+    assert [report.state for report in reports].count("running") == 1, "it was never away"
 
 
 async def test_while_two_connections_listen_each_message_is_handed_on_once_and_in_order():

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from remit_broker.adapters.identities import Issuers
 from remit_broker.adapters.jetstream import JetStream
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.kv_accounts import KvAccounts
@@ -41,7 +42,7 @@ from tests.simulation.nats_server import NatsServer
 from tests.simulation.people import Plan, Told
 from tests.simulation.replicas import ISSUER, KEY, KEYS, Blind, Permissive, Replica, ReplicaProcess, Witness, app_caps
 from tests.simulation.seeded import wall
-from tests.simulation.world import Lenient, NothingKept, NothingRevoked
+from tests.simulation.world import KeptHere, Lenient, NothingKept, NothingRevoked
 
 KINDS = {"planner": "agent", "worker": "agent", "leaf": "agent", "odd": "agent", "tools": "mcp", "desk": "agent"}
 
@@ -106,8 +107,9 @@ class CoreBroker:
             clock=clock, ids=RandomIds(), ledger=self.ledger, refusals=self.refusals, bus=listening, registry=Registry(),
             revocations=self.revocations, policy=Permissive(), detectors=Blind(), schemas=Lenient(),
             mint=KeyMint(ISSUER, KEY, KEYS, clock), digester=HmacDigester(b"k" * 32), rates=Unlimited(),
-            target_rates=Unlimited(), accounts=self.accounts, results=NothingKept(), room=PartsRoom(1 << 20),
+            target_rates=Unlimited(), accounts=self.accounts, results=NothingKept(), arguments=KeptHere(), room=PartsRoom(1 << 20),
             observer=Witness(self._fault), failpoints=Failpoints(""), limits=Limits(hop_ttl=config.limits.hop_ttl),
+            identities=Issuers((), clock),
         )  # fmt: skip
         edge = BusEdge(bus, "default", self.ports, _attach, {})  # type: ignore[arg-type]
         listening.on_input, listening.on_unwanted = edge.on_input, edge.on_unwanted

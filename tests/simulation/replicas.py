@@ -68,6 +68,7 @@ class Permissive:
     """Permits everything but the resources called ``forbidden``."""
 
     revision = "r" * 64
+    labels = False
     _yes = Verdict(allowed=True, decision=Decision(effect="allow", rules=("all",), revision="r" * 64))
     _no = Verdict(allowed=False, decision=Decision(effect="deny", rules=("forbidden",), revision="r" * 64))
 

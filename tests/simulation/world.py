@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from remit_broker.adapters.identities import Issuers
 from remit_broker.adapters.mint import HmacDigester, KeyMint
 from remit_broker.core.accounts import Reservation
 from remit_broker.core.arguments import NOTHING, Arguments
@@ -114,9 +115,11 @@ class Replica:
             accounts=Uncapped(),
             room=PartsRoom(1 << 20),
             results=NothingKept(),
+            arguments=KeptHere(),
             observer=Witness(self.world),
             failpoints=self,
             limits=Limits(hop_ttl=5.0),
+            identities=Issuers((), clock),
         )
 
     def hit(self, name: str) -> None:
@@ -359,6 +362,7 @@ class NothingRevoked:
 
 class Permissive:
     revision = "r" * 64
+    labels = False
 
     def arguments(self, *_: Any) -> Arguments:
         return NOTHING
@@ -397,6 +401,23 @@ class NothingKept:
 
     async def get(self, at: tuple[str, str, str]) -> None:
         return None
+
+
+class KeptHere:
+    """Arguments that wait for a person, for as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, str, str], bytes] = {}
+
+    async def put(self, at: tuple[str, str, str], data: bytes) -> bool:
+        self._kept[at] = data
+        return True
+
+    async def get(self, at: tuple[str, str, str]) -> bytes | None:
+        return self._kept.get(at)
+
+    async def forget(self, at: tuple[str, str, str]) -> None:
+        self._kept.pop(at, None)
 
 
 class Uncapped:

@@ -18,7 +18,7 @@ from tests.support.attach_broker import FakeBroker
 from tests.support.local_nats import local_nats
 
 SERVERS = Path(__file__).parent / "mcp_servers"
-HASTY = Timing(start=4, listing=10, probe=1, first_restart=0.2, last_restart=1, steady=30, finish=2)
+HASTY = Timing(start=50, listing=10, probe=1, first_restart=0.2, last_restart=1, steady=30, finish=2)
 
 
 def well_behaved() -> Source:
@@ -53,7 +53,7 @@ class Attached:
         self.reports = reports
         self.task = asyncio.create_task(worker.run())
 
-    async def until(self, state: str, seconds: float = 15) -> Report:
+    async def until(self, state: str, seconds: float = 50) -> Report:
         """The current report once its state is ``state``."""
         await eventually(lambda: self.worker.report.state == state or self.task.done(), seconds)
         assert self.worker.report.state == state, self.worker.report

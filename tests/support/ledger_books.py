@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import rfc8785
@@ -49,6 +50,10 @@ def least(one: Json, other: Json) -> Json:
     return {unit: min(one[unit], other[unit]) for unit in UNITS}
 
 
+def _seconds(at: str) -> float:
+    return datetime.fromisoformat(at.replace("Z", "+00:00")).timestamp()
+
+
 def within(one: Json, other: Json) -> bool:
     return all(one[unit] <= other[unit] for unit in UNITS)
 
@@ -70,6 +75,12 @@ class Account:
         self.max_depth: int = record["max_depth"]
         self.holder: str = record["agent"] if parent is None else record["resource"].split("/")[1]
         self.open_below: set[str] = set()
+        self.resource: str = record.get("resource", "")
+
+    @property
+    def chain(self) -> list[str]:
+        """The principals from the user's first agent to who holds this."""
+        return [account.holder for account in self.upwards()][::-1]
 
     @property
     def left(self) -> Json:
@@ -80,6 +91,24 @@ class Account:
         while here is not None:
             yield here
             here = here.parent
+
+
+class Approval:
+    """A request, who said what to it, and which hop went on with it."""
+
+    def __init__(self, record: Json) -> None:
+        self.asked = record
+        self.yes: dict[str, Json] = {}
+        self.denied = False
+        self.used_by = ""
+
+    def enough(self) -> bool:
+        """Whether everybody has approved whom a policy wants."""
+        for need in self.asked["needs"]:
+            role = need["role"]
+            if sum(not role or role in said["roles"] for said in self.yes.values()) < need["count"]:
+                return False
+        return True
 
 
 class Books:
@@ -94,6 +123,7 @@ class Books:
         self.closed = False
         self._seq, self._hash = -1, "0" * 64
         self._used_keys: set[str] = set()
+        self.approvals: dict[str, Approval] = {}
 
     @property
     def root(self) -> Account | None:
@@ -129,7 +159,8 @@ class Books:
         known = {
             "txn.opened": self._opened, "hop.opened": self._hop_opened, "hop.closed": self._hop_closed,
             "grant.revoked": self._revoked, "txn.closed": self._txn_closed, "grant.renewed": self._renewed,
-            "hop.parked": self._parked, "hop.resumed": self._resumed,
+            "hop.parked": self._parked, "hop.resumed": self._resumed, "approval.requested": self._requested,
+            "approval.decided": self._decided,
         }  # fmt: skip
         self._need(not self.closed, "use.after-close", record, f"{kind} after the txn was closed")
         if kind not in known:
@@ -181,6 +212,7 @@ class Books:
         if idem := record.get("idem"):
             self._need(idem not in self._used_keys, "hop.opened-twice", record, "its idempotency key was used before")
             self._used_keys.add(idem)
+        self._approved(record, parent, record["resource"])
         self._hold(record, parent, record["budget"])
         account = Account(record, parent, record["budget"])
         account.spent = dict(CALL)
@@ -227,6 +259,66 @@ class Books:
         parent.open_below.discard(account.hop)
         account.state = "closed"
         self._need(within(parent.spent, parent.limit), "budget.overspent", record, f"hop {parent.hop} spent too much")
+
+    def _requested(self, record: Json) -> None:
+        account = self.accounts.get(record["hop"])
+        if account is None:
+            return self._say("chain.form", record, f"there is no hop {record['hop']}")
+        self._usable(record, account)
+        self._need(record["id"] not in self.approvals, "approval.reused", record, "the id was used before")
+        said = (record["chain"], record["user"], record["caller"]) == (account.chain, self.user, account.holder)
+        self._need(said, "approval.unbound", record, "chain, user and caller are not those of its hop")
+        self._need(bool(record["needs"]), "approval.unbound", record, "no policy demands it")
+        self._need(len(self.approvals) < 100, "approval.flood", record, "more requests than a txn may have")
+        self.approvals[record["id"]] = Approval(record)
+        return None
+
+    def _decided(self, record: Json) -> None:
+        approval = self.approvals.get(record["id"])
+        if approval is None:
+            return self._say("approval.unbound", record, f"there is no request {record['id']}")
+        asked = approval.asked
+        self._need(record["request"] == asked["hash"], "approval.unbound", record, "it is not about that request")
+        self._need(_seconds(record["at"]) < asked["exp"], "approval.late", record, "the request had expired")
+        self._need(not (approval.denied or approval.enough()), "approval.late", record, "it was settled before")
+        self._need(record["user"] not in approval.yes, "approval.twice", record, "the same person said so before")
+        if record["verdict"] == "deny":
+            approval.denied = True
+            return None
+        own = any(need["four_eyes"] for need in asked["needs"]) and record["user"] == self.user
+        self._need(not own, "approval.own", record, "the user approves their own call")
+        approval.yes[record["user"]] = record
+        return None
+
+    def _approved(self, record: Json, parent: Account, resource: str) -> None:
+        """What is opened with an approval is what was approved, once, in time."""
+        if (name := record.get("approval")) is None:
+            return
+        approval = self.approvals.get(name)
+        if approval is None:
+            return self._say("approval.missing", record, f"nobody was asked for {name}")
+        asked = approval.asked
+        self._need(not approval.used_by, "approval.twice", record, f"hop {approval.used_by} used it before")
+        self._need(approval.enough() and not approval.denied, "approval.missing", record, "it was not approved")
+        in_time = all(_seconds(record["at"]) < said["exp"] for said in approval.yes.values())
+        self._need(in_time, "approval.late", record, "the approval had expired")
+        mine = {
+            "args_digest": record["args_digest"], "resource": resource, "chain": parent.chain, "caller": parent.holder,
+            "definition": record.get("definition", asked["definition"]), "input_digest": record.get("input_digest", ""),
+            "resumes": record["hop"] if record["kind"] == "hop.resumed" else None,
+        }  # fmt: skip
+        for field, value in mine.items():
+            self._need(asked[field] == value, "approval.other", record, f"its {field} is not the one approved")
+        self._need(
+            record["decision"]["revision"] == asked["decision"]["revision"], "approval.other", record, "other policies"
+        )
+        self._need(
+            set(record["labels"]) <= set(asked["labels"]), "approval.other", record, "more labels than were shown"
+        )
+        asker = self.accounts[asked["hop"]]
+        self._need(not any(one.revoked for one in asker.upwards()), "use.after-revoke", record, "who asked was revoked")
+        approval.used_by = record["hop"]
+        return None
 
     def _revoked(self, record: Json) -> None:
         account = self.accounts.get(record["hop"])
@@ -276,6 +368,7 @@ class Books:
         self._need(not account.revoked, "use.after-revoke", record, "the hop was revoked")
         self._jti(record, account.n + 1)
         self._need(record["exp"] <= account.parent.exp, "grant.wider", record, "it lives longer than its parent")
+        self._approved(record, account.parent, account.resource)
         self._hold(record, account.parent, record["budget"])
         account.limit, account.spent = plus(account.limit, record["budget"]), plus(account.spent, CALL)
         account.n, account.exp, account.state = account.n + 1, record["exp"], "open"

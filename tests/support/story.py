@@ -6,10 +6,13 @@ from typing import Any
 
 import msgspec
 
+from remit_broker.core.approvals import vote_of
 from remit_broker.core.fold import Fold, apply, settle
 from remit_schemas.budget import ZERO, Budget
 from remit_schemas.records import (
     GENESIS,
+    ApprovalDecided,
+    ApprovalRequested,
     Decision,
     Epochs,
     GrantRenewed,
@@ -19,6 +22,7 @@ from remit_schemas.records import (
     HopParked,
     HopRefused,
     HopResumed,
+    Need,
     Outcome,
     Record,
     TxnClosed,
@@ -30,6 +34,7 @@ from remit_schemas.records import (
 TXN = "a" * 32
 ROOT = "1" * 16
 AT = "2026-11-03T14:02:11.000Z"
+LATER = 1_900_000_000
 LARGE = Budget(1_000_000, 100_000, 100)
 
 
@@ -101,6 +106,33 @@ def resuming(fold: Fold, hop: str, budget: Budget | None = None, **changes: Any)
     return seal(msgspec.structs.replace(record, **changes))
 
 
+def asking(fold: Fold, name: str, hop: str | None = None, **changes: Any) -> ApprovalRequested:
+    """``approval.requested`` by ``hop`` (the root by default) for what :func:`opening` opens under it."""
+    node = fold.nodes[hop or fold.root]
+    record = ApprovalRequested(
+        tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=node.hop, prev=fold.hash, by="r1", id=name,
+        caller=node.callee, user=fold.user, chain=fold.chain(node.hop), action="delegate", resource="agent/researcher/brief",
+        definition="e" * 64, args_digest="d" * 64, args_size=2, decision=Decision("allow", ("default",), "rev"),
+        needs=(Need("default"),), exp=min(LATER, fold.totals.exp),
+    )  # fmt: skip
+    return seal(msgspec.structs.replace(record, **changes))
+
+
+def deciding(fold: Fold, name: str, user: str = "eve", **changes: Any) -> ApprovalDecided:
+    """``approval.decided`` by ``user``: yes."""
+    approval = fold.requests[name]
+    asked = approval.asked
+    record = ApprovalDecided(
+        tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=asked.hop, prev=fold.hash, by="r1", id=name,
+        verdict="approve", who=f"local:{user}", user=user, auth="local", request=asked.hash, exp=min(LATER, fold.totals.exp),
+        token="t", settled=True,
+    )  # fmt: skip
+    record = msgspec.structs.replace(record, **changes)
+    if "settled" not in changes:
+        record = msgspec.structs.replace(record, settled=approval.after(vote_of(record)).settled)
+    return seal(record)
+
+
 def revoking(fold: Fold, hop: str, **changes: Any) -> GrantRevoked:
     """``grant.revoked`` of the first grant of ``hop``."""
     record = GrantRevoked(
@@ -150,6 +182,12 @@ class Story:
 
     def resume(self, hop: str, budget: Budget | None = None, **changes: Any) -> Fold:
         return self.add(resuming(self.fold, hop, budget, **changes))
+
+    def ask(self, name: str, hop: str | None = None, **changes: Any) -> Fold:
+        return self.add(asking(self.fold, name, hop, **changes))
+
+    def decide(self, name: str, user: str = "eve", **changes: Any) -> Fold:
+        return self.add(deciding(self.fold, name, user, **changes))
 
     def revoke(self, hop: str) -> Fold:
         return self.add(revoking(self.fold, hop))

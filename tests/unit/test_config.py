@@ -18,7 +18,8 @@ from remit_broker.config import (
     load,
     settings,
 )
-from remit_broker.starter import TEMPLATE, write_starter
+from remit_broker.core.issuers import DevUser, IssuerConfig
+from remit_broker.starter import DEVELOPMENT, REAL, commented, starter, write_starter
 from remit_schemas.budget import Budget
 
 
@@ -51,7 +52,9 @@ def test_what_init_writes_is_the_defaults(tmp_path: Path) -> None:
 
 def test_the_starter_shows_every_key_with_its_default(file: Path) -> None:
     """Every commented line, uncommented, is what the default is; and no key is left out."""
-    lines = TEMPLATE.format(issuer="http://127.0.0.1:7480", port=7480, auth="local").splitlines()
+    whole = starter("local", 7480)
+    # Issuers have no default; their part is looked at below.
+    lines = whole.replace(commented(REAL) + "\n" + DEVELOPMENT, "").splitlines()
     shown = [line.removeprefix("# ") if " = " in line and not line.startswith('# "') else line for line in lines]
     file.write_text("\n".join(shown))
     assert load(str(file)).config == Config()
@@ -70,11 +73,45 @@ def test_the_starter_shows_every_key_with_its_default(file: Path) -> None:
             "prices",
             "models",
             "labels",
+            "approvals",
+            "endorsers",
             "policy",
             "tool_groups",
             "caps",
             "rates",
+            "issuers",
+            "development",
+            "beside_real",
+            "issuer",
+            "users",
+            "operators",
         }
+
+
+def test_the_issuer_of_the_starter_shows_every_key_with_its_default(file: Path) -> None:
+    """As above, for what is there once for each issuer."""
+    shown = [line.removeprefix("# ") for line in (REAL + DEVELOPMENT).splitlines()]
+    file.write_text("\n".join(line for line in shown if "require = " not in line))
+    found = load(str(file)).config
+    (issuer,) = found.issuers
+    said = {"claims", "operators", "name", "issuer", "audience"}
+    plain = IssuerConfig(name="", issuer="", audience=())
+    names = [field.name for field in msgspec.structs.fields(IssuerConfig)]
+    assert all(getattr(issuer, name) == getattr(plain, name) for name in names if name not in said)
+    assert [
+        name for name in names if not any(line.startswith((f"{name} = ", f"[issuers.{name}]")) for line in shown)
+    ] == []
+    assert found.development.users["ann"] == DevUser(roles=("analyst",), groups=("research",))
+    assert not found.development.issuer and not found.development.beside_real
+
+
+WIDE = """
+[[endorsers]]
+name = "x"
+target = "agent/a/b"
+lowers = ["web"]
+schema = { type = "string" }
+"""
 
 
 @pytest.mark.parametrize(
@@ -116,7 +153,12 @@ def test_the_starter_shows_every_key_with_its_default(file: Path) -> None:
         ("[prices]\n'mcp/*' = 1", "F: prices.*: Expected str, got int", ""),
         ("[prices]\n'mcp/*' = 'usd=x'", "F: prices.'mcp/*': 'usd=x' is not a budget", "usd=0.5"),
         ("[prices]\n'mpc/*' = 'calls=1'", "F: prices.'mpc/*' matches no resource", "mcp/git/*"),
-        ("[labels]\n'' = ['x']", "F: labels.'' matches no resource", "mcp/git/*"),
+        ("[labels]\n'' = ['x']", "F: labels.'': matches no resource", "mcp/git/*"),
+        ("[labels]\n'mcp/*#a b' = ['x']", "F: labels.'mcp/*#a b': 'a b' names no argument", "#body"),
+        ("[labels]\n'mcp/*' = ['{id}']", "F: labels.'mcp/*': '{id}' has no family before its value", "customer:{"),
+        ("[content.labels]\nnames = ['x']", "F: content.labels.'names': nothing detects that", "pii"),
+        ("[[endorsers]]\nname = 'x'", "F: endorsers[0]: it needs a target", "docs/labels.md"),
+        (WIDE, "F: endorsers[0]: schema is a text: list its choices in an enum", "docs/labels.md"),
         ("[labels]\n'mcp/*' = 'x'", "F: labels.*: Expected array, got str", ""),
         ("[labels]\n'mcp/*' = ['No Label']", "F: labels.'mcp/*': 'No Label' is no label", "lower-case"),
         ("a = 1\na = 2", "F is not TOML: Cannot overwrite a value", ""),
@@ -214,3 +256,25 @@ def test_prices_and_cycles_are_ready_to_use(file: Path) -> None:
 def test_what_is_no_pair_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         cycle(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[http]\nauth = 'open'\nhost = '0.0.0.0'",
+        "[http]\nauth = 'open'\nhosts = ['remit.example.com']",
+        "[http]\nauth = 'local'\nhost = '10.0.0.1'",
+        "[http]\nauth = 'issuer'\nhost = '0.0.0.0'\n[development]\nissuer = true",
+        "[http]\nauth = 'issuer'\nhosts = ['remit.example.com']\n[development]\nissuer = true",
+    ],
+)
+def test_what_trusts_the_machine_needs_loopback(file: Path, text: str) -> None:
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="loopback only"):
+        load(str(file))
+
+
+def test_operators_by_an_issuer_need_one(file: Path) -> None:
+    file.write_text("[http]\nauth = 'issuer'")
+    with pytest.raises(ConfigError, match="there is no issuer"):
+        load(str(file))

@@ -157,6 +157,7 @@ def test_every_command_that_a_document_names_exists(path: Path) -> None:
 
 def test_every_configuration_key_is_documented() -> None:
     from remit_broker.config import (
+        ApprovalsConfig,
         BusConfig,
         Config,
         ContentConfig,
@@ -166,6 +167,7 @@ def test_every_configuration_key_is_documented() -> None:
         ResultsConfig,
         TracesConfig,
     )  # fmt: skip
+    from remit_broker.core.issuers import DevelopmentConfig, IssuerConfig
 
     text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
     sections = {
@@ -173,8 +175,11 @@ def test_every_configuration_key_is_documented() -> None:
         "http": HttpConfig,
         "limits": LimitsConfig,
         "results": ResultsConfig,
+        "approvals": ApprovalsConfig,
         "traces": TracesConfig,
         "content": ContentConfig,
+        "issuers": IssuerConfig,
+        "development": DevelopmentConfig,
         "policy": PolicyConfig,
     }
     keys = [key for key in Config.__struct_fields__ if key not in sections]
@@ -205,7 +210,7 @@ def test_the_records_of_the_worked_example_are_a_valid_sequence() -> None:
 
 
 def test_the_whole_configuration_is_shown_as_it_is_written() -> None:
-    from remit_broker.starter import TEMPLATE
+    from remit_broker.starter import starter
 
     text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
-    assert TEMPLATE.format(issuer="http://127.0.0.1:7480", port=7480, auth="local") in text
+    assert starter("local", 7480) in text

@@ -85,7 +85,7 @@ def test_labels_follow_results_to_the_parent_and_the_txn() -> None:
     fold = story.close(B, labels=("untrusted",))
     assert fold.nodes[A].labels == fold.labels == {"untrusted"}
     assert fold.nodes[C].labels == frozenset()
-    fold = story.open(D, A, Budget(0, 0, 1), labels=("pii",))
+    fold = story.open(D, A, Budget(0, 0, 1), resource="agent/critic/review", labels=("pii",))
     assert fold.nodes[D].labels == {"pii"} and fold.labels == {"untrusted", "pii"}
 
 
@@ -243,12 +243,11 @@ def test_nothing_follows_the_end_of_a_txn(late: Callable[[Fold], Record]) -> Non
         apply(fold, plain(late(fold)))
 
 
-@pytest.mark.parametrize("used", [{"idem": "once"}, {"approval": "once"}])
-def test_what_may_be_used_once_is_not_accepted_twice(used: dict[str, Any]) -> None:
+def test_an_idempotency_key_is_not_accepted_twice() -> None:
     story = Story()
-    story.open(A, **used)
+    story.open(A, idem="once")
     with pytest.raises(Corrupt, match="used before"):
-        story.open(B, **used)
+        story.open(B, idem="once")
 
 
 @pytest.mark.parametrize(
@@ -520,9 +519,12 @@ def test_a_scope_that_only_narrows_is_accepted_and_stays_narrow() -> None:
 
 
 def test_an_approval_is_used_once_by_a_resumption_too() -> None:
-    story = nested()
+    story, asked = nested(), "c" * 16
     story.park(B)
-    story.resume(B, ONE_CALL, approval="once")
+    about = {"resumes": B, "input_digest": "9" * 64, "resource": story.fold.nodes[B].resource}
+    story.ask(asked, story.fold.nodes[B].parent, **about)
+    story.decide(asked)
+    story.resume(B, ONE_CALL, approval=asked)
     story.park(B)
     with pytest.raises(Corrupt, match="used before"):
-        story.resume(B, ONE_CALL, approval="once")
+        story.resume(B, ONE_CALL, approval=asked)

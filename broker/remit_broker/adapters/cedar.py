@@ -93,6 +93,11 @@ class CedarEngine:
         """What is in force."""
         return self._policies
 
+    @property
+    def labels(self) -> bool:
+        """Whether a policy puts labels on data."""
+        return self._policies.labels
+
     def arguments(self, target: Target, value: Any) -> Arguments:
         """What policy may see of ``value``, the arguments of ``target``; nothing where no policy looks at any."""
         return self._policies.arguments(target, value)
@@ -114,6 +119,7 @@ class Policies:
         self.sources = tuple(sources)
         self.revision = revision
         self.rules: dict[str, Rule] = rules_of(self.sources)
+        self.labels = any(rule.label for rule in self.rules.values())
         self._schema = _schema()
         self._folders = {source.within for source in self.sources}
         self._set = functools.lru_cache(SETS)(self._compose)

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import aiosqlite
 
-from remit_broker.core.listing import ChainFilter, ChainPage, ChainRow, HopHit
+from remit_broker.core.listing import ApprovalRow, ChainFilter, ChainPage, ChainRow, HopHit
 from remit_broker.core.near import by_beginning
 from remit_schemas.budget import Budget
 from remit_schemas.errors import Code, refusal
@@ -145,6 +145,25 @@ class IndexQueries:
         query = "SELECT body FROM refusal WHERE tenant = ? AND hop = ? ORDER BY stream_seq LIMIT 1"
         rows = await self._all(query, (tenant, hop))
         return json.loads(rows[0][0]) if rows else None
+
+    async def approvals(self, tenant: str, prefix: str = "", limit: int = MAX_ROWS) -> list[ApprovalRow]:
+        """Requests for approvals, newest first, whose id begins with ``prefix``; ``<txn>.<id>`` (each or its beginning) narrows."""
+        txn, _, name = prefix.rpartition(".")
+        query = """
+            SELECT a.txn, a.id, a.user, a.resource, a.at, a.exp, a.verdict, a.use_until, a.used_by,
+                t.closed_at IS NOT NULL
+            FROM approval a LEFT JOIN txn t ON (t.tenant, t.txn) = (a.tenant, a.txn)
+            WHERE a.tenant = :tenant AND a.id >= :id AND a.id < :id_end AND +a.txn >= :txn AND +a.txn < :txn_end
+            ORDER BY a.at DESC, a.id LIMIT :rows
+        """
+        given = {"tenant": tenant, "id": name, "id_end": f"{name}~", "txn": txn, "txn_end": f"{txn}~", "rows": limit}
+        return [
+            ApprovalRow(
+                txn=row[0], id=row[1], user=row[2], resource=row[3], at=row[4], exp=row[5], verdict=row[6],
+                use_until=row[7], used_by=row[8], closed=bool(row[9]),
+            )
+            for row in await self._all(query, given)
+        ]  # fmt: skip
 
     async def users(self, tenant: str) -> list[str]:
         """Everybody a task was ever opened for, up to ten thousand."""

@@ -47,6 +47,10 @@ class Rows:
         self.counts: dict[Key, list[int]] = {}
         """Hops opened and closed, by txn."""
         self.endings: list[Row] = []
+        self.requests: list[Row] = []
+        self.votes: list[Row] = []
+        self.uses: list[Row] = []
+        """Approvals that were asked for, what people said to them, and which hop used one up."""
         self.last: dict[Key, Row] = {}
         self.broken: list[Row] = []
 
@@ -108,15 +112,28 @@ def _add(rows: Rows, key: Key, record: dict[str, Any], stream_seq: int) -> None:
         opened = (record["parent"], record["caller"], callee, resource, at, record["deadline"])
         rows.hops[key, hop] = (*key, hop, *opened, None, None, None)
         rows.counts.setdefault(key, [0, 0])[0] += 1
+        _use(rows, key, record)
     elif kind == "hop.parked":
         rows.waits[key, hop] = (at, rows.waits.get((key, hop), (None, None))[1], *key, hop)
     elif kind == "hop.resumed":
         rows.waits[key, hop] = (None, record["deadline"], *key, hop)
+        _use(rows, key, record)
+    elif kind == "approval.requested":
+        what = (record["id"], record["user"], record["resource"])
+        rows.requests.append((*key, *what, at, record["exp"]))
+    elif kind == "approval.decided":
+        verdict = record["verdict"] if record["settled"] else None
+        rows.votes.append((verdict, record["exp"], record["exp"], *key, record["id"]))
     elif kind == "hop.closed":
         _close(rows, key, record)
         rows.counts.setdefault(key, [0, 0])[1] += 1
     elif kind == "txn.closed":
         rows.endings.append((at, record["reason"], *key))
+
+
+def _use(rows: Rows, key: Key, record: dict[str, Any]) -> None:
+    if record.get("approval") is not None:
+        rows.uses.append((record["hop"], *key, record["approval"]))
 
 
 def _close(rows: Rows, key: Key, record: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
-"""Ends of hops that their callers asked to be kept: encrypted, for a while, in a key-value bucket of the broker's own account.
+"""Ends of hops that their callers asked to be kept, and arguments that wait for an approval: encrypted, for a while, in key-value
+buckets of the broker's own account.
 
-What is kept is sealed under a key of its own for each hop, drawn from ``results.key``: whoever reads the bucket, its files or a
-backup learns how large a result was, and no more. A large one lies in several pieces, of which the first is written last: what
-has a first piece is whole.
+What is kept is sealed under a key of its own for each hop (or approval), drawn from ``results.key``: whoever reads the bucket, its
+files or a backup learns how large it was, and no more. A large one lies in several pieces, of which the first is written last:
+what has a first piece is whole.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from nats.js.errors import BucketNotFoundError, KeyNotFoundError
 from nats.js.kv import KeyValue
 
 BUCKET: Final = "results"
+ARGUMENTS: Final = "approvals"
+"""The bucket of what people are asked about."""
 PIECE: Final = 512 * 1024
 """Bytes of a result in one message."""
 SECONDS: Final = 5.0
@@ -33,24 +36,26 @@ _HEAD: Final = struct.Struct(">II")
 
 
 class KvResults:
-    """One replica's view of the bucket (port ``Results``)."""
+    """One replica's view of a bucket (port ``Results``, and that of ``ARGUMENTS`` port ``Kept``)."""
 
-    def __init__(self, master: bytes, fault: Callable[[str, BaseException], None]) -> None:
-        self._master, self._fault = master, fault
+    def __init__(self, master: bytes, fault: Callable[[str, BaseException], None], bucket: str = BUCKET) -> None:
+        self._master, self._fault, self._name = master, fault, bucket
+        # Of each bucket other keys: what lies in one is of no use in another.
+        self._purpose = b"remit result " if bucket == BUCKET else f"remit {bucket} ".encode()
         self._kv: KeyValue | None = None
 
     async def start(self, js: JetStreamContext, replicas: int, seconds: float, max_bytes: int) -> None:
         """Make the bucket, or give the one that is there these settings. ``seconds`` is how long a result is kept."""
         try:
-            self._kv = await js.key_value(BUCKET)
+            self._kv = await js.key_value(self._name)
         except BucketNotFoundError:
             self._kv = await js.create_key_value(
                 KeyValueConfig(
-                    bucket=BUCKET, history=1, ttl=seconds, max_bytes=max_bytes, storage=StorageType.FILE, replicas=replicas
+                    bucket=self._name, history=1, ttl=seconds, max_bytes=max_bytes, storage=StorageType.FILE, replicas=replicas
                 )
             )  # fmt: skip
             return
-        config = (await js.stream_info(f"KV_{BUCKET}")).config
+        config = (await js.stream_info(f"KV_{self._name}")).config
         if (config.max_age, config.max_bytes) != (seconds, max_bytes):
             await js.update_stream(config.evolve(max_age=seconds, max_bytes=max_bytes))
 
@@ -62,7 +67,7 @@ class KvResults:
                 async with asyncio.timeout(SECONDS):
                     await self._bucket.put(f"{key}.{number}", box.encrypt(piece))
         except (NatsError, OSError, TimeoutError) as error:
-            self._fault("results.put", error)
+            self._fault(f"{self._name}.put", error)
             return False
         return True
 
@@ -84,12 +89,21 @@ class KvResults:
         except KeyNotFoundError:
             return None
         except (NatsError, OSError, TimeoutError, CryptoError, struct.error) as error:
-            self._fault("results.get", error)
+            self._fault(f"{self._name}.get", error)
             return None
         return b"".join(found)
 
+    async def forget(self, at: tuple[str, str, str]) -> None:
+        """Keep it no longer. Best effort, never raises: it goes by itself when its time is over."""
+        try:
+            async with asyncio.timeout(SECONDS):
+                # Of a large one the first piece, without which the others are of no use, and cannot be put together.
+                await self._bucket.purge(f"{_key(at)}.0")
+        except (NatsError, OSError, TimeoutError) as error:
+            self._fault(f"{self._name}.forget", error)
+
     def _box(self, at: tuple[str, str, str]) -> SecretBox:
-        return SecretBox(hmac.digest(self._master, b"remit result " + ".".join(at).encode(), hashlib.sha256))
+        return SecretBox(hmac.digest(self._master, self._purpose + ".".join(at).encode(), hashlib.sha256))
 
     @property
     def _bucket(self) -> KeyValue:

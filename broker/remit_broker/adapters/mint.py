@@ -8,6 +8,7 @@ from collections import OrderedDict
 from functools import lru_cache
 
 from remit_broker.ports import Clock
+from remit_schemas.approval import Decided, sign
 from remit_schemas.errors import Code, refusal
 from remit_schemas.grant import Claims, Grant, mint, parse, verify
 from remit_schemas.keys import KeySet, SigningKey
@@ -27,6 +28,10 @@ class KeyMint:
     def mint(self, claims: Claims) -> str:
         """The compact JWS of ``claims``."""
         return mint(claims, self._key)
+
+    def decided(self, decided: Decided) -> str:
+        """The compact JWS of a person's decision."""
+        return sign(decided, self._key)
 
     def verify(self, token: str, audience: str) -> Grant:
         """A genuine, unexpired grant for ``audience``. Only signatures are remembered; audience and times are asked anew."""

@@ -18,6 +18,8 @@ from nats.js.errors import APIError, BucketNotFoundError
 from nats.js.kv import KV_DEL, KV_PURGE, KeyValue
 
 from remit_broker.adapters.tasks import ended
+from remit_broker.core.extraction import Endorser
+from remit_broker.core.label_sources import NO_LABELS, LabelSources
 from remit_broker.core.registry import (
     MAX_DEFINITIONS,
     Attachment,
@@ -41,15 +43,17 @@ _NONE: Final[Mapping[str, Sequence[str]]] = {}
 
 
 class KvRegistry:
-    """The mirror of one tenant's registry. ``prices``, ``labels`` and ``groups`` are resource patterns from the configuration."""
+    """The mirror of one tenant's registry. Prices, sources of labels, endorsers and groups of tools are the configuration's."""
 
     def __init__(
         self,
         prices: Mapping[str, Budget],
-        labels: Mapping[str, Sequence[str]],
+        labels: LabelSources = NO_LABELS,
+        endorsers: Sequence[Endorser] = (),
         groups: Mapping[str, Sequence[str]] = _NONE,
     ) -> None:
         self._prices, self._labels, self._groups = prices, labels, groups
+        self._endorsers = {endorser.target: endorser for endorser in endorsers}
         self._principals: dict[str, Principal] = {}
         self._by_nkey: dict[str, Principal] = {}
         self._attachments: dict[str, Attachment] = {}
@@ -256,7 +260,8 @@ class KvRegistry:
             annotations=annotations_of(definition.annotations),
             ceiling=ceiling_of(principal.kind, definition),
             price=_best(self._prices, resource, ONE_CALL),
-            labels=tuple(sorted({label for labels in _all(self._labels, resource) for label in labels})),
+            labels=self._labels.of(str(resource)),
+            endorser=self._endorsers.get(str(resource)),
             groups=tuple(sorted(name for name, some in self._groups.items() if _any(some, resource))),
             quarantined="" if pin in (None, definition.digest) else "it changed since it was accepted",
         )
@@ -268,10 +273,6 @@ async def _nobody(_: str) -> None:
 
 def _any(patterns: Sequence[str], resource: Resource) -> bool:
     return resource.kind == "mcp" and any(fnmatchcase(str(resource), pattern) for pattern in patterns)
-
-
-def _all(table: Mapping[str, Any], resource: Resource) -> list[Any]:
-    return [value for pattern, value in table.items() if fnmatchcase(str(resource), pattern)]
 
 
 def _best(table: Mapping[str, Budget], resource: Resource, default: Budget) -> Budget:

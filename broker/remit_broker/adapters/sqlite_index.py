@@ -32,7 +32,7 @@ from remit_broker.adapters.stream_tail import Regressed, StreamTail, made_certai
 from remit_schemas.records import GENESIS, parse_entry
 
 _MIGRATION: Final = re.compile(r"(\d{4})_\w+\.sql")
-_DATA: Final = ("record", "hop", "txn", "broken", "refusal")
+_DATA: Final = ("record", "hop", "txn", "broken", "refusal", "approval")
 
 _INSERTS: Final[Mapping[str, str]] = {
     "txns": "INSERT INTO txn (tenant, txn, user, agent, root, continues, opened_at, last_at, exp, limit_usd_micros, "
@@ -40,6 +40,10 @@ _INSERTS: Final[Mapping[str, str]] = {
     "records": "INSERT INTO record VALUES (?,?,?,?,?,?,?,?,?)",
     "hops": "INSERT INTO hop (tenant, txn, hop, parent, caller, callee, resource, opened_at, deadline, closed_at, "
     "outcome, code) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+    "requests": "INSERT INTO approval (tenant, txn, id, user, resource, at, exp) VALUES (?,?,?,?,?,?,?)",
+    "votes": "UPDATE approval SET verdict = coalesce(?, verdict), use_until = min(coalesce(use_until, ?), ?) "
+    "WHERE (tenant, txn, id) = (?,?,?)",
+    "uses": "UPDATE approval SET used_by = ? WHERE (tenant, txn, id) = (?,?,?)",
     "broken": "INSERT OR REPLACE INTO broken VALUES (?,?,?)",
     "waits": "UPDATE hop SET parked_at = ?, deadline = coalesce(?, deadline) WHERE (tenant, txn, hop) = (?,?,?)",
     "closings": "UPDATE hop SET closed_at = ?, outcome = ?, code = ? WHERE (tenant, txn, hop) = (?,?,?)",

@@ -32,27 +32,42 @@ def register(app: typer.Typer) -> None:
 
 @command
 def grant(
-    user: Annotated[str, typer.Option(help="Whose authority it is.")],
     to: Annotated[str, typer.Option(help="The agent that gets it.")],
     scope: Annotated[
         list[str], typer.Option(help='What it covers: mcp/git/*, or mcp/files/read{"path":{"prefix":"docs/"}}')
     ],
+    user: Annotated[str | None, typer.Option(help="Whose authority it is, by your word as an operator.")] = None,
+    token_file: Annotated[
+        str, typer.Option(help="The user's own token, which says who it is; - reads stdin.", metavar="FILE")
+    ] = "",
+    role: Annotated[list[str] | None, typer.Option(help="A role of --user, for policy to see.")] = None,
+    group: Annotated[list[str] | None, typer.Option(help="A group of --user, for policy to see.")] = None,
     budget: Annotated[str, typer.Option(help="Such as usd=0.5,tokens=10000,calls=20.")] = "usd=0.1,calls=20",
     ttl: Annotated[str, typer.Option(help="How long it lives, such as 10m; at most 8h.")] = "10m",
     max_depth: Annotated[int, typer.Option(help="How many agents deep it may go.", min=0, max=16)] = 8,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Open a task for a user and print its root grant."""
+    """Open a task for a user and print its root grant: with the user's token, or by the word of an operator."""
+    if token_file and (user is not None or role or group):
+        raise ConfigError("the token says who the user is", "leave out --user, --role and --group")
+    settings = load(config)
+    if user is None and not token_file and settings.config.http.auth != "issuer":
+        raise ConfigError(
+            "nobody says whose authority it is", "name the user with --user, or give a token with --token-file"
+        )
     body = {
-        "user": user,
+        "user": user or "",
+        "token": read_text(token_file).strip() if token_file else "",
+        "roles": role or [],
+        "groups": group or [],
         "agent": to,
         "scopes": msgspec.to_builtins([typed("--scope", text, parse_scope) for text in scope]),
         "budget": msgspec.to_builtins(typed("--budget", budget, parse_budget)),
         "ttl": duration(ttl),
         "max_depth": max_depth,
     }
-    told = BrokerClient(load(config)).post("/api/grants", body)
+    told = BrokerClient(settings).post("/api/grants", body)
     if as_json:
         say(told)
     else:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 
@@ -11,6 +13,7 @@ import msgspec
 
 from remit_broker.adapters.cedar import CedarEngine
 from remit_broker.adapters.errors import ConfigError
+from remit_broker.adapters.issuer_source import IssuerSource
 from remit_broker.adapters.keyfiles import KEYS, KeyFiles
 from remit_broker.adapters.nats_server import find_binary
 from remit_broker.adapters.private_files import private_folder
@@ -19,8 +22,10 @@ from remit_broker.cli.common import Unreachable
 from remit_broker.config import Settings
 from remit_broker.core.caps import DEFAULT
 from remit_broker.core.effective import ineffective
+from remit_broker.core.issuers import IssuerConfig
 from remit_broker.edges.attach.servers_file import ServersFileError, read_servers
 from remit_broker.edges.attach.source import StdioSource
+from remit_schemas.errors import Refusal
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -39,6 +44,7 @@ def checks(settings: Settings) -> Iterator[Part]:
         "limits": _limits,
         "policies": _policies,
         "keys": _keys,
+        "users": _users,
         "servers": _servers,
         "nats-server": _nats,
         "ports": _ports,
@@ -76,7 +82,7 @@ def _registered(settings: Settings) -> list[str]:
     """Names and resources that a running broker knows; none where none runs."""
     try:
         agents = BrokerClient(settings).get("/api/agents")["agents"]
-    except Unreachable:
+    except (Unreachable, ConfigError):  # not there, or not for us to ask
         return []
     return [told for a in agents for told in (a["name"], *(f"{a['kind']}/{a['name']}/{op}" for op in a["serves"]))]
 
@@ -99,6 +105,31 @@ def _keys(settings: Settings) -> str:
     return f"{keys.folder / KEYS}, signing with {keys.signing.kid}"
 
 
+def _users(settings: Settings) -> str:
+    """Who proves users. An issuer that does not answer now may answer later: a warning with the reason."""
+    config = settings.config
+    told = [f"http.auth is {config.http.auth}"]
+    if config.http.auth == "open":
+        told.append(f"warning, everybody on this machine may do everything as {config.http.open_user}")
+    told += [_issuer(issuer) for issuer in config.issuers]
+    if config.development.issuer:
+        told.append(f"warning, the DEVELOPMENT ISSUER is on, with {len(config.development.users)} users")
+    if config.http.auth == "issuer" and not any((*(i.operators for i in config.issuers), config.development.operators)):
+        raise ConfigError(
+            "http.auth is issuer, and no issuer has operators: nobody could use the API",
+            'add to an issuer: operators = { admin = ["role:remit-admin"] }',
+        )
+    return "; ".join(told)
+
+
+def _issuer(issuer: IssuerConfig) -> str:
+    source = IssuerSource(issuer, time.monotonic)
+    try:
+        return f"{issuer.name}: {asyncio.run(source.look())} keys"
+    except Refusal:
+        return f"warning, {issuer.name} does not answer: {source.trouble}"
+
+
 def _servers(settings: Settings) -> str:
     entries = read_servers(settings.servers_file)
     for name, entry in entries.items():
@@ -114,7 +145,7 @@ def _nats(settings: Settings) -> str:
 def _ports(settings: Settings) -> str:
     try:
         client = BrokerClient(settings)
-        client.get("/api/status")
+        client.lives()
     except Unreachable:
         http, bus = settings.config.http, settings.config.bus
         _free("http.port", http.host, http.port)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,8 +11,11 @@ import msgspec
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.cli.common import Unreachable
 from remit_broker.config import Settings
+from remit_broker.core.user_tokens import MAX_TOKEN
 from remit_schemas.errors import ErrorBody, Refusal
 
+TOKEN_FILE = "REMIT_TOKEN_FILE"  # noqa: S105 - the name of a variable
+"""The variable that names the file with an operator's token, where operators are known by an issuer."""
 SECONDS = 30.0
 """Longest wait for an answer of the broker."""
 
@@ -26,12 +30,7 @@ class BrokerClient:
         about = self._about()
         self.http: str = about.http
         self.bus: str = about.nats
-        self._client = httpx.Client(
-            base_url=self.http,
-            headers={"Authorization": f"Bearer {self._read('keys/local.token').strip()}"},
-            timeout=SECONDS,
-            trust_env=False,
-        )
+        self._client = httpx.Client(base_url=self.http, timeout=SECONDS, trust_env=False)
         self._no_answer = httpx.TransportError
 
     def _about(self) -> _About:
@@ -55,6 +54,25 @@ class BrokerClient:
         except PermissionError:
             raise ConfigError(f"{path} cannot be read", "run this as the user that runs the broker") from None
 
+    def _token(self) -> str:
+        """What proves who asks: the file in the data folder, or an issuer's token from the file that $REMIT_TOKEN_FILE names."""
+        if self._settings.config.http.auth != "issuer":
+            return self._read("keys/local.token").strip()
+        if not (file := os.environ.get(TOKEN_FILE, "")):
+            raise ConfigError(
+                "this broker knows its operators by an issuer's token (http.auth), and none was given",
+                f"put an access token into a file and name it: export {TOKEN_FILE}=FILE",
+            )
+        try:
+            token = Path(file).read_text(encoding="ascii").strip()
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{TOKEN_FILE}={file} cannot be read: {type(error).__name__}", "name another file"
+            ) from None
+        if not token.isprintable() or not token or len(token) > MAX_TOKEN:
+            raise ConfigError(f"{TOKEN_FILE}={file} holds no token", "write the access token into it, nothing else")
+        return token
+
     def _gone(self, message: str) -> Unreachable:
         return Unreachable(message, f"start it with: remit up -c {self._settings.file}")
 
@@ -70,7 +88,18 @@ class BrokerClient:
         """A DELETE."""
         return self._call("DELETE", path)
 
+    def form(self, path: str, fields: dict[str, str]) -> Any:
+        """A POST of a form, to what knows its callers by what is in it."""
+        return self._ask("POST", path, data=fields)
+
+    def lives(self) -> None:
+        """Raises :class:`Unreachable` where nothing answers; who asks need not be known for that."""
+        self._ask("GET", "/healthz")
+
     def _call(self, method: str, path: str, **rest: Any) -> Any:
+        return self._ask(method, path, headers={"Authorization": f"Bearer {self._token()}"}, **rest)
+
+    def _ask(self, method: str, path: str, **rest: Any) -> Any:
         try:
             response = self._client.request(method, path, **rest)
         except self._no_answer as error:

@@ -62,6 +62,8 @@ def show_error(body: ErrorBody) -> None:
         err.print(line((f"{body.code} ", "bold red"), body.message, (f" ({body.rule})", "dim")))
     if body.ask:
         err.print(line(f"  → {body.ask}"))
+    if body.approval_url:
+        err.print(line((f"  {body.approval_url}", "dim")))
     if body.effect != "none":
         err.print(line(f"  effect: {body.effect}"))
     if body.txn and body.hop:

@@ -13,6 +13,7 @@ import typer
 from remit_broker import __version__
 from remit_broker.cli import (
     agents,
+    approvals,
     audit,
     bench,
     budgets,
@@ -27,6 +28,7 @@ from remit_broker.cli import (
     rulings,
     running,
     servers,
+    users,
 )
 from remit_broker.cli.common import USAGE, own, show_error
 from remit_broker.cli.printing import out, say
@@ -65,11 +67,13 @@ demo.register(app)
 servers.register(app)
 rulings.register(app)
 app.add_typer(agents.app, name="agents")
+app.add_typer(approvals.app, name="approvals")
 app.add_typer(servers.app, name="servers")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")
+app.add_typer(users.app, name="users")
 
 
 def main() -> None:

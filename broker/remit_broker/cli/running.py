@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 @command
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to put remit.toml and the starter policy.")],
-    auth: Annotated[Literal["local"], typer.Option(help="How HTTP callers are known.")] = "local",
+    auth: Annotated[Literal["local", "open", "issuer"], typer.Option(help="How HTTP callers are known.")] = "local",
     port: Annotated[
         int, typer.Option(help="Port of the HTTP edge; 0 takes a free one at each start.", min=0, max=65535)
     ] = 7480,
@@ -140,6 +140,16 @@ async def first_of(*events: asyncio.Event) -> None:
         task.cancel()
 
 
+def _warn(ready: dict[str, Any]) -> None:
+    """What of the ready line nobody should overlook."""
+    if url := ready.get("development_issuer"):
+        out.print(
+            line(("  DEVELOPMENT ISSUER ", "bold red"), f"at {url}: its users are a table, for trying things out only")
+        )
+    if user := ready.get("open"):
+        out.print(line(("  OPEN ", "bold red"), f"everybody on this machine may do everything here, as {user}"))
+
+
 async def _supervise(settings: Settings, count: int, as_json: bool, quiet: bool) -> int:
     asked = until_asked_to_stop()
     from remit_broker.replicas import Replicas
@@ -151,6 +161,7 @@ async def _supervise(settings: Settings, count: int, as_json: bool, quiet: bool)
             pids = " ".join(str(one.pid) for one in group.replicas)
             out.print(line(f"remit is up: {group.http}  bus {group.bus}  pid {os.getpid()}"))
             out.print(line(f"  {count} replicas: {pids}; data in {settings.data}; stop with Ctrl-C"))
+            _warn(group.ready)
         await first_of(asked, group.ended)
         if group.ended.is_set():
             err.print(line(("it cannot go on ", "bold red"), group.why))
@@ -170,6 +181,7 @@ async def _serve(settings: Settings, as_json: bool) -> int:
         else:
             out.print(line(f"remit is up: {broker.http}  bus {broker.bus}  pid {os.getpid()}"))
             out.print(line(f"  data in {settings.data}; stop with Ctrl-C"))
+            _warn(broker.ready)
         await first_of(asked, broker.ended)
         if broker.ended.is_set():
             err.print(line(("the NATS server ended", "bold red"), f"; its log is {settings.data / 'nats.log'}"))

@@ -51,12 +51,32 @@ def tree(records: list[dict[str, Any]], refusals: list[dict[str, Any]]) -> Tree:
         if record["kind"] == "hop.opened":
             branch = branches.get(record["parent"], top)
             branches[record["hop"]] = branch.add(hop_line(record, later[record["hop"]]))
+        elif record["kind"] in _APPROVALS:
+            branches.get(record["hop"], top).add(_APPROVALS[record["kind"]](record))
         elif record["kind"] == "grant.revoked":
             why = f": {record['why']}" if record["why"] else ""
             branches.get(record["hop"], top).add(line((f"⊘ revoked by {record['who']}{why}", "red")))
     for record in waiting:
         branches.get(record["parent"] or "", top).add(refusal_line(record))
     return top
+
+
+def _asked(record: dict[str, Any]) -> Text:
+    rules = ", ".join(need["rule"] for need in record["needs"])
+    return line(
+        ("? ", "yellow"), f"approval {record['id']} of ", (record["resource"], "bold"), f" asked for by {record['caller']}",
+        (f" ({rules})", "dim"),
+    )  # fmt: skip
+
+
+def _said(record: dict[str, Any]) -> Text:
+    yes = record["verdict"] == "approve"
+    why = f": {record['reason']}" if record["reason"] else ""
+    mark, said = (("✓ ", "green"), "approved") if yes else (("⊘ ", "red"), "denied")
+    return line(mark, f"{record['who']} {said} {record['id']}{why}")
+
+
+_APPROVALS = {"approval.requested": _asked, "approval.decided": _said}
 
 
 def _later(records: list[dict[str, Any]], opened: dict[str, Any]) -> list[dict[str, Any]]:
@@ -95,12 +115,27 @@ def hop_line(opened: dict[str, Any], later: list[dict[str, Any]]) -> Text:
         head += line(("  unmetered", "yellow"))
     if opened["decision"]["effect"] == "would_deny":
         head += line((f"  WOULD DENY {', '.join(opened['decision']['rules'])}", "yellow"))
+    head += _labels(opened, later)
     if redacted := sum(len(record.get("redacted", ())) for record in (opened, *later)):
         head += line((f"  redacted {redacted}", "yellow"))
     if outcome == "ok":
         return head
     why = line((f"{closed['code'] or outcome}: {closed['reason'] or 'the tool reports a failure'}", colour))
     return Text("\n").join([head, why])
+
+
+def _labels(opened: dict[str, Any], later: list[dict[str, Any]]) -> Text:
+    """What went in and came out, and what an approval or an endorser took away."""
+    sent = {label for record in (opened, *later) if record["kind"] != "hop.closed" for label in _sent(record)}
+    back = {label for record in later if record["kind"] in ("hop.parked", "hop.closed") for label in record["labels"]}
+    lost = {label for record in (opened, *later) for label in record.get("lowered", ())}
+    shown = (("→", sent), ("←", back), ("lowered", lost))
+    told = "".join(f"  {mark} {' '.join(sorted(names))}" for mark, names in shown if names)
+    return line((told, "magenta"))
+
+
+def _sent(record: dict[str, Any]) -> list[str]:
+    return list(record["labels"]) if record["kind"] in ("hop.opened", "hop.resumed") else []
 
 
 def refusal_line(record: dict[str, Any]) -> Text:
@@ -128,14 +163,15 @@ def explained(record: dict[str, Any]) -> list[Text]:
         return [*found, *([line(f"  → {record['ask']}")] if record["ask"] else []), *_decided(record)]
     if record["kind"] == "hop.opened":
         head = line(("opened ", "green"), f"{record['caller']} → ", (record["resource"], "bold"),
-                    f" at {record['at']}, depth {record['depth']}")  # fmt: skip
-        return [head, line(f"  held {cost(record['budget'])}"), *_decided(record)]
+                    f" at {record['at']}, depth {record['depth']}",
+                    f", with approval {record['approval']}" if record["approval"] else "")  # fmt: skip
+        return [head, line(f"  held {cost(record['budget'])}"), *_decided(record), *_labelled(record)]
     if record["kind"] in _TOLD:
         return _TOLD[record["kind"]](record)
     if record["kind"] == "hop.closed":
         found = [line(f"closed {record['outcome']} after {record['ms']} ms, spent {cost(record['spent'])}")]
         why = line(f"  {record['code']}: {record['reason']} ({record['rule']})")
-        return found + ([why] if record["code"] else [])
+        return found + ([why] if record["code"] else []) + _labelled(record)
     if record["kind"] == "txn.opened":
         scopes = ", ".join(detail["resource"] for detail in record["scope"])
         head = line(f"{record['user']} handed a task to ", (record["agent"], "bold"), f" at {record['at']}")
@@ -150,15 +186,43 @@ def _renewed(record: dict[str, Any]) -> list[Text]:
 
 def _parked(record: dict[str, Any]) -> list[Text]:
     head = line(("parked ", "cyan"), f"at {record['at']}: {record['reason']}, spent {cost(record['spent'])} so far")
-    return [head, *_decided(record)]
+    return [head, *_decided(record), *_labelled(record)]
 
 
 def _resumed(record: dict[str, Any]) -> list[Text]:
     head = line(("resumed ", "green"), f"at {record['at']} with an input of {record['input_size']} bytes")
-    return [head, line(f"  held {cost(record['budget'])} more"), *_decided(record)]
+    return [head, line(f"  held {cost(record['budget'])} more"), *_decided(record), *_labelled(record)]
 
 
-_TOLD = {"grant.renewed": _renewed, "hop.parked": _parked, "hop.resumed": _resumed}
+def _labelled(record: dict[str, Any]) -> list[Text]:
+    """The labels that a record speaks of, each kind on a line."""
+    own = "labels of what is sent" if record["kind"] in ("hop.opened", "hop.resumed") else "labels of what came back"
+    by = f" by {record['endorser']}" if record.get("endorser") else ""
+    kinds = (
+        ("labels", own),
+        ("brings", "its target brings"),
+        ("lowers", f"may be lowered{by}"),
+        ("lowered", "lowered"),
+    )
+    return [line(f"  {said}: {', '.join(record[name])}") for name, said in kinds if record.get(name)]
+
+
+def _asked_lines(record: dict[str, Any]) -> list[Text]:
+    until = datetime.fromtimestamp(record["exp"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return [_asked(record), line(f"  at {record['at']}, until {until}: {record['reason']}"), *_decided(record)]
+
+
+def _said_lines(record: dict[str, Any]) -> list[Text]:
+    return [_said(record), line(f"  at {record['at']}, known by {record['auth']}, signed")]
+
+
+_TOLD = {
+    "approval.requested": _asked_lines,
+    "approval.decided": _said_lines,
+    "grant.renewed": _renewed,
+    "hop.parked": _parked,
+    "hop.resumed": _resumed,
+}
 
 
 def _decided(record: dict[str, Any]) -> list[Text]:

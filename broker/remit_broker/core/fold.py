@@ -17,6 +17,8 @@ from typing import Any, Final
 from immutables import Map
 from msgspec.structs import replace
 
+from remit_broker.core.approvals import Approval, bad_decision, bad_request, bad_use, vote_of
+from remit_broker.core.flow import NONE, kept, reached, spoken
 from remit_broker.core.tree import (
     GRANTS,
     Fold,
@@ -28,11 +30,13 @@ from remit_broker.core.tree import (
 from remit_schemas.budget import ONE_CALL, ZERO, Budget
 from remit_schemas.canonical import canonical_document, digest
 from remit_schemas.errors import Refusal
-from remit_schemas.names import is_hop, is_principal, is_tenant, is_txn, parse_jti, parse_resource
+from remit_schemas.names import Resource, is_hop, is_principal, is_tenant, is_txn, parse_jti, parse_resource
 from remit_schemas.records import (
     GENESIS,
     MAX_RECORD,
     VERSION,
+    ApprovalDecided,
+    ApprovalRequested,
     GrantRenewed,
     GrantRevoked,
     HopClosed,
@@ -149,7 +153,9 @@ def _open_txn(record: Record) -> Fold:
     )  # fmt: skip
     return Fold(
         tenant=record.tenant, txn=record.txn, user=record.user, root=record.hop, seq=0, hash=record.hash,
-        nodes=Map({record.hop: root}), labels=labels,
+        roles=record.roles, groups=record.groups, issuer=record.issuer, client=record.client, token=record.token,
+        nodes=Map({record.hop: root}), labels=labels, reached=Map({record.agent: labels}) if labels else Map(),
+        continues=record.continues,
     )  # fmt: skip
 
 
@@ -172,6 +178,10 @@ def _step(fold: Fold, record: Record) -> Fold:
             return _park(fold, record)
         case HopResumed():
             return _resume(fold, record)
+        case ApprovalRequested():
+            return _request(fold, record)
+        case ApprovalDecided():
+            return _decide(fold, record)
         case GrantRevoked():
             return _revoke(fold, record)
         case TxnClosed():
@@ -195,24 +205,26 @@ def _open_hop(fold: Fold, record: HopOpened) -> Fold:
     _require(record.deadline <= parent.deadline, "deadline is later than its parent's")
     _require_hold(record.budget, parent)
     _require(record.idem is None or record.idem not in fold.idem, "the idempotency key was used before")
-    _require(record.approval is None or record.approval not in fold.approvals, "the approval was used before")
+    fold = _use(fold, record)
+    aim, sent, brings = _aim(record.resource), frozenset(record.labels), frozenset(record.brings)
     node = Node(
-        hop=record.hop, parent=parent.hop, caller=record.caller, callee=_callee(record.resource),
+        hop=record.hop, parent=parent.hop, caller=record.caller, callee=aim.name,
         resource=record.resource, seq=record.seq, at=record.at,
         depth=record.depth, max_depth=record.max_depth, limit=record.budget,
         spent=ONE_CALL, exp=record.exp, deadline=record.deadline, recs=(record.hash,), by=record.by, scope=record.scope,
-        labels=frozenset(record.labels), args_digest=record.args_digest,
+        labels=sent | brings | fold.reached.get(aim.name, NONE), endorser=record.endorser,
+        lowers=frozenset(record.lowers), args_digest=record.args_digest,
     )  # fmt: skip
     holding = replace(
         parent, held=parent.held + record.budget, open_children=parent.open_children.set(record.hop, record.seq)
     )
-    return replace(
+    opened = replace(
         fold,
         nodes=fold.nodes.update({node.hop: node, holding.hop: holding}),
         labels=fold.labels | node.labels,
         idem=fold.idem if record.idem is None else fold.idem.set(record.idem, record.hop),
-        approvals=fold.approvals if record.approval is None else fold.approvals.set(record.approval, record.hop),
     )
+    return spoken(reached(opened, node, kept(aim.kind, sent, brings)), node) if node.labels else opened
 
 
 def _require_hold(budget: Budget, parent: Node) -> None:
@@ -240,9 +252,9 @@ def _hop(fold: Fold, hop: str) -> tuple[Node, Node]:
     return node, fold.nodes[node.parent]
 
 
-def _callee(resource: str) -> str:
+def _aim(resource: str) -> Resource:
     try:
-        return parse_resource(resource).name
+        return parse_resource(resource)
     except Refusal as no:
         raise _Unfit(no.body.message) from None
 
@@ -280,11 +292,11 @@ def _park(fold: Fold, record: HopParked) -> Fold:
         parent,
         held=parent.held.minus(node.limit) + charge.spent,
         overrun=_overrun(parent, node, charge),
-        labels=parent.labels | returned,
     )
-    return replace(
+    told = replace(
         fold, nodes=fold.nodes.update({parked.hop: parked, charged.hop: charged}), labels=fold.labels | returned
     )
+    return reached(told, charged, returned)
 
 
 def _require_charge(record: HopParked | HopClosed, charge: Settlement) -> None:
@@ -309,20 +321,21 @@ def _resume(fold: Fold, record: HopResumed) -> Fold:
     _require(_within(record.scope, node.scope), "the scope is wider than before")
     _require(record.args_digest == node.args_digest, "the arguments are not those of its opening")
     _require_hold(record.budget, parent)
-    _require(record.approval is None or record.approval not in fold.approvals, "the approval was used before")
-    labels = frozenset(record.labels)
+    fold = _use(fold, record)
+    aim, sent, brings = _aim(node.resource), frozenset(record.labels), frozenset(record.brings)
     resumed = replace(
         node, state="open", limit=node.limit + record.budget, spent=node.spent + ONE_CALL, n=node.n + 1,
         recs=(record.hash,), exp=record.exp, deadline=record.deadline, max_depth=record.max_depth, scope=record.scope,
-        labels=node.labels | labels, connection="", by=record.by,
+        labels=node.labels | sent | brings, endorser=record.endorser, lowers=frozenset(record.lowers), connection="",
+        by=record.by,
     )  # fmt: skip
     holding = replace(parent, held=parent.held + record.budget)
-    return replace(
+    going = replace(
         fold,
         nodes=fold.nodes.update({resumed.hop: resumed, holding.hop: holding}),
-        labels=fold.labels | labels,
-        approvals=fold.approvals if record.approval is None else fold.approvals.set(record.approval, record.hop),
+        labels=fold.labels | resumed.labels,
     )
+    return spoken(reached(going, resumed, kept(aim.kind, sent, brings)), resumed) if resumed.labels else going
 
 
 def _within(scope: tuple[Detail, ...], other: tuple[Detail, ...]) -> bool:
@@ -341,7 +354,9 @@ def _close_hop(fold: Fold, record: HopClosed) -> Fold:
     _require(node.state == "open" or record.cost == ZERO, "a parked hop has no cost beside what it was charged")
     charge = settle(fold, record.hop, record.cost, record.outcome)
     _require_charge(record, charge)
-    returned = frozenset(record.labels)
+    returned, lowered = frozenset(record.labels), frozenset(record.lowered)
+    # INVARIANT: nothing takes a label away but the endorser that the opening names (test_only_a_named_endorser_lowers).
+    _require(lowered <= node.lowers, "lowered is more than its endorser may take")
     closed = replace(node, state="closed", outcome=record.outcome, code=record.code)
     charged = replace(
         parent,
@@ -349,11 +364,37 @@ def _close_hop(fold: Fold, record: HopClosed) -> Fold:
         spent=parent.spent + charge.spent,
         overrun=_overrun(parent, node, charge),
         open_children=parent.open_children.delete(node.hop),
-        labels=parent.labels | returned,
     )
-    return replace(
+    ended = replace(
         fold, nodes=fold.nodes.update({closed.hop: closed, charged.hop: charged}), labels=fold.labels | returned
     )
+    if record.detached:
+        ended = replace(
+            ended,
+            detached=ended.detached.set(node.caller, (*ended.detached.get(node.caller, ()), record.detached)),
+        )
+    return reached(ended, charged, returned) if returned else ended
+
+
+def _request(fold: Fold, record: ApprovalRequested) -> Fold:
+    _open_path(fold, record.hop)
+    _require(not (why := bad_request(fold, record)), why)
+    return replace(fold, requests=fold.requests.set(record.id, Approval(asked=record)))
+
+
+def _decide(fold: Fold, record: ApprovalDecided) -> Fold:
+    _require(not (why := bad_decision(fold, record)), why)
+    decided = fold.requests[record.id].after(vote_of(record))
+    return replace(fold, requests=fold.requests.set(record.id, decided), decisions=fold.decisions + 1)
+
+
+def _use(fold: Fold, record: HopOpened | HopResumed) -> Fold:
+    """``fold`` without the approval that ``record`` uses up, if it uses one."""
+    if record.approval is None:
+        return fold
+    _require(not (why := bad_use(fold, record)), why)
+    used = replace(fold.requests[record.approval], used_by=record.hop)
+    return replace(fold, requests=fold.requests.set(record.approval, used))
 
 
 def _revoke(fold: Fold, record: GrantRevoked) -> Fold:

@@ -55,6 +55,31 @@ class ChainPage(NamedTuple):
     cursor: str | None
 
 
+class ApprovalRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One request for an approval in a listing. ``verdict`` is there once it is settled, ``closed`` is whether its
+    txn has ended; ``exp`` and ``use_until`` are Unix seconds."""
+
+    txn: str
+    id: str
+    user: str
+    resource: str
+    at: str
+    exp: int
+    verdict: str | None
+    use_until: int | None
+    used_by: str | None
+    closed: bool
+
+    def state(self, now: float) -> str:
+        """``waiting``, ``approved``, ``denied``, ``used``, ``expired`` or ``void``."""
+        if self.used_by or self.verdict == "deny":
+            return "used" if self.used_by else "denied"
+        if self.closed:
+            return "void"
+        until = self.exp if self.verdict is None or self.use_until is None else self.use_until
+        return "expired" if now >= until else "waiting" if self.verdict is None else "approved"
+
+
 class HopHit(NamedTuple):
     """A hop found by the beginning of its id. ``kind`` is ``hop`` or ``refused``."""
 

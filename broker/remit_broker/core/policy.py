@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from remit_broker.core.arguments import NOTHING, Arguments
+from remit_broker.core.labels import normal
 from remit_broker.core.obligations import Approval, Cap, strictest
 from remit_broker.core.registry import Annotations
 from remit_schemas.budget import Budget
@@ -33,9 +34,10 @@ class PolicyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     ``tiers`` are those of ``actors`` (the chain of agents, the caller among them), ``loops`` is how often the target is among
     them already, ``findings`` are kinds such as ``secret.npm_token``. ``roles`` and ``groups`` are those of ``user``,
-    ``tool_groups`` those that the configuration puts the target in. ``approver`` is who wants to decide, where the action is
-    ``approve``: then the principal, and ``user`` the one for whom the call would be made. Nothing is checked here; a question
-    with a value of a wrong type is denied when it is asked.
+    ``labels`` are those of the data in question, ``target_labels`` those that the target brings. ``tool_groups`` are those that
+    the configuration puts the target in. ``approver`` is who wants to decide, where the action is ``approve``: then the
+    principal, and ``user`` the one for whom the call would be made. Nothing is checked here; a question with a value of a wrong
+    type is denied when it is asked.
     """
 
     action: Action
@@ -57,6 +59,7 @@ class PolicyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     tool_groups: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    target_labels: tuple[str, ...] = ()
     args: Arguments = NOTHING
     client: str = ""
     environment: str = ""
@@ -122,7 +125,7 @@ def verdict_of(allowed: bool, rules: Iterable[Rule], revision: str) -> Verdict:
         approvals=tuple(rule.approve for rule in approve if rule.approve),
         redact=_all(rule.redact for rule in deciding),
         cap=strictest(rule.cap for rule in deciding if rule.cap),
-        label=_all(rule.label for rule in deciding),
+        label=tuple(sorted(normal(name for rule in deciding for name in rule.label))),
         reason=_reasons(approve or deciding),
         ask=_asks(approve or deciding),
     )

@@ -9,6 +9,7 @@ import msgspec
 
 from remit_broker.core.arguments import NOTHING, Arguments
 from remit_broker.core.findings import class_of
+from remit_broker.core.labels import level, mixed, trusted
 from remit_broker.core.policy import PolicyRequest
 from remit_schemas.budget import ZERO, Budget
 
@@ -19,8 +20,9 @@ ATTRIBUTES: Final[dict[str, tuple[str, ...]]] = {
     "Tool": ("destructive", "groups", "idempotent", "name", "openWorld", "readOnly", "server", "tier"),
     "Skill": ("agent", "name", "tier"),
     "context": (
-        "actors", "args", "args_unprojected", "client", "depth", "environment", "finding_classes", "findings", "labels",
-        "left_calls", "left_tokens", "left_usd_micros", "loops", "now_hour", "now_weekday", "tiers", "user",
+        "actors", "args", "args_unprojected", "client", "confidentiality", "depth", "environment", "finding_classes",
+        "findings", "labels", "labels_mixed", "left_calls", "left_tokens", "left_usd_micros", "loops", "now_hour",
+        "now_weekday", "target_labels", "tiers", "trusted", "user",
     ),
     "context.args": ("flag_sets", "flags", "number_sets", "numbers", "text_sets", "texts"),
 }  # fmt: skip
@@ -87,6 +89,10 @@ def _facts(request: PolicyRequest) -> dict[str, Any]:
         "findings": list(request.findings),
         "finding_classes": sorted({class_of(kind) for kind in request.findings}),
         "labels": list(request.labels),
+        "target_labels": list(request.target_labels),
+        "labels_mixed": list(mixed({*request.labels, *request.target_labels})),
+        "confidentiality": level(request.labels),
+        "trusted": trusted(request.labels),
         "left_usd_micros": request.left.usd_micros,
         "left_tokens": request.left.tokens,
         "left_calls": request.left.calls,

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from remit_broker.core.extraction import Endorser
+from remit_broker.core.label_sources import Declared
 from remit_schemas.budget import ONE_CALL, Budget
 from remit_schemas.canonical import canonical, digest
 from remit_schemas.errors import Code, refusal
@@ -63,7 +65,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     annotations: Annotations
     ceiling: Scope | None
     price: Budget = ONE_CALL
-    labels: tuple[str, ...] = ()
+    labels: Declared = Declared()
+    endorser: Endorser | None = None
     groups: tuple[str, ...] = ()
     quarantined: str = ""
 

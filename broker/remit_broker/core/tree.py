@@ -23,6 +23,7 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 from immutables import Map
 
+from remit_broker.core.approvals import Approval
 from remit_schemas.budget import ZERO, Budget
 from remit_schemas.errors import Code, refusal
 from remit_schemas.records import Outcome
@@ -48,9 +49,10 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ``seq`` and ``at`` are those of the record that opened it.
     ``n`` is the number of the latest grant minted for it, ``recs`` the hashes of the records that authorised the last grants
     that count, that of the latest last. ``exp`` (of the latest) is Unix seconds, ``deadline`` Unix milliseconds (the root: its
-    ``exp``). ``open_children`` maps each child that has not ended to the ``seq`` that opened it. ``labels`` are those of what it
-    was sent and of what its children returned. ``passed`` is the overrun that its parent was charged when it parked,
-    ``connection`` the one that parked it, ``by`` the replica that opened or resumed it and takes its frames.
+    ``exp``). ``open_children`` maps each child that has not ended to the ``seq`` that opened it. ``labels`` are those of whatever
+    it says (:mod:`remit_broker.core.flow`), ``lowers`` those that its result may lose on the way up by its ``endorser``.
+    ``passed`` is the overrun that its parent was charged when it parked, ``connection`` the one that parked it, ``by`` the replica
+    that opened or resumed it and takes its frames.
     """
 
     hop: str
@@ -75,6 +77,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     state: Literal["open", "parked", "closed"] = "open"
     n: int = 1
     labels: frozenset[str] = frozenset()
+    endorser: str = ""
+    lowers: frozenset[str] = frozenset()
     open_children: Map[str, int] = Map()
     args_digest: str = ""
     connection: str = ""
@@ -107,8 +111,12 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A txn after its record ``seq``, whose hash is ``hash``.
 
-    ``idem`` and ``approvals`` map what may be used once (as the records name it) to the hop that used it; ``revoked``
+    ``idem`` maps what may be used once (as the records name it) to the hop that used it; ``revoked``
     holds the hops whose grants were revoked, each of which covers everything beneath it. ``renewals`` counts those of all grants.
+    ``roles`` and ``groups`` are the user's, ``issuer``, ``client`` and ``token`` say how an issuer proved the user.
+    ``requests`` are those for approvals, by id, ``decisions`` how often somebody said something to one.
+    ``reached`` are the labels of all that has reached a principal in this txn; ``continues`` is the hop, as ``<txn>.<hop>``, of the
+    task that this one carries on, ``detached`` the tasks that an agent moved out of this one.
     """
 
     tenant: str
@@ -121,9 +129,18 @@ class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     state: Literal["open", "closed"] = "open"
     labels: frozenset[str] = frozenset()
     idem: Map[str, str] = Map()
-    approvals: Map[str, str] = Map()
     revoked: Map[str, str] = Map()
     renewals: int = 0
+    roles: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    issuer: str = ""
+    client: str = ""
+    token: str = ""
+    requests: Map[str, Approval] = Map()
+    decisions: int = 0
+    reached: Map[str, frozenset[str]] = Map()
+    continues: str | None = None
+    detached: Map[str, tuple[str, ...]] = Map()
 
     def node(self, hop: str) -> Node | None:
         """The node of ``hop``, or None."""

@@ -15,6 +15,8 @@ from nats.aio.subscription import Subscription
 from remit_broker.core.registry import Attachment, Definition, Principal, definitions_of
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.admit import admit
+from remit_broker.hop.begin import begin
+from remit_broker.hop.decide import wait
 from remit_broker.hop.hop import Ask, Hop
 from remit_broker.hop.keep import Found, find
 from remit_broker.hop.park import unwanted
@@ -62,6 +64,8 @@ class BusEdge:
         self._subscription: Subscription | None = None
         self._services: dict[tuple[str, str], Service] = {("attach", "put"): self._put, ("txn", "close"): self._close}
         self._services["result", "get"] = lambda hop: find(_granted(hop), ports)
+        self._services["txn", "open"] = lambda hop: begin(hop, ports)
+        self._services["approval", "wait"] = lambda hop: wait(_granted(hop), ports)
         self._services["grant", "renew"] = lambda hop: renew(hop, ports)
 
     async def start(self) -> None:

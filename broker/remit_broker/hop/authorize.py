@@ -8,6 +8,7 @@ from remit_broker.core.history import facts_of
 from remit_broker.core.obligations import Cap
 from remit_broker.core.policy import Action, PolicyRequest
 from remit_broker.hop.hop import Denied, Hop
+from remit_broker.hop.label import marked
 from remit_broker.ports import Ports
 from remit_schemas.budget import ONE_CALL
 from remit_schemas.errors import Code, refusal
@@ -24,6 +25,7 @@ async def authorize(hop: Hop, ports: Ports) -> Hop:
     hop = hop.with_(verdict=verdict, epochs=epochs, facts=facts_of(asked))
     if not verdict.allowed:
         raise denied(hop, verdict.code or Code.POLICY_DENIED)
+    hop = marked(hop)
     return hop if verdict.cap is None else _capped(hop, verdict.cap)
 
 
@@ -59,8 +61,10 @@ def _action(hop: Hop) -> Action:
     return "call" if hop.aim.kind == "mcp" else "delegate"
 
 
-def question(hop: Hop, ports: Ports, action: Action, findings: tuple[Finding, ...]) -> PolicyRequest:
-    """What policy is asked about this hop."""
+def question(
+    hop: Hop, ports: Ports, action: Action, findings: tuple[Finding, ...], labels: tuple[str, ...] | None = None
+) -> PolicyRequest:
+    """What policy is asked about this hop. ``labels`` are those of the data in question: by default of what is sent."""
     target, claims = hop.aim, hop.held.claims
     caller = ports.registry.principal(hop.ask.caller)
     actors = hop.held.chain
@@ -72,7 +76,11 @@ def question(hop: Hop, ports: Ports, action: Action, findings: tuple[Finding, ..
         action=action,
         tenant=hop.ask.tenant,
         user=claims.sub,
-        roles=(),
+        # INVARIANT: policy sees the roles that were proved when the task began, at every hop of it
+        # (test_policy_sees_the_roles_of_the_user_at_every_hop).
+        roles=hop.past.roles,
+        groups=hop.past.groups,
+        client=hop.past.client,
         caller=hop.ask.caller,
         caller_tier=caller.tier if caller else "unknown",
         resource=hop.resource,
@@ -86,7 +94,8 @@ def question(hop: Hop, ports: Ports, action: Action, findings: tuple[Finding, ..
         actors=actors,
         tiers=tuple(sorted(tiers)),
         findings=tuple(sorted({finding.kind for finding in findings})) if findings else (),
-        labels=hop.labels,
+        labels=hop.labels if labels is None else labels,
+        target_labels=hop.brings,
         left=hop.above.left,
         now=int(hop.ask.at),
     )

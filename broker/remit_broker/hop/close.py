@@ -6,12 +6,12 @@ from remit_broker.core.fold import Fold, settle
 from remit_broker.core.times import rfc3339, seconds_of
 from remit_broker.core.tree import WHOLE_HOLD
 from remit_broker.hop.hop import Hop
+from remit_broker.hop.label import labels_back, lowered
 from remit_broker.hop.open import own_hold
 from remit_broker.ports import LostRace, Ports, Turn
 from remit_schemas.budget import ONE_CALL, ZERO, Budget
 from remit_schemas.envelope import Error, Result
 from remit_schemas.errors import Code, Effect, ErrorBody
-from remit_schemas.names import parse_resource
 from remit_schemas.records import HopClosed, Outcome, seal
 
 
@@ -92,9 +92,16 @@ def outcome(hop: Hop, ports: Ports, fold: Fold, body: ErrorBody | None) -> HopCl
             decision=seen.decision if seen else None,
             findings=seen.findings if seen else (),
             redacted=seen.redacted if seen else (),
-            labels=labels_back(hop, fold, effect),
+            labels=labels_back(hop, fold.nodes[hop.id]),
+            lowered=tuple(sorted(lowered(hop, fold.nodes[hop.id]))),
+            detached=_task(hop),
         )
     )
+
+
+def _task(hop: Hop) -> str:
+    """The task that a detached call became, where it did."""
+    return str(hop.final.value["txn"]) if hop.request.detach and isinstance(hop.final, Result) else ""
 
 
 def _took(hop: Hop, ports: Ports) -> int:
@@ -102,16 +109,6 @@ def _took(hop: Hop, ports: Ports) -> int:
     if hop.parked is None:
         return max(0, round((ports.clock.monotonic() - hop.ask.mono) * 1000))
     return max(0, round((ports.clock.now() - seconds_of(hop.parked.at)) * 1000))
-
-
-def labels_back(hop: Hop, fold: Fold, effect: Effect) -> tuple[str, ...]:
-    """What the caller may have heard: data of the target itself and, through it, of everything that the callee called.
-
-    INVARIANT: labels follow data up the chain, also through an agent that only passes it on, in errors and in what was sent
-    before the end (test_labels_come_back_through_an_agent_that_only_passes_data_on).
-    """
-    own = hop.aim.labels if effect != "none" else ()
-    return tuple(sorted(fold.nodes[hop.id].labels.union(own)))
 
 
 def _ending(hop: Hop, body: ErrorBody | None) -> tuple[Outcome, Effect]:
@@ -155,7 +152,6 @@ def _unmetered(hop: Hop, outcome: Outcome, effect: Effect) -> bool:
 def abandoned(fold: Fold, hop: str, ports: Ports, reason: str, outcome: Outcome = "cancelled") -> HopClosed:
     """The closing of a hop nobody waits for any more: charged at all that it held, since nobody knows what it did."""
     node = fold.nodes[hop]
-    target = ports.registry.target(parse_resource(node.resource))
     settled = settle(fold, hop, ZERO, outcome)
     return seal(
         HopClosed(
@@ -176,7 +172,7 @@ def abandoned(fold: Fold, hop: str, ports: Ports, reason: str, outcome: Outcome 
             rule="close.abandoned",
             reason=reason,
             # What it had said before its end was passed on.
-            labels=tuple(sorted(node.labels.union(target.labels if target else ()))),
+            labels=tuple(sorted(node.labels)),
         )
     )
 

@@ -58,4 +58,10 @@ def task_of(hop: Hop, ports: Ports) -> Delegation:
         labels=held.claims.labels,
         carried=hop.labels,
         continues=f"{hop.intent.txn}.{hop.id}",
+        # INVARIANT: a task that leaves its task is still the same user's, with the same roles (test_a_detached_task_keeps_roles).
+        roles=hop.past.roles,
+        groups=hop.past.groups,
+        issuer=hop.past.issuer,
+        client=hop.past.client,
+        token=hop.past.token,
     )

@@ -85,7 +85,10 @@ async def _same_world(hop: Hop, ports: Ports) -> None:
     if (decided.policy, decided.registry) == (ports.policy.revision, ports.registry.revision):
         return
     again = await authorize(await resolve(hop, ports), ports)
-    if (again.aim.definition, _obligations(again.judged)) != (hop.aim.definition, _obligations(hop.judged)):
+    # INVARIANT: an approval is for the policies under which it was given
+    # (test_policies_that_change_between_opening_and_dispatch_void_an_approval).
+    void = hop.approval is not None and decided.policy != ports.policy.revision
+    if void or (again.aim.definition, _obligations(again.judged)) != (hop.aim.definition, _obligations(hop.judged)):
         raise refusal(
             Code.POLICY_DENIED, "policy or the target's definition changed while this call was opening",
             rule="dispatch.epoch", ask="repeat the call",
@@ -177,7 +180,7 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch |
         if room < 0:
             break
         if isinstance(frame, Progress | Event):
-            await ports.bus.answer(hop.ask.reply, release(hop, ports, frame))
+            await ports.bus.answer(hop.ask.reply, await release(hop, ports, frame))
         if isinstance(frame, Started) and not started and is_connection(frame.connection):
             started = frame.connection
             if hop.request.window is not None:

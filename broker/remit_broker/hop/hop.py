@@ -86,6 +86,9 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     # inspect
     findings: tuple[Finding, ...] = ()
     labels: tuple[str, ...] = ()
+    brings: tuple[str, ...] = ()
+    endorser: str = ""
+    lowers: tuple[str, ...] = ()
     # authorize
     verdict: Verdict | None = None
     epochs: Epochs | None = None
@@ -99,6 +102,9 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     input: Any = None
     input_digest: str = ""
     input_size: int = 0
+    # approve
+    approval: str | None = None
+    """The approval that opening this uses up."""
     # open
     opened: HopOpened | HopResumed | None = None
     token: str = ""
@@ -109,6 +115,8 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     connection: str = ""
     """That of the callee which works on it, once it has said so."""
     # inspect result
+    said: tuple[str, ...] = ()
+    """The labels of whatever the hop says by now."""
     result: Inspected | None = None
 
     @property
@@ -170,6 +178,7 @@ class Inspected(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     findings: tuple[Finding, ...] = ()
     redacted: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    endorsed: bool = False
 
 
 class Denied(Refusal):

@@ -8,7 +8,9 @@ import msgspec
 
 from remit_broker.core.policy import Verdict
 from remit_broker.hop.authorize import question
+from remit_broker.hop.endorse import endorsed
 from remit_broker.hop.hop import Hop, Inspected
+from remit_broker.hop.label import at_the_end, heard_before_end, may_reach, with_content
 from remit_broker.ports import Ports
 from remit_schemas.canonical import canonical, canonical_document
 from remit_schemas.envelope import Error, Event, InputRequired, Progress, Result
@@ -23,10 +25,18 @@ async def inspect_result(hop: Hop, ports: Ports) -> Hop:
         return hop.with_(result=detached(hop, ports, final))
     if isinstance(final, Result):
         _fits(hop, ports, final)
+    hop = await at_the_end(hop, ports)
     value = _content(final)
     large = isinstance(final, Result) and final.parts > 0
     seen = await ports.room.aside(lambda: _look(hop, ports, value)) if large else _look(hop, ports, value)
-    verdict = _permitted(hop, ports, seen.findings)
+    narrowed = endorsed(hop, final, seen.findings)
+    if narrowed is not None:
+        value = narrowed
+        seen = _look(hop, ports, value)
+    taken = hop.lowers if narrowed is not None else ()
+    verdict = _permitted(hop, ports, seen.findings, frozenset(hop.said).difference(taken))
+    labels = with_content(hop, ports, seen.findings, verdict.redact).union(verdict.label).difference(taken)
+    may_reach(hop, labels)
     shown: Any = value
     redacted: tuple[str, ...] = ()
     if verdict.redact and seen.findings:
@@ -42,7 +52,8 @@ async def inspect_result(hop: Hop, ports: Ports) -> Hop:
             decision=verdict.decision,
             findings=seen.findings,
             redacted=redacted,
-            labels=tuple(sorted(set(hop.aim.labels))),
+            labels=tuple(sorted(labels)),
+            endorsed=narrowed is not None,
         )
     )
 
@@ -53,11 +64,15 @@ def detached(hop: Hop, ports: Ports, final: Result) -> Inspected:
     return Inspected(frame=final, digest=ports.digester.digest(hop.ask.txn, data), size=len(data))
 
 
-def release(hop: Hop, ports: Ports, frame: Progress | Event) -> Progress | Event:
-    """An intermediate frame as it may be released. Refuses RESULT_DENIED."""
+async def release(hop: Hop, ports: Ports, frame: Progress | Event) -> Progress | Event:
+    """An intermediate frame as it may be released; where it has to wait for the end, word of that. Refuses RESULT_DENIED."""
+    hop = await at_the_end(hop, ports)
     raw = msgspec.to_builtins(frame)
     findings = ports.detectors.scan(raw)
-    verdict = _permitted(hop, ports, findings)
+    verdict = _permitted(hop, ports, findings, frozenset(hop.said))
+    labels = with_content(hop, ports, findings, verdict.redact).union(verdict.label)
+    if not heard_before_end(hop, labels):
+        return Progress(message="withheld: its labels are not yet on its caller, or may not reach it")
     shown = ports.detectors.redact(raw, verdict.redact)[0] if verdict.redact and findings else raw
     return msgspec.convert(shown, type(frame))
 
@@ -74,8 +89,8 @@ def _look(hop: Hop, ports: Ports, value: Any) -> _Seen:
     return _Seen(ports.digester.digest(hop.ask.txn, data), len(data), ports.detectors.scan(value))
 
 
-def _permitted(hop: Hop, ports: Ports, findings: tuple[Finding, ...]) -> Verdict:
-    verdict = ports.policy.decide(question(hop, ports, "release", findings))
+def _permitted(hop: Hop, ports: Ports, findings: tuple[Finding, ...], labels: frozenset[str]) -> Verdict:
+    verdict = ports.policy.decide(question(hop, ports, "release", findings, tuple(sorted(labels))))
     if not verdict.allowed:
         raise refusal(
             Code.RESULT_DENIED, f"the answer of {hop.resource} is not released: {verdict.reason or 'no policy permits it'}",
@@ -132,6 +147,6 @@ def _with_content(final: Final | None, value: Any) -> Final:
         return msgspec.structs.replace(final, request=value)
     if isinstance(final, Error):
         # Ids and links in an error are the broker's to give: what a callee wrote there is dropped.
-        body = msgspec.structs.replace(final.error, **value, txn=None, hop=None, approval_url=None)
+        body = msgspec.structs.replace(final.error, **value, txn=None, hop=None, approval=None, approval_url=None)
         return msgspec.structs.replace(final, error=body)
     raise RuntimeError("no final frame")

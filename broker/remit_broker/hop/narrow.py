@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from remit_broker.core.fold import Node
+from remit_broker.core.labels import ceiling
 from remit_broker.hop.hop import Child, Hop
 from remit_broker.ports import Ports
 from remit_schemas.budget import ONE_CALL, Budget
+from remit_schemas.claims import meet_labels
 from remit_schemas.errors import Code, refusal
 from remit_schemas.names import Resource
 from remit_schemas.scope import Detail, Scope
@@ -44,9 +46,15 @@ async def narrow(hop: Hop, ports: Ports) -> Hop:
             exp=min(claims.exp, int(hop.ask.at) + GRANT_TTL, max(hop.deadline // 1000, int(hop.ask.at) + 1)),
             depth=depth,
             max_depth=max_depth,
-            labels=claims.labels,
+            labels=_ceiling(hop),
         )
     )
+
+
+def _ceiling(hop: Hop) -> tuple[str, ...]:
+    """Which labels may reach the callee: those that may reach the caller, and that it wishes for it."""
+    held, wish = hop.held.claims.labels, hop.request.want.labels
+    return held if wish is None else meet_labels(held, ceiling(wish))
 
 
 def _within_caller(hop: Hop, node: Node) -> Hop:

@@ -10,6 +10,7 @@ from remit_broker.core.caps import Whose
 from remit_broker.core.fold import Fold
 from remit_broker.core.history import opening
 from remit_broker.core.times import rfc3339
+from remit_broker.hop.approve import still_approved
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.resume import resumption, same_call
 from remit_broker.ports import LostRace, Ports, Turn
@@ -21,8 +22,9 @@ from remit_schemas.names import Jti
 from remit_schemas.records import MAX_RECORD, HopOpened, HopResumed, seal
 
 MAX_RECORDS: Final = 2000
-"""Records of one txn beside renewals, of which time allows few; at this many nothing new is opened in it, and what is open goes on
-and can be closed."""
+"""Records of one txn at which nothing new is opened in it; what is open goes on and can be closed. Renewals are not counted, of which
+time allows few, nor what is asked and said about approvals, of which few are allowed.
+"""
 
 
 async def open_(hop: Hop, ports: Ports, turn: Turn) -> Hop | LostRace:
@@ -53,6 +55,7 @@ async def open_(hop: Hop, ports: Ports, turn: Turn) -> Hop | LostRace:
     _not_too_often(hop, ports)
     record = intent(hop, ports, fold) if hop.parked is None else resumption(hop, hop.parked, ports, fold)
     _fits(record)
+    still_approved(fold, record)
     token = ports.mint.mint(child_claims(hop, ports, record))
     # INVARIANT: what a call may cost by itself is reserved in every account before it is opened
     # (test_a_used_up_cap_refuses_the_next_call_and_nothing_opens).
@@ -86,7 +89,8 @@ def own_hold(hop: Hop) -> Budget:
 
 def _has_room(fold: Fold) -> None:
     # INVARIANT: a txn does not grow without end (test_a_task_with_too_many_records_opens_nothing_new_and_closes_what_is_open).
-    count = fold.seq + 1 - fold.renewals
+    # INVARIANT: calls that were refused for want of an approval take no room (test_requests_for_approvals_take_no_room_of_the_task).
+    count = fold.seq + 1 - fold.renewals - len(fold.requests) - fold.decisions
     if count >= MAX_RECORDS:
         raise refusal(
             Code.TOO_LARGE, f"this task has {count} records, at most {MAX_RECORDS} are kept of one", rule="open.records",
@@ -166,7 +170,11 @@ def intent(hop: Hop, ports: Ports, fold: Fold) -> HopOpened:
             findings=hop.findings,
             redacted=hop.redacted,
             labels=hop.labels,
+            brings=hop.brings,
+            endorser=hop.endorser,
+            lowers=hop.lowers,
             idem=idempotency(hop, ports),
+            approval=hop.approval,
             link=trace.traceparent if trace else None,
             facts=opening(hop.facts),
         )

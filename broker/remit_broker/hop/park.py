@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from remit_broker.core.fold import Fold, settle
 from remit_broker.core.times import rfc3339
-from remit_broker.hop.close import abandon, labels_back, own_cost, reported, reserved, sweep
+from remit_broker.hop.close import abandon, own_cost, reported, reserved, sweep
 from remit_broker.hop.hop import Hop
+from remit_broker.hop.label import labels_back
 from remit_broker.ports import LostRace, Ports
 from remit_schemas.budget import ZERO
 from remit_schemas.errors import ErrorBody
@@ -69,7 +70,7 @@ def parked(hop: Hop, ports: Ports, fold: Fold, unheard: ErrorBody | None) -> Hop
             decision=seen.decision if seen else None,
             findings=seen.findings if seen else (),
             redacted=seen.redacted if seen else (),
-            labels=labels_back(hop, fold, "happened") if unheard is None else (),
+            labels=labels_back(hop, fold.nodes[hop.id]) if unheard is None else (),
         )
     )
 

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from remit_broker.hop.admit import admit
-from remit_broker.hop.approve import approve
+from remit_broker.hop.approve import Demanded, approve
 from remit_broker.hop.authorize import authorize
 from remit_broker.hop.close import close
 from remit_broker.hop.dispatch import dispatch, stop
@@ -25,6 +25,7 @@ from remit_broker.hop.narrow import narrow
 from remit_broker.hop.open import open_
 from remit_broker.hop.park import park
 from remit_broker.hop.refuse import answer_of, refuse
+from remit_broker.hop.request import request
 from remit_broker.hop.resolve import resolve
 from remit_broker.hop.transform import transform
 from remit_broker.hop.verify import verify
@@ -56,6 +57,8 @@ async def govern(ask: Ask, ports: Ports) -> Closed | Refused:
     try:
         await trail.through(DECIDE, ports)
         await _open(trail, ports)
+    except Demanded:
+        return await refuse(trail.hop, trail.stage, await request(trail.hop, ports), ports)
     except (Exception, asyncio.CancelledError) as error:
         return await refuse(trail.hop, trail.stage, error, ports)
     # INVARIANT: from here a hop.opened record (or hop.resumed) is durable, so exactly one hop.closed follows in the end

@@ -91,6 +91,10 @@ def resumption(hop: Hop, parked: Node, ports: Ports, fold: Fold) -> HopResumed:
             findings=hop.findings,
             redacted=hop.redacted,
             labels=hop.labels,
+            approval=hop.approval,
+            brings=hop.brings,
+            endorser=hop.endorser,
+            lowers=hop.lowers,
             link=trace.traceparent if trace else None,
         )
     )

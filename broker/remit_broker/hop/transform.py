@@ -6,8 +6,9 @@ from typing import Any
 
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.inspect import content
+from remit_broker.hop.label import labelled, marked
 from remit_broker.ports import Ports
-from remit_schemas.canonical import canonical_document
+from remit_schemas.canonical import MAX_INTEGER, canonical_document
 from remit_schemas.errors import Code, refusal
 
 
@@ -24,6 +25,9 @@ async def transform(hop: Hop, ports: Ports) -> Hop:
                 Code.ARGUMENTS_INVALID, "with what policy removes, the arguments are outside the grant",
                 rule="transform.scope", ask="send the call without what was found in it",
             )  # fmt: skip
+        hop = marked(await labelled(hop, ports, hop.judged.redact))
+    if hop.judged.approve:
+        args, given = settled(args), settled(given)
     data = _canonical(args)
     hop = hop.with_(
         args=args, redacted=redacted, args_digest=ports.digester.digest(hop.ask.txn, data), args_size=len(data)
@@ -32,6 +36,20 @@ async def transform(hop: Hop, ports: Ports) -> Hop:
         return hop
     data = _canonical(given)
     return hop.with_(input=given, input_digest=ports.digester.digest(hop.ask.txn, data), input_size=len(data))
+
+
+def settled(value: Any) -> Any:
+    """``value`` with each whole number written as one and members in order, so that the same digest means the same bytes.
+
+    INVARIANT: what was approved is what is sent, to the form of a number (test_numbers_are_sent_in_the_form_that_was_approved).
+    """
+    if isinstance(value, dict):
+        return {name: settled(value[name]) for name in sorted(value)}
+    if isinstance(value, list):
+        return [settled(item) for item in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_INTEGER:
+        return int(value)
+    return value
 
 
 def _canonical(value: Any) -> bytes:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from remit_broker.core.claims_map import MAX_BYTES, MAX_NAMES, are_names
 from remit_broker.core.fold import Fold
 from remit_broker.core.near import by_beginning, meant
 from remit_broker.core.times import rfc3339
@@ -29,7 +30,8 @@ class Delegation(msgspec.Struct, frozen=True, kw_only=True):
     """What a user hands to a first agent. ``ttl`` is in seconds, ``auth`` says how the user was known.
 
     ``labels`` are those that may reach the agent, ``carried`` those of the data it has. ``continues`` is the hop, as
-    ``<txn>.<hop>``, of the task that this one carries on.
+    ``<txn>.<hop>``, of the task that this one carries on. ``roles`` and ``groups`` are the user's; ``issuer``, ``client`` and
+    ``token`` say which issuer proved the user, for which application, by which token.
     """
 
     tenant: str
@@ -43,6 +45,11 @@ class Delegation(msgspec.Struct, frozen=True, kw_only=True):
     labels: tuple[str, ...] = ("*",)
     carried: tuple[str, ...] = ()
     continues: str | None = None
+    roles: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    issuer: str = ""
+    client: str = ""
+    token: str = ""
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -86,6 +93,11 @@ async def open_txn(wish: Delegation, ports: Ports) -> Opened:
             max_depth=wish.max_depth,
             labels=wish.carried,
             continues=wish.continues,
+            roles=wish.roles,
+            groups=wish.groups,
+            issuer=wish.issuer,
+            client=wish.client,
+            token=wish.token,
         )
     )
     grant = ports.mint.mint(
@@ -114,6 +126,11 @@ async def open_txn(wish: Delegation, ports: Ports) -> Opened:
 def _sensible(wish: Delegation, ports: Ports) -> None:
     if not wish.user or len(wish.user) > 256 or not wish.user.isprintable():
         raise refusal(Code.MALFORMED, "a grant needs a user", rule="txn.user", ask="name the user with --user")
+    if not are_names(wish.roles, wish.groups):
+        raise refusal(
+            Code.MALFORMED, "that cannot be the roles and groups of a user", rule="txn.roles",
+            ask=f"at most {MAX_NAMES} of each, printable, {MAX_BYTES} bytes together",
+        )  # fmt: skip
     if not is_principal(wish.agent) or ports.registry.principal(wish.agent) is None:
         raise refusal(
             Code.UNKNOWN_TARGET, f"no agent is called {wish.agent!r}", rule="txn.agent",

@@ -13,7 +13,7 @@ BEHIND: Final = 5000
 SAME: Final = {
     "keys": "bring the first broker's keys to the others: remit keys export, remit keys import",
     "policy": "give all the same policies; each broker takes what changes in its own folder",
-    "config": "give all the same issuer, limits, policy, prices, labels, tool_groups, caps and rates",
+    "config": "give all the same issuer, limits, policy, prices, labels, endorsers, content, tool_groups, caps and rates",
     "version": "run the same version everywhere once an upgrade is done",
 }
 """What replicas must agree on, and what to do where they do not."""

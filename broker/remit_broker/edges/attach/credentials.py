@@ -25,7 +25,10 @@ class CredentialsError(ValueError):
 
 @dataclass(frozen=True)
 class Credentials:
-    """Who the worker is on the bus and whose grants it believes. ``path`` is where they were read, for reading them again."""
+    """Who the worker is on the bus and whose grants it believes. ``path`` is where they were read, for reading them again.
+
+    ``lives`` is for how many seconds a connection's permissions last; None: the file does not say.
+    """
 
     agent: str
     bus: str
@@ -33,6 +36,7 @@ class Credentials:
     keys: KeySet
     nkey_seed: str = field(repr=False)
     path: Path
+    lives: float | None = None
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +46,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True):
     bus: str
     issuer: str
     jwks: dict[str, Any]
+    connection_seconds: float | None = None
 
 
 def read_credentials(path: Path | str) -> Credentials:
@@ -63,7 +68,7 @@ def read_credentials(path: Path | str) -> Credentials:
         nkey.seed_bytes("U", raw.nkey_seed)
     except nkey.BadKey:
         raise CredentialsError(f"{where} holds no nkey seed of a user") from None
-    return Credentials(raw.agent, raw.bus, raw.issuer, keys, raw.nkey_seed, where)
+    return Credentials(raw.agent, raw.bus, raw.issuer, keys, raw.nkey_seed, where, raw.connection_seconds)
 
 
 def _private(path: Path) -> bytes:

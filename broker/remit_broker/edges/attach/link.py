@@ -1,4 +1,4 @@
-"""The worker's connection, kept for as long as the worker lives: made again when it was closed for good."""
+"""The worker's connection, kept for as long as the worker lives: made anew in good time, and again when it was closed for good."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from remit.overlap import Overlap
 from remit_broker.edges.attach.credentials import Credentials
 from remit_broker.edges.attach.wire import BusError, connect, connection_name, register
 from remit_schemas.callee import control_subject
@@ -23,6 +25,11 @@ SECONDS: Final = 10.0
 
 _AGAIN: Final = (0.1, 10.0)
 """First and last pause, in seconds, between new connections after one was closed for good."""
+
+RENEW: Final = 0.6
+"""Part of the life of a connection's permissions after which another one is made."""
+_BOTH: Final = 0.5
+"""Seconds for which both listen: in a cluster, other servers learn of a new listener a little later."""
 
 OnDispatch = Callable[[str, bytes], Awaitable[None]]
 OnControl = Callable[[str, str, bytes], None]
@@ -51,13 +58,17 @@ class Link:
         self._on_error = on_error
         self._client: Client | None = None
         self._services: Subscription | None = None
+        self._overlap: Overlap | None = None
         self._again: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
         self._leaving = False
 
     async def up(self) -> None:
         """Connect, where that was not done yet. Raises :class:`BusError` or UNAUTHENTICATED."""
         if self._client is None:
             await self._connect()
+            if self._credentials.lives is not None:
+                self._renewing = asyncio.create_task(self._renew(self._credentials.lives * RENEW))
 
     async def register(self, args: dict[str, Any]) -> None:
         """Tell the broker what is served. Raises its refusal, or TARGET_UNAVAILABLE."""
@@ -81,9 +92,10 @@ class Link:
     async def down(self) -> None:
         """Send what is still to be sent, and disconnect."""
         self._leaving = True
-        if self._again is not None:
-            self._again.cancel()
-            await asyncio.gather(self._again, return_exceptions=True)
+        for task in (self._renewing, self._again):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         if self._client is not None:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(2):
@@ -91,15 +103,46 @@ class Link:
             await self._client.close()
 
     async def _connect(self) -> None:
+        client: Client | None = None
+
+        async def closed() -> None:
+            await self._closed(client)
+
         client = await connect(
             self._credentials, self.connection, bus=self._bus, seconds=SECONDS,
-            on_reconnect=self._reconnected, on_error=self._failed, on_closed=self._closed,
+            on_reconnect=self._reconnected, on_error=self._failed, on_closed=closed,
         )  # fmt: skip
-        await client.subscribe(control_subject(self._name, self.connection), cb=self._control)
+        # The one connection hears for the other as well, until that one is alone.
+        hear = self._overlap.hear_new if self._overlap is not None else self._hear_alone
+        await client.subscribe(control_subject(self._name, self.connection), cb=hear)
         # In the queue group of its own name: several workers of one server share its calls.
         self._services = await client.subscribe(f"svc.mcp.{token(self._name)}.>", queue=self._name, cb=self._dispatch)
         await client.flush()
         self._client = client
+
+    async def _renew(self, seconds: float) -> None:
+        """A new connection in good time, and then the end of the old one.
+
+        INVARIANT: permissions that run out cost no call (test_permissions_of_a_server_that_run_out_cost_no_call).
+        """
+        while True:
+            await asyncio.sleep(seconds)
+            old, services = self._client, self._services
+            if old is None or services is None or self._leaving:
+                continue  # it is being made anew already
+            self._overlap = overlap = Overlap(self._control)
+            try:
+                await self._connect()
+                await asyncio.sleep(_BOTH)
+                with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+                    await services.drain()  # type: ignore[no-untyped-call]
+                    await old.drain()
+            except (BusError, Refusal, nats.errors.Error, OSError, TimeoutError) as error:
+                # The old one goes on for as long as it may, and is made anew when it ends.
+                self._on_error(error)
+            finally:
+                await overlap.end()
+                self._overlap = None
 
     async def _reconnect(self) -> None:
         pause, longest = _AGAIN
@@ -114,9 +157,9 @@ class Link:
                 self._on_back()
                 return
 
-    async def _closed(self) -> None:
+    async def _closed(self, client: Client | None) -> None:
         # The client closes for good on most errors of the server, also when a credential has run out.
-        if self._client is not None and not self._leaving:
+        if self._client is not None and self._client is client and not self._leaving:
             self._client = None
             self._again = asyncio.create_task(self._reconnect())
 
@@ -128,6 +171,9 @@ class Link:
 
     async def _dispatch(self, message: Msg) -> None:
         await self._on_dispatch(message.subject, message.data)
+
+    async def _hear_alone(self, message: Msg) -> None:
+        await (self._overlap.hear_old(message) if self._overlap is not None else self._control(message))
 
     async def _control(self, message: Msg) -> None:
         *_, txn, hop = message.subject.split(".")

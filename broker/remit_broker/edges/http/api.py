@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, Protocol
+from typing import Annotated, Any
 
 import msgspec
 from starlette.requests import Request
@@ -14,14 +14,19 @@ from starlette.routing import Route
 from remit_broker.core import nkey
 from remit_broker.core.accounts import KINDS
 from remit_broker.core.history import past_of
+from remit_broker.core.issuers import Ability
 from remit_broker.core.listing import ChainFilter
 from remit_broker.core.near import meant
 from remit_broker.core.registry import Principal
 from remit_broker.core.times import rfc3339
 from remit_broker.core.what_if import WhatIf
+from remit_broker.edges.http.approvals import Approvals, Say
 from remit_broker.edges.http.guard import Handler, answering, body_of
+from remit_broker.edges.http.operators import Caller, Operator, elsewhere, lacking, require
 from remit_broker.edges.http.policy import Allow, Observe, PolicyDesk, Withdraw
 from remit_broker.edges.http.revocations import KillSwitch, Stop
+from remit_broker.hop.begin import Wish, open_as, open_for
+from remit_broker.hop.decide import Approver
 from remit_broker.hop.txn import Delegation, close_txn, open_txn, revoke
 from remit_broker.ports import Directory, Index, Ports
 from remit_schemas.budget import Budget
@@ -30,22 +35,22 @@ from remit_schemas.names import is_principal, is_txn
 from remit_schemas.scope import Detail, Scope
 
 
-class Operator(Protocol):
-    """How a caller of the API is known."""
-
-    def who(self, request: Request) -> str:
-        """The operator's name, for the record. Refuses UNAUTHENTICATED."""
-
-
 class Delegate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``POST /api/grants``: open a txn for a user. ``ttl`` is in seconds."""
+    """``POST /api/grants``: open a txn for a user. ``ttl`` is in seconds.
 
-    user: str
+    ``token`` is the user's own. Without one an operator names the ``user``, an administrator their ``roles`` and ``groups`` too;
+    with none of these it is the caller, where an issuer proved who that is.
+    """
+
     agent: str
     scopes: tuple[Detail, ...]
     budget: Budget
+    user: str = ""
+    token: str = ""
+    roles: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
     ttl: int = 600
-    max_depth: int = 8
+    max_depth: Annotated[int, msgspec.Meta(ge=0, le=16)] = 8
 
 
 class NewAgent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -63,6 +68,9 @@ class Revocation(Stop, frozen=True, forbid_unknown_fields=True, kw_only=True):
     grant: str | None = None
     txn: str | None = None
 
+
+LOCAL_ROLES = ("admin", "approver", "operator")
+"""What the OS user who runs the broker is, to policies about approvals."""
 
 Evidence = Callable[[str], Awaitable[dict[str, Any]]]
 
@@ -83,59 +91,82 @@ class Api:
         self._budgets: Callable[[str], Awaitable[list[dict[str, Any]]]] = extras["budgets"]
         self._tenant = "default"
         self._desk = PolicyDesk(ports, extras["revocations"], extras["admin"], index, extras["is_policy"])
+        self._approvals = Approvals(index)
         self._kill = KillSwitch(extras["revocations"], extras["admin"], directory, index, ports.clock)
 
     def routes(self) -> list[Route]:
         """All routes under ``/api``."""
-        table: list[tuple[str, str, Callable[[Request, str], Awaitable[Any]]]] = [
-            ("POST", "/api/grants", self._grant),
-            ("GET", "/api/status", self._status),
-            ("GET", "/api/agents", self._agents),
-            ("POST", "/api/agents", self._add_agent),
-            ("DELETE", "/api/agents/{name}", self._remove_agent),
-            ("GET", "/api/servers", self._list_servers),
-            ("POST", "/api/servers/reload", self._reload_servers),
-            ("POST", "/api/servers/{name}/accept", self._accept),
-            ("GET", "/api/budgets", self._list_budgets),
-            ("GET", "/api/chains", self._chains),
-            ("GET", "/api/chains/{txn}", self._chain),
-            ("GET", "/api/chains/{txn}/evidence", self._export),
-            ("POST", "/api/chains/{txn}/close", self._close),
-            ("GET", "/api/revocations", self._revocations),
-            ("POST", "/api/revocations", self._revoke),
-            ("POST", "/api/revocations/reinstate", self._reinstate),
-            ("GET", "/api/find/{prefix}", self._find),
-            ("GET", "/api/records/{hop}", self._record),
-            ("POST", "/api/policy/simulate", self._simulate),
-            ("GET", "/api/policy/decisions", self._decisions),
-            ("GET", "/api/policy/rulings", self._rulings),
-            ("POST", "/api/policy/observe", self._observe),
-            ("POST", "/api/policy/enforce", self._enforce),
-            ("POST", "/api/policy/allow", self._allow),
-            ("POST", "/api/policy/withdraw", self._withdraw),
+        table: list[tuple[str, str, Ability | None, Callable[[Request, str], Awaitable[Any]]]] = [
+            ("POST", "/api/grants", None, self._grant),
+            ("GET", "/api/status", "read", self._status),
+            ("GET", "/api/agents", "read", self._agents),
+            ("POST", "/api/agents", "operate", self._add_agent),
+            ("DELETE", "/api/agents/{name}", "operate", self._remove_agent),
+            ("GET", "/api/servers", "read", self._list_servers),
+            ("POST", "/api/servers/reload", "operate", self._reload_servers),
+            ("POST", "/api/servers/{name}/accept", "operate", self._accept),
+            ("GET", "/api/budgets", "read", self._list_budgets),
+            ("GET", "/api/chains", "read", self._chains),
+            ("GET", "/api/chains/{txn}", "read", self._chain),
+            ("GET", "/api/chains/{txn}/evidence", "read", self._export),
+            ("POST", "/api/chains/{txn}/close", "operate", self._close),
+            ("GET", "/api/approvals", "read", self._list_approvals),
+            ("GET", "/api/approvals/{id}", "read", self._approval),
+            ("POST", "/api/approvals/{id}", "approve", self._decide),
+            ("GET", "/api/revocations", "read", self._revocations),
+            ("POST", "/api/revocations", "operate", self._revoke),
+            ("POST", "/api/revocations/reinstate", "operate", self._reinstate),
+            ("GET", "/api/find/{prefix}", "read", self._find),
+            ("GET", "/api/records/{hop}", "read", self._record),
+            ("POST", "/api/policy/simulate", "read", self._simulate),
+            ("GET", "/api/policy/decisions", "read", self._decisions),
+            ("GET", "/api/policy/rulings", "read", self._rulings),
+            ("POST", "/api/policy/observe", "operate", self._observe),
+            ("POST", "/api/policy/enforce", "operate", self._enforce),
+            ("POST", "/api/policy/allow", "operate", self._allow),
+            ("POST", "/api/policy/withdraw", "operate", self._withdraw),
         ]
         fault = self._ports.observer.fault
-        return [Route(path, answering(self._known(do), fault), methods=[method]) for method, path, do in table]
+        return [Route(at, answering(self._known(do, need), fault), methods=[verb]) for verb, at, need, do in table]
 
-    def _known(self, do: Callable[[Request, str], Awaitable[Any]]) -> Handler:
+    def _known(self, do: Callable[[Request, str], Awaitable[Any]], ability: Ability | None) -> Handler:
+        """``do`` for callers with ``ability``; with None it asks for itself."""
         reads = do in (
-            self._grant, self._add_agent, self._revoke, self._reinstate,
+            self._grant, self._add_agent, self._revoke, self._reinstate, self._decide,
             self._simulate, self._observe, self._enforce, self._allow, self._withdraw,
         )  # fmt: skip
 
         async def handler(request: Request) -> Response:
-            who = self._operator.who(request)
+            caller = request.state.caller = await self._operator.known(request)
+            if ability is not None:
+                require(caller, ability)
+            if caller.identity is not None and caller.identity.tenant != self._tenant:
+                raise elsewhere(caller)
             if not reads:
                 await _no_body(request)
-            return JSONResponse(msgspec.to_builtins(await do(request, who)))
+            return JSONResponse(msgspec.to_builtins(await do(request, caller.who)))
 
         return handler
 
     async def _grant(self, request: Request, who: str) -> Any:
-        wish = await _typed(request, Delegate)
+        wish, caller = await _typed(request, Delegate), request.state.caller
+        if wish.token and (wish.user or wish.roles or wish.groups):
+            raise refusal(
+                Code.MALFORMED,
+                "a token says who the user is",
+                rule="grants.user",
+                ask="leave out user, roles and groups",
+            )
+        if wish.token or (caller.identity is not None and not wish.user):
+            return await self._for_proved(wish, caller)
+        # INVARIANT: only an operator acts for a user without that one's token, only an administrator says which roles that one has
+        # (test_a_user_opens_tasks_for_nobody_else).
+        require(caller, "administer" if wish.roles or wish.groups else "operate")
         return await open_txn(
             Delegation(
                 tenant=self._tenant,
+                roles=wish.roles,
+                groups=wish.groups,
                 user=wish.user,
                 agent=wish.agent,
                 scope=Scope.of(wish.scopes),
@@ -146,6 +177,15 @@ class Api:
             ),
             self._ports,
         )
+
+    async def _for_proved(self, wish: Delegate, caller: Caller) -> Any:
+        """For the user of the token in the body, else for the caller."""
+        about = Wish(token=wish.token, scopes=wish.scopes, budget=wish.budget, ttl=wish.ttl, max_depth=wish.max_depth)
+        if wish.token:
+            return await open_for(about, wish.agent, self._tenant, self._ports)
+        if wish.roles or wish.groups or caller.identity is None:
+            raise lacking(caller, "administer")
+        return await open_as(caller.identity, about, wish.agent, self._tenant, self._ports)
 
     async def _status(self, request: Request, who: str) -> Any:
         return {**await self._describe(), "published": self._published}
@@ -273,6 +313,21 @@ class Api:
     async def _reinstate(self, request: Request, who: str) -> Any:
         return await self._kill.reinstate(await _typed(request, Stop), who)
 
+    async def _list_approvals(self, request: Request, who: str) -> Any:
+        await self._caught_up()
+        state = request.query_params.get("state", "waiting")
+        return await self._approvals.listed(self._tenant, state, self._ports)
+
+    async def _approval(self, request: Request, who: str) -> Any:
+        await self._caught_up()
+        return await self._approvals.shown(self._tenant, str(request.path_params["id"]), self._ports)
+
+    async def _decide(self, request: Request, who: str) -> Any:
+        said = await _typed(request, Say)
+        await self._caught_up()
+        by = _approver(request.state.caller, self._tenant)
+        return await self._approvals.decided(str(request.path_params["id"]), said, by, self._ports)
+
     async def _revocations(self, request: Request, who: str) -> Any:
         return {"revocations": self._kill.in_force(), **await self._kill.history()}
 
@@ -348,6 +403,20 @@ class Api:
             if no.body.rule == "ledger.unknown-txn":
                 raise await self._no_txn(txn or self._txn(request)) from None
             raise
+
+
+def _approver(caller: Caller, tenant: str) -> Approver:
+    """Who decides, as policy sees them: a user with the roles that an issuer proved, or whoever this machine trusts."""
+    proved = caller.identity
+    if proved is None:
+        auth, _, user = caller.who.rpartition(":")
+        return Approver(who=caller.who, user=user, tenant=tenant, auth=auth, roles=LOCAL_ROLES)
+    # INVARIANT: with four eyes the same user is the same person on both sides, whatever door they came through
+    # (test_nobody_approves_their_own_call_by_another_door).
+    roles = tuple(sorted({*proved.roles, *caller.roles}))
+    return Approver(
+        who=caller.who, user=proved.user, tenant=tenant, auth=proved.auth, roles=roles, groups=proved.groups
+    )
 
 
 async def _no_body(request: Request) -> None:

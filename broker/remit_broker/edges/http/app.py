@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import uvicorn
@@ -16,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from remit_broker.edges.http.guard import LocalOnly, error_response
+from remit_broker.edges.http.guard import LOOPBACK, LocalOnly, error_response
 from remit_schemas.errors import Code, refusal
 
 Probe = Callable[[], Mapping[str, str]]
@@ -29,6 +30,8 @@ def application(
     ready: Probe,
     metrics: Callable[[], Awaitable[bytes]],
     replicas: Callable[[], Mapping[str, int]],
+    hosts: Iterable[str] = (),
+    marks: Mapping[str, Any] = MappingProxyType({}),
 ) -> Starlette:
     """All of the HTTP edge. ``/healthz`` says that the process lives, ``/readyz`` that it would take a hop."""
 
@@ -37,7 +40,7 @@ def application(
 
     async def readyz(_: Request) -> Response:
         wrong = dict(ready())
-        told = {"ready": not wrong, "problems": wrong, "replicas": dict(replicas())}
+        told = {"ready": not wrong, "problems": wrong, "replicas": dict(replicas()), **marks}
         return JSONResponse(told, 503 if wrong else 200)
 
     async def keys(_: Request) -> Response:
@@ -54,7 +57,7 @@ def application(
             Route("/.well-known/jwks.json", keys),
             *routes,
         ],
-        middleware=[Middleware(LocalOnly)],
+        middleware=[Middleware(LocalOnly, allowed=LOOPBACK | {host.lower() for host in hosts})],
         exception_handlers={HTTPException: _not_there},
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -59,23 +58,6 @@ class LocalOnly:
             ask="use http://127.0.0.1 from this machine",
         )  # fmt: skip
         await JSONResponse({"error": msgspec.to_builtins(no.body)}, 403)(scope, receive, send)
-
-
-class LocalToken:
-    """``http.auth = "local"``: the caller is the OS user, proved by the bearer token in a file only that user can read."""
-
-    def __init__(self, token: str, user: str) -> None:
-        self._token, self.user = token.encode(), user
-
-    def who(self, request: Request) -> str:
-        """The operator's name. Refuses UNAUTHENTICATED."""
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token):
-            raise refusal(
-                Code.UNAUTHENTICATED, "the request carries no valid token", rule="http.local",
-                ask="send Authorization: Bearer <the content of keys/local.token in the data folder>",
-            )  # fmt: skip
-        return f"local:{self.user}"
 
 
 async def body_of(request: Request) -> dict[str, Any]:
