@@ -13,7 +13,8 @@ from typing import Any, Final
 from msgspec import UNSET
 
 from remit.again import Again
-from remit.errors import Refused, ToolFailed, as_refused, refused
+from remit.approvals import Asked, Wait, asked_by, asked_in, decided
+from remit.errors import InputNeeded, Refused, ToolFailed, as_refused, refused
 from remit.link import Link
 from remit.plain import budget_of, details, plain, seconds
 from remit.run import Run
@@ -63,6 +64,7 @@ class Call:
     resume: str | None = None
     input: Any = None
     detach: bool = False
+    wait: Wait = False
     _begun: list[bool] = field(default_factory=list, repr=False)
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -95,6 +97,27 @@ class Call:
         return self.keep and no.code is Code.DUPLICATE
 
     async def _result(self) -> Any:
+        """The value; where the call is to wait for a person, it does, and then makes the identical call again."""
+        call = self
+        while True:
+            try:
+                return await call._attempts()
+            except Refused as no:
+                about = asked_by(no)
+                if not self.wait or about is None:
+                    raise
+                await self.caller._decided(about, self.wait)
+                call = replace(call, approval=about.id, _begun=[True])
+            except InputNeeded as need:
+                about = asked_in(need.request)
+                if not self.wait or about is None:
+                    raise
+                await self.caller._decided(about, self.wait)
+                wishes = {"budget": self.budget, "scopes": self.scopes, "ttl": self.ttl, "wait": self.wait}
+                call = need.answer(about.answer(), **wishes)
+                call._begun.append(True)
+
+    async def _attempts(self) -> Any:
         first: Refused | None = None
         for attempt in range(self.retry + 1):
             try:
@@ -142,7 +165,8 @@ class Caller:
     def call(
         self, resource: str, /, *, args: dict[str, Any] | None = None, budget: Budget | str | None = None,
         scopes: Scopes | None = None, ttl: str | float | None = None, max_depth: int | None = None, key: str | None = None,
-        approval: str | None = None, retry: int = 0, window: int | None = None, keep: bool = False, **arguments: Any,
+        approval: str | None = None, wait_for_approval: Wait = False, retry: int = 0, window: int | None = None,
+        keep: bool = False, **arguments: Any,
     ) -> Call:  # fmt: skip
         """Call ``agent/<agent>/<skill>`` or ``mcp/<server>/<tool>``; await it for the value.
 
@@ -150,13 +174,31 @@ class Caller:
         such as ``"1/4"``, or a Budget), ``scopes`` for the callee, ``ttl`` (``"30s"``), ``max_depth``, an idempotency ``key``, the id
         of an ``approval``, how often to ``retry`` what was refused without effect and may succeed later, and a ``window``: how many
         frames of output the callee may be ahead of what is read here (1 to 1024; left out, what is not read in time gets lost).
+        With ``wait_for_approval`` a call that a person has to approve waits for that, and is then made again, the same: a task waits
+        as long as it lives, a hop parks meanwhile; given a time (``"10m"``), either waits here, at most so long. What it calls may park
         With ``keep`` (and a ``key``) the broker keeps the result for a while: the same call, made again after a crash, gives it.
         Awaited, it raises :class:`~remit.errors.Refused` and :class:`~remit.errors.ToolFailed`.
         """
         return Call(
             self, resource, {**(args or {}), **arguments}, budget, scopes, ttl, max_depth, key, approval, retry, window,
-            keep,
+            keep, wait=wait_for_approval,
         )  # fmt: skip
+
+    async def approved(self, no: Refused, wait: str | float = "10m") -> str:
+        """Wait until a person has decided on a call that was refused with ``no`` for want of an approval; its id.
+
+        The identical call may then be made again: it goes through, or is refused with the reason. Raises ``no`` where it is about
+        nothing that a person decides, and a refusal by the rule ``client.approval`` when nobody has decided in time.
+        """
+        about = asked_by(no)
+        if about is None:
+            raise no
+        await decided(self, about, wait)
+        return about.id
+
+    async def _decided(self, about: Asked, wait: Wait) -> None:
+        """Wait until a person has decided."""
+        await decided(self, about, wait)
 
     async def start(self, resource: str, /, **wishes_and_arguments: Any) -> Run:
         """Like :meth:`call`, but return as soon as the call is open, for its progress. It is not retried."""

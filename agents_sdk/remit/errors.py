@@ -51,6 +51,11 @@ class Refused(Exception):  # noqa: N818 - a refusal is an answer, not a fault
         return self.body.approval_url
 
     @property
+    def approval(self) -> str | None:
+        """The id of the approval that is waited for: the identical call goes through once somebody has given it."""
+        return self.body.approval
+
+    @property
     def effect(self) -> Effect:
         """``none``, ``happened`` or ``unknown``."""
         return self.body.effect

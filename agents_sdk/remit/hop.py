@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final, NoReturn
 
+from remit.approvals import Asked, Wait, asked_by, asked_in, decided
 from remit.caller import Caller
 from remit.errors import Refused, refused, text
 from remit.flow import Flow
@@ -46,7 +47,8 @@ class Hop(Caller):
         self.reported: Budget | None = None
         self._where = where
         # What it was resumed with and nobody has asked for yet; who waits for the next input; what ends it in time.
-        self._unread = dispatch.resumed is not None
+        # An approval that was given is no answer to a question of the skill's own.
+        self._unread = dispatch.resumed is not None and asked_in(dispatch.resumed.input) is None
         self._answer: asyncio.Future[Any] | None = None
         self._clock: asyncio.Timeout | None = None
         self._renewing: asyncio.Task[None] | None = None
@@ -98,6 +100,24 @@ class Hop(Caller):
             if answer.done() and not answer.cancelled():
                 return answer.result()
             raise Parked from None
+
+    async def approved(self, no: Refused, wait: str | float = "10m") -> str:
+        """Park until a person has decided on a call that was refused with ``no`` for want of an approval; its id.
+
+        The identical call may then be made again: it goes through, or is refused with the reason. Otherwise as :meth:`ask`. Raises
+        ``no`` where it is about nothing that a person decides.
+        """
+        about = asked_by(no)
+        if about is None:
+            raise no
+        await self.ask(about.request(), wait)
+        return about.id
+
+    async def _decided(self, about: Asked, wait: Wait) -> None:
+        if wait is True:
+            await self.ask(about.request())
+        else:
+            await decided(self, about, wait)
 
     async def park(self, request: Any) -> NoReturn:
         """Ask the caller for an input and end this run: with it the skill is run again, and finds it in :attr:`input`."""

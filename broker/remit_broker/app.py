@@ -38,6 +38,7 @@ from remit_broker.adapters.nats_connect import Connections, connect_all
 from remit_broker.adapters.nats_evict import Evictor
 from remit_broker.adapters.nats_presence import Connected
 from remit_broker.adapters.observer import OtlpSpans, RecordObserver
+from remit_broker.adapters.pace import Pace
 from remit_broker.adapters.policy_watch import PolicyWatch
 from remit_broker.adapters.private_files import private_folder, write_private
 from remit_broker.adapters.refusal_stream import RefusalStream
@@ -84,6 +85,7 @@ class Broker:
         self.bus = ""
         self.ended: asyncio.Event = asyncio.Event()
         """Set when something the broker cannot live without has ended."""
+        self._pace = Pace()
         self._stack = AsyncExitStack()
         self._bus_said: dict[tuple[str, str], float] = {}
 
@@ -217,7 +219,7 @@ class Broker:
         await arguments.start(
             self.nats.core.jetstream(), config.bus.replicas, config.approvals.ttl, config.results.bytes
         )
-        self._tenant_bus = bus = NatsBus(self.nats.bus, self.replica, self.nats.core)
+        self._tenant_bus = bus = NatsBus(self.nats.bus, self.replica, self.nats.core, self._pace.soon)
         await bus.start()
         self._enforce(bus)
         published = KeySet.from_jwks(self.keys.jwks())
@@ -344,7 +346,7 @@ class Broker:
 
     async def _take_requests(self) -> None:
         told = {**self.published(), "models": msgspec.to_builtins(self.settings.models)}
-        edge = BusEdge(self.nats.bus, "default", self.ports, self.registry.attach, told)
+        edge = BusEdge(self.nats.bus, "default", self.ports, self.registry.attach, told, self._pace.soon)
         self._tenant_bus.on_input, self._tenant_bus.on_unwanted = edge.on_input, edge.on_unwanted
         await edge.start()
         self._stack.push_async_callback(edge.stop, self.settings.config.limits.drain)

@@ -21,6 +21,7 @@ from remit_broker.adapters.kv_accounts import KvAccounts
 from remit_broker.adapters.limits import Unlimited
 from remit_broker.adapters.mint import HmacDigester, KeyMint
 from remit_broker.adapters.nats_bus import NatsBus
+from remit_broker.adapters.pace import Pace
 from remit_broker.adapters.refusal_stream import RefusalStream
 from remit_broker.adapters.world import Failpoints, RandomIds, SystemClock
 from remit_broker.config import Config
@@ -101,7 +102,8 @@ class CoreBroker:
         self.refusals = await RefusalStream.start(core)  # type: ignore[arg-type]
         self.accounts = KvAccounts(JetStream(core), app_caps(config), clock, replica)  # type: ignore[arg-type]
         await self.accounts.start(1, self._fault)
-        listening = NatsBus(bus, replica, core)  # type: ignore[arg-type]
+        pace = Pace()
+        listening = NatsBus(bus, replica, core, pace.soon)  # type: ignore[arg-type]
         await listening.start()
         self.ports = Ports(
             clock=clock, ids=RandomIds(), ledger=self.ledger, refusals=self.refusals, bus=listening, registry=Registry(),
@@ -111,7 +113,7 @@ class CoreBroker:
             observer=Witness(self._fault), failpoints=Failpoints(""), limits=Limits(hop_ttl=config.limits.hop_ttl),
             identities=Issuers((), clock),
         )  # fmt: skip
-        edge = BusEdge(bus, "default", self.ports, _attach, {})  # type: ignore[arg-type]
+        edge = BusEdge(bus, "default", self.ports, _attach, {}, pace.soon)  # type: ignore[arg-type]
         listening.on_input, listening.on_unwanted = edge.on_input, edge.on_unwanted
         await edge.start()
         self._scanning = asyncio.get_running_loop().create_task(self._scan(late))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from remit_broker.core.evidence import export
+from remit_broker.core.evidence import MINTS, export
+from remit_schemas import approval
 from remit_schemas.budget import Budget
 from remit_schemas.claims import Actor, Claims
 from remit_schemas.grant import mint, parse
 from remit_schemas.keys import KeySet, SigningKey
 from remit_schemas.records import hash_of, plain
 from remit_schemas.scope import Detail
-from tests.support.story import LARGE, ROOT, TXN, Story, hop_id, opened, refused
+from tests.support.story import LARGE, LATER, ROOT, TXN, Story, hop_id, opened, refused
 
 KEY = SigningKey.from_seed(b"\x01" * 32)
 OTHER = SigningKey.from_seed(b"\x02" * 32)
@@ -49,6 +50,19 @@ class Case:
         self.story.resume(hop, budget, **changes)
         self._minted(hop, parent)
 
+    def approve(self, name: str, parent: str, resource: str, said: dict[str, Any] | None = None) -> None:
+        """Somebody approves what :meth:`open` opens under ``parent``; ``said`` are other claims of the signed decision."""
+        self.story.ask(name, parent, resource=resource, scope=SCOPE)
+        asked = self.story.fold.requests[name].asked
+        claims: dict[str, Any] = {
+            "iss": "http://127.0.0.1:7480", "tenant": "default", "txn": TXN, "id": name, "request": asked.hash,
+            "resource": resource, "args_digest": asked.args_digest, "chain": asked.chain, "revision": "rev",
+            "verdict": "approve", "sub": "eve", "who": "local:eve", "auth": "local", "iat": 1_800_000_000,
+            "exp": min(LATER, self.story.fold.totals.exp),
+        }  # fmt: skip
+        token = approval.sign(approval.Decided(**{**claims, **(said or {})}), self.key)
+        self.story.decide(name, token=token)
+
     def _minted(self, hop: str, parent: str | None) -> None:
         claims = self.claims(len(self.story.records) - 1, parent)
         self.grants[hop] = self.tokens[claims.jti] = mint(claims, self.key)
@@ -56,7 +70,11 @@ class Case:
     def claims(self, index: int, parent: str | None) -> Claims:
         """The claims of the grant that record ``index`` names."""
         record = self.story.records[index]
-        before = [each for each in self.story.records[: index + 1] if each["hop"] == record["hop"]]
+        before = [
+            each
+            for each in self.story.records[: index + 1]
+            if each["hop"] == record["hop"] and not each["kind"].startswith("approval.")
+        ]
         record = {key: value for each in before for key, value in each.items()}
         above = parse(self.grants[parent]) if parent else None
         node = self.story.fold.nodes[record["hop"]]
@@ -70,7 +88,7 @@ class Case:
     def evidence(self) -> dict[str, Any]:
         """The file, as JSON values."""
         entries = [
-            {"record": record, "grant": self.tokens[record["jti"]] if "jti" in record and record["kind"] != "grant.revoked" else None}
+            {"record": record, "grant": self.tokens[record["jti"]] if record["kind"] in MINTS else None}
             for record in self.story.records
         ]  # fmt: skip
         under = {"txn": TXN, "parent": ROOT, "user": "ann"}

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remit_broker.core.evidence import Verdict, read, verify_evidence
+from remit_schemas import approval
 from remit_schemas.budget import Budget
 from remit_schemas.errors import Refusal
 from remit_schemas.grant import mint, parse
@@ -85,7 +86,7 @@ def test_untouched_evidence_verifies(evidence: Evidence) -> None:
     verdict = verified(evidence)
     assert verdict.verified
     assert [check.check for check in verdict.checks] == [
-        "form", "records", "keys", "grants", "links", "signed", "complete", "refusals",
+        "form", "records", "keys", "grants", "links", "signed", "approvals", "complete", "refusals",
     ]  # fmt: skip
 
 
@@ -371,3 +372,45 @@ def test_no_flipped_byte_of_the_file_verifies_with_another_content(position: int
             name: GOOD[name] for name in CONTENT if name != "keys"
         }
         assert KeySet.from_jwks(found["keys"]).to_jwks() == GOOD["keys"]
+
+
+APPROVED = "c" * 16
+
+
+def approved_case(**said: Any) -> Evidence:
+    """A call that somebody approved; ``said`` are other claims than those of the record."""
+    case = Case()
+    case.approve(APPROVED, ROOT, "agent/researcher/brief", said)
+    case.open(CHILD, ROOT, "agent/researcher/brief", approval=APPROVED)
+    return case.evidence()
+
+
+def test_an_approval_is_verified_offline() -> None:
+    verdict = verified(approved_case())
+    assert verdict.verified, verdict
+    said = next(check.where for check in verdict.checks if check.check == "approvals")
+    assert said == "1 asked for, 1 signed decisions, 1 used, each once"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"verdict": "deny"}, {"sub": "kim"}, {"who": "local:kim"}, {"auth": "x"}, {"reason": "other"}, {"exp": 1},
+        {"args_digest": "0" * 64}, {"resource": "agent/researcher/other"}, {"chain": ("bob",)}, {"revision": "x"},
+        {"request": "0" * 64}, {"id": "d" * 16}, {"txn": "b" * 32}, {"tenant": "other"}, {"roles": ("x",)},
+    ],
+)  # fmt: skip
+def test_a_decision_that_was_changed_is_found(said: dict[str, Any]) -> None:
+    check, where = bad(approved_case(**said))
+    assert (check, next(iter(said)) in where, where.startswith("record 2")) == ("approvals", True, True)
+
+
+def test_a_decision_that_nobody_trusted_signed_is_found() -> None:
+    case = Case()
+    case.approve(APPROVED, ROOT, "agent/researcher/brief")
+    evidence = case.evidence()
+    decided = evidence["records"][2]
+    decided["token"] = approval.sign(approval.verify(decided["token"], TRUSTED), OTHER)
+    resealed(evidence["records"], 2)
+    check, where = bad(evidence)
+    assert (check, "not in the key set" in where) == ("approvals", True)

@@ -37,7 +37,7 @@ _ABSENT: Final = ("mirror", "sources", "republish", "subject_transform", "subjec
 """Settings by which messages come from or go to somewhere else, whatever their value."""
 
 _CONSUMER_IDLE: Final = 30 * 10**9
-_ACK = re.compile(r"\$JS\.ACK\.(?:[^.]+\.[^.]+\.)?[^.]+\.[^.]+\.\d+\.(\d+)\.\d+\.\d+\.\d+(?:\.[^.]+)?")
+_ACK = re.compile(r"\$JS\.ACK\.(?:[^.]+\.[^.]+\.)?[^.]+\.[^.]+\.\d+\.(\d+)\.(\d+)\.\d+\.\d+(?:\.[^.]+)?")
 
 
 class Unreachable(Exception):  # noqa: N818
@@ -342,6 +342,12 @@ def stream_seq(reply: str) -> int | None:
     """The stream sequence in the reply subject of a message that a consumer delivered."""
     match = _ACK.fullmatch(reply)
     return int(match[1]) if match else None
+
+
+def delivered(reply: str) -> tuple[int, int] | None:
+    """As :func:`stream_seq`, and how many messages that consumer has delivered with this one."""
+    match = _ACK.fullmatch(reply)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def _wrong(stream: str, key: str, found: object, wanted: str) -> ConfigError:

@@ -43,16 +43,27 @@ _SAME = 0.001
 """Two deadlines no further apart than this, in seconds, are one: they are computed from two readings of the clock."""
 
 
+Soon = Callable[[Callable[[], object]], object]
+"""When work begins that others may have to wait for (:class:`~remit_broker.adapters.pace.Pace`)."""
+
+
+def _now(begin: Callable[[], object]) -> None:
+    begin()
+
+
 class FrameQueue:
     """The frames of one callee for one hop, in the order the bus delivered them."""
 
-    def __init__(self) -> None:
+    def __init__(self, soon: Soon = _now) -> None:
+        """``soon`` says when whoever waits for a frame goes on."""
         self.worker = ""
+        self._soon = soon
         self._read = 0
         self._frames: deque[bytes | None] = deque()
         self._bytes = 0
         self._ended: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._woken = False
         self._timer: asyncio.TimerHandle | None = None
 
     def put(self, frame: bytes | None) -> None:
@@ -66,6 +77,12 @@ class FrameQueue:
             self._take()
         self._bytes += size
         self._frames.append(frame)
+        if self._waiter is not None and not self._woken:
+            self._woken = True
+            self._soon(self._wake)
+
+    def _wake(self) -> None:
+        self._woken = False
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -143,7 +160,7 @@ class _Listening:
 
     def __init__(self, bus: NatsBus, parties: Parties, txn: str, hop: str) -> None:
         self._bus, self._parties, self._txn, self._hop = bus, parties, txn, hop
-        self._queue = FrameQueue()
+        self._queue = FrameQueue(bus.soon)
 
     async def __aenter__(self) -> FrameQueue:
         self._bus.listen(self._parties, (self._txn, self._hop), self._queue)
@@ -157,9 +174,10 @@ class _Listening:
 class NatsBus:
     """One replica on one tenant's account."""
 
-    def __init__(self, nc: Client, replica: str, core: Client) -> None:
-        """``nc`` is a connection in the tenant's account, ``core`` one in the broker's own."""
+    def __init__(self, nc: Client, replica: str, core: Client, soon: Soon = _now) -> None:
+        """``nc`` is a connection in the tenant's account, ``core`` one in the broker's own; ``soon`` sets the pace of frames."""
         self.replica = replica
+        self.soon = soon
         self._nc = nc
         self._endings = Endings(core, self._on_ended)
         self._open: dict[tuple[str, str, str], FrameQueue] = {}

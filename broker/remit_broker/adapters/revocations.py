@@ -18,8 +18,9 @@ import msgspec
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.errors import BucketNotFoundError
-from nats.js.kv import KV_DEL, KV_PURGE, KeyValue, StopIterSentinel
+from nats.js.kv import KeyValue
 
+from remit_broker.adapters.bucket_watch import watch
 from remit_broker.adapters.tasks import ended
 from remit_broker.core.presence import Beat, Presence
 from remit_broker.core.revocations import Entry, Revoked
@@ -56,7 +57,7 @@ class KvRevocations:
         """What the heartbeats say of this replica."""
         self._beaten = float("-inf")
         self._seen_seq = self._revision = 0
-        self._seen = asyncio.Condition()
+        self._seen: set[asyncio.Future[None]] = set()
         self._heard: list[Heard] = []
         self.on_grant: Callable[[Jti], None] = lambda jti: None
         """Told of each grant that was revoked; it must not wait."""
@@ -70,9 +71,9 @@ class KvRevocations:
             self._kv = await js.key_value(BUCKET)
         except BucketNotFoundError:
             self._kv = await js.create_key_value(bucket=BUCKET, history=HISTORY, replicas=replicas)
-        self.tasks = [asyncio.create_task(work) for work in (self._mirror(), self._beat())]
-        async with asyncio.timeout(10), self._seen:
-            await self._seen.wait_for(lambda: self.fresh)
+        self.tasks = [asyncio.create_task(work) for work in (self._mirror(js), self._beat())]
+        async with asyncio.timeout(10):
+            await self._until(lambda: self.fresh)
 
     async def speak(self, about: Callable[[], dict[str, Any]]) -> None:
         """From now on the heartbeats say this of the replica; returns when one that does was heard. Refuses LEDGER_UNAVAILABLE.
@@ -142,8 +143,8 @@ class KvRevocations:
     async def _seen_after(self, key: str, value: bytes, what: str) -> None:
         try:
             seq = await self._bucket.put(key, value)
-            async with asyncio.timeout(SEEN_WITHIN), self._seen:
-                await self._seen.wait_for(lambda: self._seen_seq >= seq)
+            async with asyncio.timeout(SEEN_WITHIN):
+                await self._until(lambda: self._seen_seq >= seq)
         except (NatsError, OSError, TimeoutError) as error:
             raise _unavailable(what, error) from None
 
@@ -160,8 +161,20 @@ class KvRevocations:
             raise RuntimeError("not started")
         return self._kv
 
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Until something was heard that makes ``condition`` true."""
+        while not condition():
+            told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._seen.add(told)
+            try:
+                await told
+            finally:
+                self._seen.discard(told)
+
     async def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
+            began = loop.time()
             try:
                 # What counts comes through the watch: for an answer that is lost, the next beat does not wait
                 # (test_a_heartbeat_whose_answer_is_lost_silences_nobody).
@@ -169,36 +182,20 @@ class KvRevocations:
                     await self._bucket.put(HEARTBEAT, self._beat_now())
             except Exception as error:
                 self._fault("revocations.heartbeat", error)
-            await asyncio.sleep(BEAT_SECONDS)
+            await asyncio.sleep(max(0.0, began + BEAT_SECONDS - loop.time()))
 
     def _beat_now(self) -> bytes:
         return msgspec.json.encode(Beat(self._me, self._clock.monotonic(), self.about()))
 
-    async def _mirror(self) -> None:
+    async def _mirror(self, js: JetStreamContext) -> None:
         while True:
             try:
-                await self._watch()
+                await watch(js._nc, BUCKET, self._take, SILENCE)
             except Exception as error:
                 self._fault("revocations.watch", error)
             await asyncio.sleep(0.2)
 
-    async def _watch(self) -> None:
-        """Until nothing, not even a heartbeat, has come for a while: then the watch is dead, and made again."""
-        watcher = await self._bucket.watchall()
-        try:
-            while True:
-                found = await watcher.updates(timeout=2 * SILENCE)  # type: ignore[no-untyped-call]
-                if isinstance(found, StopIterSentinel):
-                    return
-                if found is not None:
-                    gone = found.operation in (KV_DEL, KV_PURGE)
-                    await self._take(found.key, None if gone else found.value, found.revision or 0)
-        finally:
-            # What fails here must not take the place of a cancellation: the broker would never stop.
-            with contextlib.suppress(Exception):
-                await watcher.stop()  # type: ignore[no-untyped-call]
-
-    async def _take(self, key: str, value: bytes | None, seq: int) -> None:
+    def _take(self, key: str, value: bytes | None, seq: int) -> None:
         if key == HEARTBEAT and value is not None:
             beat = msgspec.json.decode(value, type=Beat)
             if beat.by == self._me:
@@ -211,9 +208,10 @@ class KvRevocations:
         elif key not in (HEARTBEAT, GRANT) and seq > self._revision:
             self._apply(key, value)
             self._revision = seq
-        async with self._seen:
-            self._seen_seq = max(self._seen_seq, seq)
-            self._seen.notify_all()
+        self._seen_seq = max(self._seen_seq, seq)
+        for told in self._seen:
+            if not told.done():
+                told.set_result(None)
 
     def _apply(self, key: str, value: bytes | None) -> None:
         if value is None:

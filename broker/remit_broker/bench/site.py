@@ -64,12 +64,18 @@ class Site:
 
 
 @asynccontextmanager
-async def site(folder: Path, sync: str, *, replicas: int = 1, profile: Path | None = None) -> AsyncIterator[Site]:
-    """Start one. With ``profile`` the broker's process is profiled, and slower; the profile is written when it ends."""
+async def site(
+    folder: Path, sync: str, *, replicas: int = 1, concurrency: int = 2048, profile: Path | None = None
+) -> AsyncIterator[Site]:
+    """Start one. ``concurrency`` is the hops it may have in hand.
+
+    With ``profile`` the broker's process is profiled, and slower; the profile is written when it ends.
+    """
     write_policies(folder / "policies")
     config = folder / "remit.toml"
     config.write_text(
-        f'[bus]\nsync = "{sync}"\n[http]\nport = 0\n[limits]\ncalls_per_second = 1000000\nburst = 1000000\n',
+        f'[bus]\nsync = "{sync}"\n[http]\nport = 0\n'
+        f"[limits]\ncalls_per_second = 1000000\nburst = 1000000\nconcurrency = {concurrency}\n",
         encoding="utf-8",
     )
     async with AsyncExitStack() as stack:

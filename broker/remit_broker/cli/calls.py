@@ -19,7 +19,7 @@ from remit_broker.cli.common import REFUSED, Config, Json, command, duration, re
 from remit_broker.cli.printing import err, line, out, say, visible
 from remit_broker.config import Settings, load
 from remit_schemas.budget import parse_budget
-from remit_schemas.errors import Refusal
+from remit_schemas.errors import Code, Refusal
 from remit_schemas.names import parse_resource
 from remit_schemas.scope import parse_scope
 
@@ -84,6 +84,7 @@ def call(
     ] = None,
     budget: Annotated[str | None, typer.Option(help="What the call may cost, such as usd=0.01,calls=1.")] = None,
     ttl: Annotated[str | None, typer.Option(help="How long it may take, such as 30s.")] = None,
+    wait: Annotated[str | None, typer.Option(help="How long to wait for a person's approval, such as 10m.")] = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -99,8 +100,10 @@ def call(
         raise ConfigError(
             who, f"register one and name it: remit agents add {caller or 'NAME'}, then --as {caller or 'NAME'}"
         )
-    with _grant(settings, resource, caller, grant_file) as token:
-        wishes = {"budget": budget, "ttl": float(duration(ttl)) if ttl else None}
+    patience = duration(wait) if wait else 0
+    with _grant(settings, resource, caller, grant_file, patience) as token:
+        wishes: dict[str, Any] = {"budget": budget, "ttl": float(duration(ttl)) if ttl else None}
+        wishes["wait"] = float(patience)
         told = run_loop(_one(path, token, resource, args, wishes, lambda said: err.print(line((said, "dim")))))
     if as_json:
         say(told)
@@ -121,7 +124,7 @@ def _readable(result: Any) -> str:
 
 
 @contextmanager
-def _grant(settings: Settings, resource: str, caller: str, file: Path | None) -> Iterator[str]:
+def _grant(settings: Settings, resource: str, caller: str, file: Path | None, patience: int) -> Iterator[str]:
     """The grant in ``file``, or that of a task opened for the user of this machine and closed afterwards."""
     if file is not None:
         yield read_text(file).strip()
@@ -132,11 +135,18 @@ def _grant(settings: Settings, resource: str, caller: str, file: Path | None) ->
         "agent": caller,
         "scopes": [{"type": "remit", "resource": resource}],
         "budget": msgspec.to_builtins(parse_budget("usd=0.1,tokens=100000,calls=20")),
-        "ttl": 120,
+        "ttl": 120 + patience,
     }
     told = client.post("/api/grants", wish)
     try:
         yield told["grant"]
+    except Refusal as no:
+        if no.body.code is not Code.APPROVAL_REQUIRED or no.body.rule.startswith("client."):
+            raise
+        # The task ends with this command, and what was asked in it is void then.
+        ask = "call again with --wait 10m, and have it approved meanwhile: remit approvals list"
+        body = msgspec.structs.replace(no.body, ask=ask, approval=None, approval_url=None)
+        raise Refusal(body, no.cause) from None
     finally:
         client.post(f"/api/chains/{told['txn']}/close")
 
@@ -149,7 +159,7 @@ async def _one(
     logging.getLogger("remit").addHandler(logging.NullHandler())  # what it would say is in the answer
     try:
         async with Agent(path.stem, credentials=path).task(grant) as task:
-            run = await task.start(resource, args=args, **wishes)
+            run = await _started(task, resource, args, wishes, hear)
             async for event in run:
                 hear(str(event.message if isinstance(event, Progress) else event.data))
             told = {"txn": task.txn, "hop": run.id}
@@ -159,3 +169,20 @@ async def _one(
                 return {**told, "result": failed.value, "failed": True}
     except Refused as no:
         raise Refusal(no.body) from None
+
+
+async def _started(
+    task: Any, resource: str, args: dict[str, Any], wishes: dict[str, Any], hear: Callable[[str], None]
+) -> Any:
+    """The call as it runs; where a person has to approve it first, and somebody waits for that, once they have."""
+    from remit import Refused
+
+    patience, approval = wishes.pop("wait"), None
+    while True:
+        try:
+            return await task.start(resource, args=args, approval=approval, **wishes)
+        except Refused as no:
+            if no.approval is None or not patience:
+                raise
+            hear(f"{no.body.message}; waiting, until somebody says: remit approvals approve {no.approval}")
+            approval = await task.approved(no, patience)

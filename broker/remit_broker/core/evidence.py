@@ -1,7 +1,8 @@
 """Evidence of one chain: one file that somebody who trusts nobody here can check offline with the published keys.
 
 What it proves: every record is as it was sealed and in its place; every grant was signed by a published key, names the
-record that authorised it, and is no wider than the grant above it; the accounts add up.
+record that authorised it, and is no wider than the grant above it; the accounts add up; every decision
+about an approval was signed by a published key, and is about exactly the call that used it.
 
 What it does not prove. A record is bound by a signature where a grant names its hash, and so is everything before it,
 since each record names the one before. The records after the last grant, and the refusals, are sealed by a hash that
@@ -19,12 +20,13 @@ import msgspec
 
 from remit_broker.core.fold import Corrupt, Fold, fold_all
 from remit_broker.core.tree import GRANTS
+from remit_schemas.approval import verify as verify_decision
 from remit_schemas.bundle import verify_link
 from remit_schemas.canonical import loads
 from remit_schemas.errors import Refusal
 from remit_schemas.grant import Grant, parse, verify
 from remit_schemas.keys import KeySet
-from remit_schemas.records import HopRefused, hash_of
+from remit_schemas.records import MAX_RECORD, HopRefused, hash_of
 from remit_schemas.scope import Detail
 
 VERSION: Final = 1
@@ -83,7 +85,7 @@ def verify_evidence(evidence: Mapping[str, Any], keys: KeySet, allowed_cycles: f
         if fold is not None:
             grants, found = _grants(evidence["grants"], records, keys)
             checks += [grants, _links(found, records, allowed_cycles), _signed(found, records)]
-            checks.append(_complete(evidence["complete"], fold))
+            checks += [_approvals(records, keys), _complete(evidence["complete"], fold)]
         checks.append(_refusals(evidence["refusals"], evidence["txn"]))
     return Verdict(all(check.ok for check in checks), tuple(checks))
 
@@ -221,6 +223,42 @@ def _signed(found: Mapping[str, Grant], records: list[dict[str, Any]]) -> Check:
     rest = len(records) - 1 - last
     after = f"; the {rest} after it by hashes alone, which whoever may rewrite the file can do anew" if rest else ""
     return Check("signed", True, f"records 0 to {last} are bound by signatures{after}")
+
+
+def _approvals(records: list[dict[str, Any]], keys: KeySet) -> Check:
+    """Every decision is signed, and is about the request, the bytes, the chain and the policies that the records say.
+
+    That each was used once, in time, by the call that was approved, is a matter of the records.
+    """
+    asked: dict[str, dict[str, Any]] = {}
+    decided = used = 0
+    for raw in records:
+        if raw["kind"] == "approval.requested":
+            asked[raw["id"]] = raw
+        elif raw["kind"] == "approval.decided":
+            if why := _undecided(raw, asked[raw["id"]], keys):
+                return Check("approvals", False, f"record {raw['seq']}: {why}")
+            decided += 1
+        elif raw.get("approval"):
+            used += 1
+    return Check("approvals", True, f"{len(asked)} asked for, {decided} signed decisions, {used} used, each once")
+
+
+def _undecided(raw: dict[str, Any], asked: dict[str, Any], keys: KeySet) -> str:
+    """Why the token of a decision does not stand for its record, or nothing."""
+    try:
+        decided = verify_decision(raw["token"], keys)
+    except Refusal as no:
+        return no.body.message
+    said = loads(msgspec.json.encode(decided), max_bytes=MAX_RECORD)
+    # INVARIANT: what is signed is what is recorded (test_a_decision_that_was_changed_is_found).
+    wanted = {
+        **{name: asked[name] for name in ("tenant", "txn", "id", "resource", "args_digest", "chain")},
+        **{name: raw[name] for name in ("verdict", "who", "auth", "roles", "reason", "exp", "request")},
+        "sub": raw["user"], "revision": asked["decision"]["revision"],
+    }  # fmt: skip
+    wrong = next((name for name, value in wanted.items() if said[name] != value), "")
+    return f"the {wrong} of its token is not that of the record" if wrong else ""
 
 
 def _refusals(refusals: list[dict[str, Any]], txn: Any) -> Check:

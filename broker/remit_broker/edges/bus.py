@@ -53,7 +53,10 @@ class BusEdge:
         ports: Ports,
         attach: Callable[[Attachment], Awaitable[None]],
         published: Mapping[str, Any],
+        soon: Callable[[Callable[[], object]], object] = lambda begin: begin(),
     ) -> None:
+        """``soon`` says when what was taken in hand begins: much at once would keep the broker from hearing anything else."""
+        self._soon = soon
         self._nc, self._tenant, self._ports = nc, tenant, ports
         self._attach, self._published = attach, published
         self._running: set[asyncio.Task[Any]] = set()
@@ -176,6 +179,9 @@ class BusEdge:
 
     def _take(self, caller: str, work: Coroutine[Any, Any, Any]) -> None:
         self._in_hand[caller] += 1
+        self._soon(lambda: self._begin(caller, work))
+
+    def _begin(self, caller: str, work: Coroutine[Any, Any, Any]) -> None:
         self._spawn(work).add_done_callback(lambda _: self._give_back(caller))
 
     def _give_back(self, caller: str) -> None:
