@@ -24,11 +24,14 @@ from remit_broker.core.rates import BadRate, Rate, Rates, parse_rates
 from remit_schemas.budget import Budget, parse_budget
 from remit_schemas.errors import Refusal
 from remit_schemas.model_prices import DEAREST, DEFAULT, ModelPrice, parse_model_price
-from remit_schemas.names import is_principal
+from remit_schemas.names import DEFAULT_TENANT, is_principal, is_tenant
 
 FILE: Final = "remit.toml"
 MAX_FILE: Final = 1024 * 1024
 """Largest configuration in bytes."""
+
+MAX_TENANTS: Final = 64
+"""Each has a NATS account, a connection of every broker process to it, and its share of the server's connections."""
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
@@ -125,6 +128,10 @@ class ContentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     labels: dict[str, tuple[str, ...]] = {}
 
 
+class TenantConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[tenants.NAME]``: that there is this tenant, beside the default one, which is always there."""
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything ``remit.toml`` may say. Paths are relative to the file's folder."""
 
@@ -148,6 +155,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     tool_groups: dict[str, tuple[str, ...]] = {}
     caps: dict[str, dict[str, dict[str, str]]] = {}
     rates: dict[str, dict[str, str]] = {}
+    tenants: dict[str, TenantConfig] = {}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,9 +174,38 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     endorsers: tuple[Endorser, ...] = ()
 
     @property
+    def others(self) -> tuple[str, ...]:
+        """The tenants beside the default one, by name."""
+        return tuple(sorted(name for name in self.config.tenants if name != DEFAULT_TENANT))
+
+    @property
+    def tenants(self) -> tuple[str, ...]:
+        """Every tenant, the default one first."""
+        return (DEFAULT_TENANT, *self.others)
+
+    def require(self, tenant: str) -> None:
+        """Raises :class:`ConfigError` for a tenant that is not there."""
+        if tenant not in self.tenants:
+            raise ConfigError(
+                f"there is no tenant {tenant[:64]!r}",
+                f"there is {', '.join(self.tenants)}; [tenants] of {self.file} names them",
+            )
+
+    def servers_file_of(self, tenant: str) -> Path:
+        """Where ``remit servers add`` keeps the commands of a tenant's servers that the broker runs itself."""
+        self.require(tenant)
+        return self.file.parent / ("servers.toml" if tenant == DEFAULT_TENANT else f"servers.{tenant}.toml")
+
+    def credentials_of(self, tenant: str) -> Path:
+        """The folder of the credentials of a tenant's agents and servers."""
+        self.require(tenant)
+        folder = self.data / "credentials"
+        return folder if tenant == DEFAULT_TENANT else folder / tenant
+
+    @property
     def servers_file(self) -> Path:
-        """Where ``remit servers add`` keeps the commands of the servers the broker runs itself."""
-        return self.file.parent / "servers.toml"
+        """That of the default tenant."""
+        return self.servers_file_of(DEFAULT_TENANT)
 
     @property
     def runtime_file(self) -> Path:
@@ -177,8 +214,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def credentials(self) -> Path:
-        """The folder of agents' credentials."""
-        return self.data / "credentials"
+        """That of the default tenant."""
+        return self.credentials_of(DEFAULT_TENANT)
 
 
 def find(path: str | None) -> Path:
@@ -286,10 +323,31 @@ def _sensible(file: Path, config: Config) -> None:
                     f"{file}: tool_groups.{group!r}: {pattern!r} matches no tool",
                     "write such as mcp/bank/* or mcp/*/delete_*",
                 )
+    _tenants(file, config)
     for key, text in (("issuer", config.issuer), ("data", config.data), ("policies", config.policies)):
         if not text or not text.isprintable():
             raise ConfigError(
                 f"{file}: {key} is {text!r}", "write a text of at least one character, all of them printable"
+            )
+
+
+def _tenants(file: Path, config: Config) -> None:
+    for name in config.tenants:
+        if not is_tenant(name):
+            raise ConfigError(
+                f"{file}: tenants.{name!r} cannot name a tenant", "use [a-z0-9][a-z0-9_-]*, at most 63 characters"
+            )
+    if len({DEFAULT_TENANT, *config.tenants}) > MAX_TENANTS:
+        raise ConfigError(
+            f"{file}: {len(config.tenants)} tenants, at most {MAX_TENANTS} are served by one broker",
+            "run a second broker on a bus of its own for the others",
+        )
+    for name in config.caps.get("tenant", {}):
+        if name not in (DEFAULT_TENANT, *config.tenants):
+            known = ", ".join(sorted({DEFAULT_TENANT, *config.tenants}))
+            raise ConfigError(
+                f'{file}: caps.tenant."{name}": there is no such tenant',
+                f"tenants there are: {known}; another one is made by a table [tenants.{name}]",
             )
 
 

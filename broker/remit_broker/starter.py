@@ -94,6 +94,9 @@ auth = {auth:<22}# "local": the OS user, by the token in data/keys/local.token; 
 # "tool"."mcp/mail/*".hour = "calls=20"
 # "tenant".default.month = "usd=500"
 
+[tenants]                    # beside the one called default; each has a NATS account of its own, and names may repeat
+# "acme" = {{}}
+
 [rates]                      # other rates than those of [limits], per replica
 # "caller"."batch-*" = "1000/s, burst=2000"   # each caller's own
 # "target"."mcp/mail/*" = "20/minute, burst=5"   # one for all that it matches

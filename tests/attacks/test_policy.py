@@ -234,7 +234,7 @@ async def test_what_is_observed_is_let_through_and_recorded_as_would_deny(stage:
     assert len(msgspec.json.encode(opened)) < 4096
     await desk.observe(Observe(policy="no-reads"), "op", "enforced")
     assert (await stage.alice.error(READ, root.txn, root.grant)).rule == "no-reads"
-    history = await stage.arena.lab.broker.admin.history()
+    history = await stage.arena.lab.broker.tenants["default"].admin.history()
     mine = [(one.kind, one.name, one.who, one.why) for one in history if one.what == "observe"]
     assert mine == [("observed", "policy no-reads", "op", "trying"), ("enforced", "policy no-reads", "op", "")]
     assert told["record"] == history[-2].seq
@@ -255,7 +255,7 @@ async def test_an_exception_is_recorded_expires_and_can_be_withdrawn(
     root, other = await lab.grant("alice", "mcp/**"), await lab.grant("alice", "mcp/**", user="bob")
     body = await stage.alice.error(READ, root.txn, root.grant)
     hop = (await lab.refusals(root.txn))[0]["hop"]
-    told = await desk.allow("default", Allow(hop=hop, seconds=60, why="urgent"), "op")
+    told = await desk.allow(Allow(hop=hop, seconds=60, why="urgent"), "op")
     assert (told["rules"], told["user"], told["until"] - time.time() <= 60) == (("no-reads",), "ann", True)
     await stage.alice.call(READ, root.txn, root.grant)
     opened = [one for one in await lab.records(root.txn) if one["kind"] == "hop.opened"][-1]
@@ -265,13 +265,13 @@ async def test_an_exception_is_recorded_expires_and_can_be_withdrawn(
     await desk.withdraw(Withdraw(hop=hop), "op")
     assert (await stage.alice.error(READ, root.txn, root.grant)).rule == "no-reads"
     # By itself, too.
-    await desk.allow("default", Allow(hop=hop, seconds=60), "op")
+    await desk.allow(Allow(hop=hop, seconds=60), "op")
     await stage.alice.call(READ, root.txn, root.grant)
     ask, later = stage.alice.error, time.time() + 61
     monkeypatch.setattr(type(lab.broker.ports.clock), "now", lambda self: later)
     assert (await ask(READ, root.txn, root.grant)).rule == "no-reads"
     monkeypatch.undo()
-    kinds = [one.kind for one in await lab.broker.admin.history() if one.what == "exception"]
+    kinds = [one.kind for one in await lab.broker.tenants["default"].admin.history() if one.what == "exception"]
     assert kinds == ["allowed", "withdrawn", "allowed"]
 
 
@@ -280,10 +280,10 @@ async def test_an_exception_is_made_only_of_what_policy_refused(stage: Stage) ->
     root = await lab.grant("alice", "mcp/git/*")
     await stage.alice.error(READ, root.txn, root.grant)
     with pytest.raises(Refusal, match="no policy that could be excepted"):
-        await desk.allow("default", Allow(hop=(await lab.refusals(root.txn))[0]["hop"], seconds=60), "op")
+        await desk.allow(Allow(hop=(await lab.refusals(root.txn))[0]["hop"], seconds=60), "op")
     for hop, seconds in (("f" * 16, 60), ("f" * 16, 0), ("f" * 16, 10**9)):
         with pytest.raises(Refusal):
-            await desk.allow("default", Allow(hop=hop, seconds=seconds), "op")
+            await desk.allow(Allow(hop=hop, seconds=seconds), "op")
     assert not [one for one in desk.rulings()["exceptions"] if one["name"] == "f" * 16]
 
 
@@ -293,15 +293,13 @@ async def test_nothing_is_excepted_without_a_record(stage: Stage, monkeypatch: p
     async def down(*_: object) -> None:
         raise refusal(Code.LEDGER_UNAVAILABLE, "down", rule="admin.stream", ask="wait")
 
-    monkeypatch.setattr(type(lab.broker.admin), "append", down)
+    monkeypatch.setattr(type(lab.broker.tenants["default"].admin), "append", down)
     with pytest.raises(Refusal):
         await desk.observe(Observe(policy="no-secret-leaves"), "op", "observed")
-    assert "no-secret-leaves" not in lab.broker.policy.rulings.policies
+    assert "no-secret-leaves" not in lab.broker.policy.rulings.policies.get("default", ())
     monkeypatch.undo()
 
 
 def desk_of(stage: Stage) -> PolicyDesk:
     broker = stage.arena.lab.broker
-    return PolicyDesk(
-        broker.ports, broker.revocations, broker.admin, broker.index, lambda name: name in broker.policy.policies.rules
-    )
+    return broker.policy_desk(broker.tenants["default"])

@@ -176,7 +176,7 @@ class Run(Troubles):
         async def work(replica: Replica) -> bool:
             with contextlib.suppress(Refusal):
                 await revoke("default", jti, "op", "", replica.ports)
-                await replica.broker.revocations.announce(jti)  # type: ignore[union-attr]
+                await replica.broker.revocations.announce("default", jti)  # type: ignore[union-attr]
             return True
 
         await self._ask(work, tries=1)

@@ -106,6 +106,13 @@ def test_of_an_observed_server_nothing_is_refused_and_all_is_recorded(
     assert not engine.decide(asked(**agent)).allowed
 
 
+def test_what_one_tenant_observes_others_enforce(engine: CedarEngine):
+    for name in ("policy no-web", "server files"):
+        engine.rulings.apply(Entry(kind="observe", name=name, who="op", at=AT, state="observed", tenant="acme"))
+    assert engine.decide(asked(**WEB, tenant="acme")).decision.effect == "would_deny"
+    assert said(engine.decide(asked(**WEB))) == DENIED
+
+
 def test_an_exception_lifts_what_it_names_and_nothing_else(engine: CedarEngine):
     exempt(engine, "no-web")
     assert said(engine.decide(asked(**WEB))) == (True, "allow", ("all", f"exception.{'e' * 16}"))

@@ -98,6 +98,13 @@ class CedarEngine:
         """Whether a policy puts labels on data."""
         return self._policies.labels
 
+    def knows(self, tenant: str, name: str) -> bool:
+        """Whether there is a policy called ``name`` that a tenant may know of."""
+        sources = self._policies.sources
+        return any(
+            one.rule.id == name and (one.within.kind != "tenant" or one.within.name == tenant) for one in sources
+        )
+
     def arguments(self, target: Target, value: Any) -> Arguments:
         """What policy may see of ``value``, the arguments of ``target``; nothing where no policy looks at any."""
         return self._policies.arguments(target, value)

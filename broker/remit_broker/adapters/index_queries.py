@@ -182,6 +182,11 @@ class IndexQueries:
         rows = [*await self._all(before, (tenant, txn)), *await self._all(after, (tenant, txn))]
         return by_beginning(txn, [found for (found,) in rows])
 
+    async def open_tenants(self) -> dict[str, int]:
+        """How many tasks are open in each tenant, of those that have any."""
+        query = "SELECT tenant, count(*) FROM txn WHERE closed_at IS NULL GROUP BY tenant"
+        return dict(await self._all(query, ()))
+
     async def overdue(self, now_ms: int, grace_ms: int, limit: int = MAX_ROWS) -> list[OpenHop]:
         """Hops of all tenants that are open more than ``grace_ms`` past their deadline, the oldest first. None that is parked."""
         query = (

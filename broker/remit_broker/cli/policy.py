@@ -9,7 +9,7 @@ import typer
 
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.cli.client import BrokerClient
-from remit_broker.cli.common import REFUSED, Config, Json, command, read_json
+from remit_broker.cli.common import REFUSED, Config, Json, Tenant, command, read_json
 from remit_broker.cli.printing import line, out, say
 from remit_broker.config import load
 
@@ -95,6 +95,7 @@ def simulate(
     folder: Annotated[
         Path | None, typer.Option("--policies", help="Ask these policies instead, without a broker.")
     ] = None,
+    tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -106,7 +107,7 @@ def simulate(
     }  # fmt: skip
     if not agent:
         raise ConfigError("nobody calls", "name an agent: --as researcher")
-    told = _simulated(folder, wish) if folder else BrokerClient(load(config)).post("/api/policy/simulate", wish)
+    told = _simulated(folder, wish) if folder else BrokerClient(load(config), tenant).post("/api/policy/simulate", wish)
     if as_json:
         say(told)
     else:
@@ -153,6 +154,7 @@ def replay(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The policies to try.")],
     since: Annotated[str, typer.Option(help="Only what was decided at or after (RFC 3339).")] = "",
     limit: Annotated[int, typer.Option(min=1, help="Most kinds of change to show.")] = 20,
+    tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -166,7 +168,7 @@ def replay(
     worst = best = policies.decide
     if policies.looks_at_arguments:
         worst, best = policies.assuming("forbid").decide, policies.assuming("permit").decide
-    report = msgspec.to_builtins(replayed(history(BrokerClient(load(config)), since), worst, best))
+    report = msgspec.to_builtins(replayed(history(BrokerClient(load(config), tenant), since), worst, best))
     if as_json:
         say({**report, "revision": policies.revision})
         return
@@ -210,11 +212,12 @@ def exceptions(
         str | None, typer.Option(metavar="ID", help="End the exception that was made for this call.")
     ] = None,
     why: Annotated[str, typer.Option(help="For the record.")] = "",
+    tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """List exceptions and what is only observed, by whom and why; or end an exception."""
-    client = BrokerClient(load(config))
+    client = BrokerClient(load(config), tenant)
     if withdraw is not None:
         told = client.post("/api/policy/withdraw", {"hop": withdraw.rpartition(".")[2], "why": why})
     else:

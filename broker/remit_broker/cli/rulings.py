@@ -8,7 +8,7 @@ import typer
 
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.cli.client import BrokerClient
-from remit_broker.cli.common import Config, Json, command, duration
+from remit_broker.cli.common import Config, Json, Tenant, command, duration
 from remit_broker.cli.policy import history
 from remit_broker.cli.printing import line, out, say
 from remit_broker.config import load
@@ -29,24 +29,34 @@ def register(app: typer.Typer) -> None:
 
 @command
 def observe(
-    policy: Policy = None, server: Server = None, why: Why = "", config: Config = None, as_json: Json = False
+    policy: Policy = None,
+    server: Server = None,
+    why: Why = "",
+    tenant: Tenant = None,
+    config: Config = None,
+    as_json: Json = False,
 ) -> None:
     """Only record what would be refused, by one policy or for one server: nothing is refused by it any more."""
-    _mode("observe", policy, server, why, config, as_json)
+    _mode("observe", {"policy": policy, "server": server, "why": why}, BrokerClient(load(config), tenant), as_json)
 
 
 @command
 def enforce(
-    policy: Policy = None, server: Server = None, why: Why = "", config: Config = None, as_json: Json = False
+    policy: Policy = None,
+    server: Server = None,
+    why: Why = "",
+    tenant: Tenant = None,
+    config: Config = None,
+    as_json: Json = False,
 ) -> None:
     """Refuse again what was only observed."""
-    _mode("enforce", policy, server, why, config, as_json)
+    _mode("enforce", {"policy": policy, "server": server, "why": why}, BrokerClient(load(config), tenant), as_json)
 
 
-def _mode(word: str, policy: str | None, server: str | None, why: str, config: str | None, as_json: bool) -> None:
-    if (policy is None) is (server is None):
+def _mode(word: str, wish: dict[str, str | None], client: BrokerClient, as_json: bool) -> None:
+    if (wish["policy"] is None) is (wish["server"] is None):
         raise ConfigError("name a policy or a server", f"remit {word} --policy ID, or remit {word} --server NAME")
-    told = BrokerClient(load(config)).post(f"/api/policy/{word}", {"policy": policy, "server": server, "why": why})
+    told = client.post(f"/api/policy/{word}", wish)
     if as_json:
         say(told)
     else:
@@ -59,13 +69,14 @@ def allow(
     what: Annotated[str, typer.Argument(metavar="ID", help="A refused call, <txn>.<hop>, or a unique beginning.")],
     life: Annotated[str, typer.Option("--for", help="How long: 90s, 10m, 2h; at most 30 days.")] = "1h",
     why: Why = "",
+    tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Except calls like a refused one from the policies that refused it, for a time: same user, agent, action and resource."""
     from remit_broker.cli.chains import the_hop
 
-    client = BrokerClient(load(config))
+    client = BrokerClient(load(config), tenant)
     told = client.post("/api/policy/allow", {"hop": the_hop(client, what), "seconds": duration(life), "why": why})
     if as_json:
         say(told)
@@ -83,13 +94,16 @@ def allow(
 def suggest(
     since: Annotated[str, typer.Option(help="Only from what was decided at or after (RFC 3339).")] = "",
     agent: Annotated[str | None, typer.Option(help="Only for this agent.")] = None,
+    tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Write the least policy that permits what was observed, to stdout; what was refused is not permitted by it."""
     from remit_broker.core.suggest import suggested
 
-    pasts = [past for past in history(BrokerClient(load(config)), since) if agent in (None, past.question.caller)]
+    pasts = [
+        past for past in history(BrokerClient(load(config), tenant), since) if agent in (None, past.question.caller)
+    ]
     text = suggested(pasts)
     if not text:
         raise refusal(

@@ -38,8 +38,9 @@ class AdminRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     def tells_of(self, entry: Entry) -> bool:
         """Whether this is the record of ``entry``."""
-        mine = (self.what, self.name, self.kind, self.at, self.who, self.why, self.detail)
-        return mine == (entry.kind, entry.name, entry.state, entry.at, entry.who, entry.why, entry.detail)
+        mine = (self.tenant, self.what, self.name, self.kind, self.at, self.who, self.why, self.detail)
+        said = (entry.tenant, entry.kind, entry.name, entry.state, entry.at, entry.who, entry.why, entry.detail)
+        return mine == said
 
 
 def follow(last: AdminRecord | None, tenant: str, entry: Entry) -> AdminRecord:

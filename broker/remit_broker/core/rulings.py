@@ -21,6 +21,7 @@ DEFAULT_DENY: Final = "policy.default-deny"
 MAX_LIFE: Final = 30 * 86400
 """Longest exception in seconds."""
 
+_NONE: Final[frozenset[str]] = frozenset()
 Again = Callable[[frozenset[str], frozenset[str]], Verdict]
 """The verdict without some policies, and without the obligations of others."""
 
@@ -50,8 +51,9 @@ class Rulings:
     """What is in force. :meth:`apply` is told of every entry, in any replica in the same order."""
 
     def __init__(self) -> None:
-        self.policies: frozenset[str] = frozenset()
-        self.servers: frozenset[str] = frozenset()
+        self.policies: dict[str, frozenset[str]] = {}
+        self.servers: dict[str, frozenset[str]] = {}
+        """What is only observed, by tenant."""
         self.exempt: dict[str, Exempt] = {}
 
     def apply(self, entry: Entry) -> None:
@@ -62,14 +64,14 @@ class Rulings:
                 self.exempt[entry.name] = msgspec.json.decode(entry.detail, type=Exempt)
         elif entry.kind == "observe":
             what, _, name = entry.name.partition(" ")
-            named = self.servers if what == "server" else self.policies
-            named = named | {name} if entry.state == "observed" else named - {name}
-            self.servers, self.policies = (named, self.policies) if what == "server" else (self.servers, named)
+            table = self.servers if what == "server" else self.policies
+            named = table.get(entry.tenant, _NONE)
+            table[entry.tenant] = named | {name} if entry.state == "observed" else named - {name}
 
     @property
     def silent(self) -> bool:
         """Whether nothing was said."""
-        return not (self.policies or self.servers or self.exempt)
+        return not (any(self.policies.values()) or any(self.servers.values()) or self.exempt)
 
     def excepted(self, request: PolicyRequest) -> dict[str, str]:
         """The policies that do not refuse ``request``, and the exception that says so of each."""
@@ -84,21 +86,23 @@ def ruled(request: PolicyRequest, verdict: Verdict, again: Again, rulings: Rulin
     """
     if rulings.silent:
         return verdict
-    if request.resource.kind == "mcp" and request.resource.name in rulings.servers:
+    # INVARIANT: what one tenant only observes is enforced in every other (test_what_one_tenant_observes_others_enforce).
+    servers, observed = rulings.servers.get(request.tenant, _NONE), rulings.policies.get(request.tenant, _NONE)
+    if request.resource.kind == "mcp" and request.resource.name in servers:
         return _observed(verdict)
     excepted = rulings.excepted(request)
     lifted: set[str] = set()
     while not verdict.allowed:
         rules = set(verdict.decision.rules) or {DEFAULT_DENY}
-        if not rules <= rulings.policies | set(excepted):
+        if not rules <= observed | set(excepted):
             return verdict
         lifted |= rules
         if DEFAULT_DENY in rules:
             verdict = Verdict(allowed=True, decision=msgspec.structs.replace(verdict.decision, effect="allow"))
             break
         verdict = again(frozenset(lifted), frozenset())
-    would = lifted & rulings.policies
-    if loose := rulings.policies & set(verdict.decision.rules):
+    would = lifted & observed
+    if loose := observed & set(verdict.decision.rules):
         without = again(frozenset(lifted - {DEFAULT_DENY}), loose)
         would |= loose if _demands(without) != _demands(verdict) else set()
         verdict = without if without.allowed else verdict

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from starlette.requests import Request
 
 from remit_broker.core.history import past_of
+from remit_broker.core.issuers import Ability
 from remit_broker.core.policy import PolicyRequest, Verdict
 from remit_broker.core.revocations import Entry
 from remit_broker.core.rulings import DEFAULT_DENY, MAX_LIFE, Exempt
 from remit_broker.core.times import rfc3339
 from remit_broker.core.what_if import WhatIf, outcome_of
+from remit_broker.edges.http.guard import typed
 from remit_broker.ports import AdminLog, Index, Ports, RevocationList
 from remit_schemas.errors import Code, refusal
 from remit_schemas.names import is_principal, parse_resource
 
+if TYPE_CHECKING:
+    from remit_broker.edges.http.desk import Call
+
+Known = Callable[[str, str], bool]
+CaughtUp = Callable[[], Awaitable[None]]
 MAX_WHY: Final = 512
 PAGE: Final = 1000
 """Decisions of the past in one answer."""
@@ -48,9 +57,12 @@ class Withdraw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class PolicyDesk:
     """What operators ask about policy, and say about it."""
 
-    def __init__(self, ports: Ports, listed: RevocationList, admin: AdminLog, index: Index, known: Any) -> None:
-        """``known`` says whether a policy of an id is in force."""
-        self._ports, self._list, self._admin, self._index, self._known = ports, listed, admin, index, known
+    def __init__(
+        self, tenant: str, ports: Ports, kept: tuple[RevocationList, AdminLog, Index], known: Known, caught_up: CaughtUp
+    ) -> None:
+        """Of one tenant. ``known`` says whether a tenant may know of a policy of that id, ``caught_up`` waits for the index."""
+        self._tenant, self._ports, self._known, self._caught_up = tenant, ports, known, caught_up
+        self._list, self._admin, self._index = kept
 
     def simulate(self, wish: WhatIf) -> dict[str, Any]:
         """What policy would say, with what the registry knows of agent and target in place of what is not said."""
@@ -67,14 +79,15 @@ class PolicyDesk:
                 "target_tier": target.tier, "tool_groups": target.groups, "readOnly": hints.read_only,
                 "destructive": hints.destructive, "idempotent": hints.idempotent, "openWorld": hints.open_world,
             }  # fmt: skip
-        wish = msgspec.structs.replace(wish, **fields)
+        wish = msgspec.structs.replace(wish, tenant=self._tenant, **fields)
         args = ports.policy.arguments(target, wish.args) if target is not None and wish.args else None
         request = wish.question(args)
         return told(request, ports.policy.decide(request), known=target is not None)
 
-    async def history(self, tenant: str, after: int, kind: str) -> dict[str, Any]:
+    async def history(self, after: int, kind: str) -> dict[str, Any]:
         """Decisions of the past in order, a page of them, and where the next one begins (None: there is none)."""
-        rows = await self._index.decisions(tenant, after, kind, PAGE)
+        await self._caught_up()
+        rows = await self._index.decisions(self._tenant, after, kind, PAGE)
         pasts = [past for seq, raw, user in rows if (past := past_of(raw, user, seq)) is not None]
         return {"decisions": pasts, "next": rows[-1][0] if len(rows) == PAGE else None, "looked_at": len(rows)}
 
@@ -96,7 +109,7 @@ class PolicyDesk:
             raise refusal(
                 Code.MALFORMED, "name a policy or a server", rule="observe.what", ask="one of policy and server"
             )
-        if wish.policy is not None and not self._known(wish.policy) and state == "observed":
+        if wish.policy is not None and not self._known(self._tenant, wish.policy) and state == "observed":
             raise refusal(
                 Code.UNKNOWN_TARGET, f"no policy has the id {wish.policy[:64]!r}", rule="observe.unknown",
                 ask="remit policy check lists them",
@@ -109,10 +122,11 @@ class PolicyDesk:
                     ask="remit servers list",
                 )  # fmt: skip
         name = f"policy {wish.policy}" if wish.policy is not None else f"server {wish.server}"
-        entry = Entry(kind="observe", name=name, who=who, at=self._now(), why=wish.why[:MAX_WHY], state=_state(state))
+        at, why = self._now(), wish.why[:MAX_WHY]
+        entry = Entry(kind="observe", name=name, who=who, at=at, why=why, state=_state(state), tenant=self._tenant)
         return await self._say(entry, first=state == "observed")
 
-    async def allow(self, tenant: str, wish: Allow, who: str) -> dict[str, Any]:
+    async def allow(self, wish: Allow, who: str) -> dict[str, Any]:
         """For a time, what refused a call does not refuse its like: the same user, agent, action and resource.
 
         Refuses UNKNOWN_TARGET for a call that was not refused, CONFLICT where what refused it was not a policy.
@@ -124,7 +138,8 @@ class PolicyDesk:
                 rule="allow.for",
                 ask="choose another --for",
             )
-        raw = await self._index.refusal(tenant, wish.hop)
+        await self._caught_up()
+        raw = await self._index.refusal(self._tenant, wish.hop)
         if raw is None:
             raise refusal(
                 Code.UNKNOWN_TARGET,
@@ -141,11 +156,12 @@ class PolicyDesk:
             )
         asked = past.question
         exempt = Exempt(
-            hop=past.hop, tenant=tenant, action=asked.action, user=asked.user, caller=asked.caller,
+            hop=past.hop, tenant=self._tenant, action=asked.action, user=asked.user, caller=asked.caller,
             resource=str(asked.resource), rules=past.rules or (DEFAULT_DENY,), until=int(self._ports.clock.now()) + wish.seconds,
         )  # fmt: skip
         entry = Entry(
             kind="exception", name=past.hop, who=who, at=self._now(), why=wish.why[:MAX_WHY], state="allowed",
+            tenant=self._tenant,
             detail=msgspec.json.encode(exempt).decode(),
         )  # fmt: skip
         return {**await self._say(entry, first=True), **msgspec.to_builtins(exempt)}
@@ -215,3 +231,54 @@ def _lives(entry: Entry, now: int) -> bool:
 
 def _state(name: str) -> Any:
     return "observed" if name == "observed" else "enforced"
+
+
+# Routes
+
+
+async def _simulate(request: Request, at: Call) -> Any:
+    return at.desk.policy.simulate(await typed(request, WhatIf))
+
+
+async def _decisions(request: Request, at: Call) -> Any:
+    wanted = {key: value for key, value in request.query_params.items() if key != "tenant"}
+    after, kind = wanted.pop("after", "0"), wanted.pop("kind", "opened")
+    if wanted or not (after.isascii() and after.isdigit() and len(after) < 16) or kind not in ("opened", "refused"):
+        raise refusal(
+            Code.MALFORMED, "decisions are asked for by kind and after", rule="api.query",
+            ask="kind is opened or refused, after the number that the page before ended with",
+        )  # fmt: skip
+    return await at.desk.policy.history(int(after), kind)
+
+
+async def _rulings(request: Request, at: Call) -> Any:
+    return at.desk.policy.rulings()
+
+
+async def _observe(request: Request, at: Call) -> Any:
+    return await at.desk.policy.observe(await typed(request, Observe), at.who, "observed")
+
+
+async def _enforce(request: Request, at: Call) -> Any:
+    return await at.desk.policy.observe(await typed(request, Observe), at.who, "enforced")
+
+
+async def _allow(request: Request, at: Call) -> Any:
+    return await at.desk.policy.allow(await typed(request, Allow), at.who)
+
+
+async def _withdraw(request: Request, at: Call) -> Any:
+    return await at.desk.policy.withdraw(await typed(request, Withdraw), at.who)
+
+
+ROUTES: Final[tuple[tuple[str, str, Ability, Callable[[Request, Call], Awaitable[Any]]], ...]] = (
+    ("POST", "/api/policy/simulate", "read", _simulate),
+    ("GET", "/api/policy/decisions", "read", _decisions),
+    ("GET", "/api/policy/rulings", "read", _rulings),
+    ("POST", "/api/policy/observe", "operate", _observe),
+    ("POST", "/api/policy/enforce", "operate", _enforce),
+    ("POST", "/api/policy/allow", "operate", _allow),
+    ("POST", "/api/policy/withdraw", "operate", _withdraw),
+)
+READS: Final = (_simulate, _observe, _enforce, _allow, _withdraw)
+"""Those that read a body."""
