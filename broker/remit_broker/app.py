@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
+import functools
 import json
 import logging
 import os
@@ -30,7 +30,6 @@ from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.adapters.kick import Cutter
 from remit_broker.adapters.kv_accounts import KvAccounts
 from remit_broker.adapters.ledger_suspicion import SECONDS as CERTAIN
-from remit_broker.adapters.limits import callers, targets
 from remit_broker.adapters.mint import HmacDigester, KeyMint
 from remit_broker.adapters.nats_bus import NatsBus
 from remit_broker.adapters.nats_checks import require_servers
@@ -38,34 +37,39 @@ from remit_broker.adapters.nats_connect import Connections, connect_all
 from remit_broker.adapters.nats_evict import Evictor
 from remit_broker.adapters.nats_presence import Connected
 from remit_broker.adapters.observer import OtlpSpans, RecordObserver
+from remit_broker.adapters.outbound import Outbound
 from remit_broker.adapters.pace import Pace
 from remit_broker.adapters.private_files import private_folder, write_private
 from remit_broker.adapters.refusal_stream import RefusalStream
+from remit_broker.adapters.registries import Registries
 from remit_broker.adapters.registry import KvRegistry
 from remit_broker.adapters.revocations import KvRevocations
 from remit_broker.adapters.sqlite_index import SqliteIndex
 from remit_broker.adapters.stream_tail import Regressed
 from remit_broker.adapters.tasks import ended
 from remit_broker.adapters.world import Failpoints, RandomIds, SystemClock
-from remit_broker.config import Settings, default_rates
+from remit_broker.config import Settings
+from remit_broker.core.addresses import network
 from remit_broker.core.effective import ineffective
 from remit_broker.core.evidence import export
 from remit_broker.core.revocations import Entry
 from remit_broker.edges.attach.servers_file import ServersFileError
-from remit_broker.edges.attach.supervisor import ServerSupervisor
 from remit_broker.edges.bus import BusEdge
 from remit_broker.edges.callout import Admitted
 from remit_broker.edges.http import development
 from remit_broker.edges.http.api import Api
 from remit_broker.edges.http.app import HttpServer, application
+from remit_broker.edges.http.desk import Desk
 from remit_broker.gate import answer_callout
 from remit_broker.health import Health
-from remit_broker.hop.parts import PartsRoom
+from remit_broker.notices import Notices
 from remit_broker.ports import Limits, Ports
 from remit_broker.premises import Place, bind_http, embed
+from remit_broker.tenants import Tenant, without_tenant
 from remit_broker.upkeep import Upkeep
-from remit_schemas.errors import Code, Refusal, refusal
+from remit_schemas.errors import Code, refusal
 from remit_schemas.keys import KeySet
+from remit_schemas.names import DEFAULT_TENANT, Jti
 
 log = logging.getLogger("remit")
 
@@ -114,7 +118,7 @@ class Broker:
         server = self._bind_http() if self.place.edge else None
         self.observer = self._observe()
         self.bus = self.place.bus or config.bus.url or await self._embed()
-        self.nats = await connect_all(self.bus, self.keys, self._bus_error)
+        self.nats = await connect_all(self.bus, self.keys, self._bus_error, settings.others)
         on_exit.push_async_callback(_close, self.nats)
         if config.bus.url:
             await require_servers(self.nats, config.bus.replicas)
@@ -132,25 +136,39 @@ class Broker:
         ledger = self.ledger
         self.observer.watch("remit_ledger_races", "Appends before which another replica's came", lambda: ledger.races)
         self.observer.watch("remit_ledger_ambiguous", "Attempts to append without an answer", lambda: ledger.ambiguous)
-        self.registry = KvRegistry(settings.prices, settings.labels, settings.endorsers, config.tool_groups)
-        await self.registry.start(self.nats.core.jetstream(), config.bus.replicas, self.observer.fault)
-        on_exit.push_async_callback(self.registry.stop)
+        self._new_registry = functools.partial(
+            KvRegistry, settings.prices, settings.labels, settings.endorsers, config.tool_groups
+        )
+        self.registries = Registries(self._new_registry(tenant=tenant) for tenant in settings.tenants)
+        await self.registries.start(self.nats.core.jetstream(), config.bus.replicas, self.observer.fault)
+        on_exit.push_async_callback(self.registries.stop)
         self.revocations = KvRevocations(SystemClock(), self.observer.fault, self.replica)
         on_exit.push_async_callback(self.revocations.stop)
         await self.revocations.start(self.nats.core.jetstream(), config.bus.replicas)
-        self.admin = await AdminStream.start(self.nats.core, "default", config.bus.replicas)
-        await self.admin.catch_up(self.revocations.entries())
         await self._callout()
-        self.ports = await self._wire()
+        await self._wire()
         await self._speak()
         if server is not None:
             await self._project()
         await self._take_requests()
         if server is not None:
             await self._serve(server)
-            self._task(Upkeep(self.index, self.ports, self.revocations, config.limits).run())
+            self._task(Upkeep(self.index, self.ports_of, self.revocations, config.limits).run())
+            self._notify()
             self._announce()
+            for name, count in (await self.health.removed_tenants()).items():
+                log.warning("tenant %s is in the configuration no more, but %d of its tasks are open", name, count)
         await self.health.start()
+
+    def _notify(self) -> None:
+        """Tell the webhook of requests for approvals, if there is one."""
+        asked = self.settings.config.approvals
+        if asked.webhook:
+            outbound = Outbound(map(network, asked.webhook_allow))
+            notices = Notices(asked.webhook, outbound, self.index, self.ports)
+            self.observer.watch("remit_webhook_sent", "Requests for approvals that were told", lambda: notices.sent)
+            self.observer.watch("remit_webhook_failed", "Attempts to tell one that failed", lambda: notices.failed)
+            self._task(notices.run())
 
     def _bind_http(self) -> HttpServer:
         held = self.place.http
@@ -194,14 +212,20 @@ class Broker:
         bus, limits = self.settings.config.bus, self.settings.config.limits
         if bus.callout == "process":
             return
-        self.connected = Connected(self.nats.sys, limits.connections_per_agent, SystemClock(), clustered=bool(bus.url))
+        self.connected = Connected(
+            self.nats.sys,
+            limits.connections_per_agent,
+            SystemClock(),
+            clustered=bool(bus.url),
+            tenants=self.settings.tenants,
+        )
         await self.connected.start(self.observer.fault)
         self._stack.push_async_callback(self.connected.stop)
-        admitted = Admitted(self.registry, self.revocations, self.connected)
+        admitted = Admitted(self.registries, self.revocations, self.connected)
         callout = await answer_callout(self.nats.auth, self.keys, admitted, bus, self.bus)
         self._stack.push_async_callback(callout.stop)
 
-    async def _wire(self) -> Ports:
+    async def _wire(self) -> None:
         config, clock = self.settings.config, SystemClock()
         self.refusals = await RefusalStream.start(self.nats.core, replicas=config.bus.replicas)
         self._stack.push_async_callback(self.refusals.stop)
@@ -219,36 +243,26 @@ class Broker:
         await arguments.start(
             self.nats.core.jetstream(), config.bus.replicas, config.approvals.ttl, config.results.bytes
         )
-        self._tenant_bus = bus = NatsBus(self.nats.bus, self.replica, self.nats.core, self._pace.soon)
-        await bus.start()
-        self._enforce(bus)
         published = KeySet.from_jwks(self.keys.jwks())
         self.health.issuers = issuers = identity.issuers(config, self.place.url or self.http, clock)
-        return Ports(
-            clock=clock,
-            ids=RandomIds(),
-            ledger=self.ledger,
-            refusals=self.refusals,
-            bus=bus,
-            registry=self.registry,
-            revocations=self.revocations,
-            policy=CedarEngine.load(self.settings.policies),
-            detectors=ContentDetectors(
+        common = {
+            "ids": RandomIds(),
+            "ledger": self.ledger,
+            "refusals": self.refusals,
+            "policy": CedarEngine.load(self.settings.policies),
+            "detectors": ContentDetectors(
                 presidio(config.content.presidio, config.content.presidio_language), config.limits.result_bytes
             ),
-            schemas=JsonSchemas(),
-            mint=KeyMint(config.issuer, self.keys.signing, published, clock),
-            digester=HmacDigester(self.keys.digest_key),
-            rates=callers(clock, default_rates(config.limits)[0], self.settings.rates.caller),
-            target_rates=targets(clock, default_rates(config.limits)[1], self.settings.rates.target),
-            accounts=self.accounts,
-            results=self.results,
-            arguments=arguments,
-            room=PartsRoom(config.limits.result_bytes),
-            observer=self.observer,
-            failpoints=Failpoints(),
-            environment=config.policy.environment,
-            limits=Limits(
+            "schemas": JsonSchemas(),
+            "mint": KeyMint(config.issuer, self.keys.signing, published, clock),
+            "digester": HmacDigester(self.keys.digest_key),
+            "accounts": self.accounts,
+            "results": self.results,
+            "arguments": arguments,
+            "observer": self.observer,
+            "failpoints": Failpoints(),
+            "environment": config.policy.environment,
+            "limits": Limits(
                 hop_ttl=config.limits.hop_ttl,
                 concurrency=config.limits.concurrency,
                 replica_silence=config.limits.replica_silence,
@@ -259,46 +273,52 @@ class Broker:
                 allowed_cycles=self.settings.cycles,
                 labels=self.settings.labels,
             ),
-            identities=issuers,
-        )
+            "identities": issuers,
+        }
+        self.tenants = {name: await self._tenant(name) for name in self.settings.tenants}
+        for tenant in self.tenants.values():
+            tenant.wire(common, self.settings, clock)
+        self._enforce()
 
-    def _enforce(self, bus: NatsBus) -> None:
+    async def _tenant(self, name: str) -> Tenant:
+        bus = NatsBus(self.nats.of(name), self.replica, self.nats.core, self._pace.soon, tenant=name)
+        await bus.start()
+        revocations = self.revocations.of(name)
+        admin = await AdminStream.start(self.nats.core, name, self.settings.config.bus.replicas)
+        await admin.catch_up([entry for entry in revocations.entries() if entry.tenant == name])
+        return Tenant(name, bus, self.registries.of(name), revocations, admin)
+
+    @property
+    def ports(self) -> Ports:
+        """Those of the default tenant."""
+        return self.tenants[DEFAULT_TENANT].ports
+
+    @property
+    def registry(self) -> KvRegistry:
+        """That of the default tenant."""
+        return self.registries.of(DEFAULT_TENANT)
+
+    def ports_of(self, tenant: str) -> Ports:
+        """Those of any tenant, also of one that is in the configuration no more: its tasks come to their end."""
+        if (found := self.tenants.get(tenant)) is not None:
+            return found.ports
+        return without_tenant(self.ports, self._new_registry(tenant=tenant))
+
+    def _enforce(self) -> None:
         """What is revoked ends where it runs: hops of this replica are withdrawn, connections of an agent cut."""
-        evict = Evictor(self.nats.sys, clustered=bool(self.settings.config.bus.url))
-        # INVARIANT: a name that is removed or given another key keeps no connection of the old one
-        # (test_whoever_holds_the_old_key_of_a_name_is_nobody_under_the_new_one).
-        self.registry.evict = evict
-        cutter = Cutter(evict, self.observer.fault)
+        cutter = Cutter(self.observer.fault)
         self._stack.push_async_callback(cutter.stop)
+        for tenant in self.tenants.values():
+            evict = Evictor(self.nats.sys, clustered=bool(self.settings.config.bus.url), tenant=tenant.name)
+            tenant.evict_by(evict)
+            self.revocations.on_entry(functools.partial(_heard, tenant, cutter, evict))
+            tenant.bus.on_suspect = functools.partial(_suspect, tenant, cutter)
 
-        def heard(entry: Entry) -> None:
-            bus.withdraw(entry)
-            if entry.state == "revoked" and entry.kind in ("agent", "tenant"):
-                cutter.cut(lambda: self._cut_off(entry))
+        def grant(name: str, jti: Jti) -> None:
+            if (tenant := self.tenants.get(name)) is not None:
+                tenant.bus.suspect(jti.txn)
 
-        self.revocations.on_entry(heard)
-
-        bus.on_suspect = lambda txn: cutter.begin(self._withdraw(bus, txn))
-        self.revocations.on_grant = lambda jti: bus.suspect(jti.txn)
-
-    def _cut_off(self, entry: Entry) -> list[str]:
-        """Whose connections a revocation ends, as long as it is in force."""
-        if entry.kind == "agent":
-            return [entry.name] if self.revocations.agent(entry.name) else []
-        if not self.revocations.tenant(entry.name):
-            return []
-        return [principal.name for principal in self.registry.principals() if principal.tenant == entry.name]
-
-    async def _withdraw(self, bus: NatsBus, txn: str) -> None:
-        """End the hops of this replica below a grant that was revoked; the ledger says which they are."""
-        try:
-            fold = await self.ledger.newest("default", txn)
-        except Refusal as error:
-            self.observer.fault("withdraw", error)
-            return
-        for hop, queue in bus.running(txn):
-            if fold.is_revoked(hop):
-                queue.withdraw("the grant or one above it was revoked", "grant.revoked")
+        self.revocations.on_grant = grant
 
     async def _project(self) -> None:
         self.index = await SqliteIndex.open(self.settings.data / "index" / "index.db")
@@ -333,10 +353,13 @@ class Broker:
 
     async def _take_requests(self) -> None:
         told = {**self.published(), "models": msgspec.to_builtins(self.settings.models)}
-        edge = BusEdge(self.nats.bus, "default", self.ports, self.registry.attach, told, self._pace.soon)
-        self._tenant_bus.on_input, self._tenant_bus.on_unwanted = edge.on_input, edge.on_unwanted
-        await edge.start()
-        self._stack.push_async_callback(edge.stop, self.settings.config.limits.drain)
+        edges = []
+        for name, tenant in self.tenants.items():
+            edge = BusEdge(self.nats.of(name), name, tenant.ports, tenant.registry.attach, told, self._pace.soon)
+            await tenant.take_requests(edge)
+            edges.append(edge)
+        drain = self.settings.config.limits.drain
+        self._stack.push_async_callback(lambda: asyncio.gather(*(edge.stop(drain) for edge in edges)))
 
     def published(self) -> dict[str, Any]:
         """What an agent needs: the issuer and the public keys to verify grants with, and how long a connection lives."""
@@ -344,27 +367,22 @@ class Broker:
         return {"issuer": config.issuer, "jwks": self.keys.jwks(), "connection_seconds": config.bus.connection_ttl}
 
     async def _serve(self, server: HttpServer) -> None:
-        self._supervisor = supervisor = ServerSupervisor(
-            self.settings.servers_file, lambda name: self.settings.credentials / f"{name}.json"
-        )
         try:
-            await supervisor.start()
+            for tenant in self.tenants.values():
+                self._stack.push_async_callback(await tenant.run_servers(self.settings))
         except ServersFileError as bad:
             raise ConfigError(str(bad), "mend the file, or move it away and use: remit servers add") from None
-        self._stack.push_async_callback(supervisor.stop)
         extras = {
             "published": self.published(),
             "evidence": self.evidence,
-            "servers": self.servers,
-            "reload": self.reload_servers,
             "caught_up": self.caught_up,
             "status": self.health.status,
             "budgets": self.accounts.report,
-            "revocations": self.revocations,
-            "admin": self.admin,
+            "fault": self.observer.fault,
         }
+        desks = [Desk(one.name, one.ports, one.registry, one.kill(self.index), one) for one in self.tenants.values()]
         operator = identity.operator(self.settings.config, self.keys, self.ports.identities)
-        api = Api(self.ports, self.registry, self.index, operator, extras)
+        api = Api(desks, self.index, operator, extras)
         routes = api.routes()
         if provider := identity.dev_issuer(self.settings.config, self.keys, self.http, SystemClock()):
             routes += development.routes(provider, self.observer.fault)
@@ -375,24 +393,13 @@ class Broker:
         )
         self._stack.push_async_callback(server.stop)
 
-    async def evidence(self, txn: str) -> dict[str, Any]:
+    async def evidence(self, tenant: str, txn: str) -> dict[str, Any]:
         """The evidence of one txn. Refuses UNKNOWN_TARGET."""
         await self.caught_up()
-        entries = await self.index.chain("default", txn)
+        entries = await self.index.chain(tenant, txn)
         if not entries:
             raise refusal(Code.UNKNOWN_TARGET, f"no txn {txn}", rule="api.unknown-txn", ask="remit chains lists them")
-        return export(entries, await self.index.refusals("default", txn), self.keys.jwks())
-
-    def servers(self) -> list[dict[str, Any]]:
-        """The servers the broker runs itself, and how they are."""
-        return [dataclasses.asdict(state) for state in self._supervisor.states()]
-
-    async def reload_servers(self) -> None:
-        """Run what servers.toml says now. Refuses MALFORMED, and then nothing changes."""
-        try:
-            await self._supervisor.reload()
-        except ServersFileError as bad:
-            raise refusal(Code.MALFORMED, str(bad), rule="servers.file", ask="mend the file, then try again") from None
+        return export(entries, await self.index.refusals(tenant, txn), self.keys.jwks())
 
     def _task(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -420,3 +427,15 @@ async def _close(connections: Connections) -> None:
     for connection in connections:
         with contextlib.suppress(Exception):
             await connection.close()
+
+
+def _heard(tenant: Tenant, cutter: Cutter, evict: Evictor, entry: Entry) -> None:
+    if entry.kind != "all" and entry.tenant != tenant.name:
+        return
+    tenant.bus.withdraw(entry)
+    if entry.state == "revoked" and entry.kind in ("agent", "tenant"):
+        cutter.cut(evict, lambda: tenant.cut_off(entry))
+
+
+def _suspect(tenant: Tenant, cutter: Cutter, txn: str) -> None:
+    cutter.begin(tenant.withdraw(txn))

@@ -15,6 +15,7 @@ import msgspec
 import msgspec.inspect
 
 from remit_broker.adapters.errors import ConfigError
+from remit_broker.core.addresses import network
 from remit_broker.core.caps import BadCap, Caps, parse_caps
 from remit_broker.core.extraction import Endorser, TooWide, parse_endorser
 from remit_broker.core.issuers import LOOPBACK, BadIssuer, DevelopmentConfig, IssuerConfig, check_issuers
@@ -24,11 +25,14 @@ from remit_broker.core.rates import BadRate, Rate, Rates, parse_rates
 from remit_schemas.budget import Budget, parse_budget
 from remit_schemas.errors import Refusal
 from remit_schemas.model_prices import DEAREST, DEFAULT, ModelPrice, parse_model_price
-from remit_schemas.names import is_principal
+from remit_schemas.names import DEFAULT_TENANT, is_principal, is_tenant
 
 FILE: Final = "remit.toml"
 MAX_FILE: Final = 1024 * 1024
 """Largest configuration in bytes."""
+
+MAX_TENANTS: Final = 64
+"""Each has a NATS account, a connection of every broker process to it, and its share of the server's connections."""
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
@@ -93,13 +97,16 @@ class ApprovalsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """Approvals by people: a request waits for ``ttl`` seconds, an approval can be used for ``use`` seconds.
 
     With ``four_eyes`` nobody approves a call that is made on their own behalf, whatever policy says. ``url`` is where approvers
-    find the broker, if not at ``http``.
+    find the broker, if not at ``http``. ``webhook`` is told of each request; ``webhook_allow`` are networks that are not public and
+    may be sent to all the same, such as ``10.1.0.0/16``.
     """
 
     ttl: Annotated[float, msgspec.Meta(ge=1, le=28_800)] = 3600.0
     use: Annotated[float, msgspec.Meta(ge=1, le=28_800)] = 900.0
     four_eyes: bool = False
     url: str = ""
+    webhook: str = ""
+    webhook_allow: tuple[str, ...] = ()
 
 
 class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -125,6 +132,10 @@ class ContentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     labels: dict[str, tuple[str, ...]] = {}
 
 
+class TenantConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[tenants.NAME]``: that there is this tenant, beside the default one, which is always there."""
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything ``remit.toml`` may say. Paths are relative to the file's folder."""
 
@@ -148,6 +159,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     tool_groups: dict[str, tuple[str, ...]] = {}
     caps: dict[str, dict[str, dict[str, str]]] = {}
     rates: dict[str, dict[str, str]] = {}
+    tenants: dict[str, TenantConfig] = {}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,9 +178,38 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     endorsers: tuple[Endorser, ...] = ()
 
     @property
+    def others(self) -> tuple[str, ...]:
+        """The tenants beside the default one, by name."""
+        return tuple(sorted(name for name in self.config.tenants if name != DEFAULT_TENANT))
+
+    @property
+    def tenants(self) -> tuple[str, ...]:
+        """Every tenant, the default one first."""
+        return (DEFAULT_TENANT, *self.others)
+
+    def require(self, tenant: str) -> None:
+        """Raises :class:`ConfigError` for a tenant that is not there."""
+        if tenant not in self.tenants:
+            raise ConfigError(
+                f"there is no tenant {tenant[:64]!r}",
+                f"there is {', '.join(self.tenants)}; [tenants] of {self.file} names them",
+            )
+
+    def servers_file_of(self, tenant: str) -> Path:
+        """Where ``remit servers add`` keeps the commands of a tenant's servers that the broker runs itself."""
+        self.require(tenant)
+        return self.file.parent / ("servers.toml" if tenant == DEFAULT_TENANT else f"servers.{tenant}.toml")
+
+    def credentials_of(self, tenant: str) -> Path:
+        """The folder of the credentials of a tenant's agents and servers."""
+        self.require(tenant)
+        folder = self.data / "credentials"
+        return folder if tenant == DEFAULT_TENANT else folder / tenant
+
+    @property
     def servers_file(self) -> Path:
-        """Where ``remit servers add`` keeps the commands of the servers the broker runs itself."""
-        return self.file.parent / "servers.toml"
+        """That of the default tenant."""
+        return self.servers_file_of(DEFAULT_TENANT)
 
     @property
     def runtime_file(self) -> Path:
@@ -177,8 +218,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def credentials(self) -> Path:
-        """The folder of agents' credentials."""
-        return self.data / "credentials"
+        """That of the default tenant."""
+        return self.credentials_of(DEFAULT_TENANT)
 
 
 def find(path: str | None) -> Path:
@@ -267,6 +308,15 @@ def _sensible(file: Path, config: Config) -> None:
         raise ConfigError(f"{file}: traces.endpoint is {traces!r}", "write http://HOST:PORT, or leave it empty")
     if (url := config.approvals.url) and not _is_url(url, ("http", "https")):
         raise ConfigError(f"{file}: approvals.url is {url!r}", "write https://HOST, or leave it empty")
+    if (hook := config.approvals.webhook) and (not _is_url(hook, ("http", "https")) or "@" in urlsplit(hook).netloc):
+        raise ConfigError(f"{file}: approvals.webhook is {hook!r}", "write https://HOST/PATH, or leave it empty")
+    for net in config.approvals.webhook_allow:
+        try:
+            network(net)
+        except ValueError as error:
+            raise ConfigError(
+                f"{file}: approvals.webhook_allow: {error}", "write such as 10.1.0.0/16 or 127.0.0.1/32"
+            ) from None
     if config.bus.replicas > 1 and not config.bus.url:
         raise ConfigError(
             f"{file}: bus.replicas is {config.bus.replicas}, but the embedded NATS server is one",
@@ -286,10 +336,31 @@ def _sensible(file: Path, config: Config) -> None:
                     f"{file}: tool_groups.{group!r}: {pattern!r} matches no tool",
                     "write such as mcp/bank/* or mcp/*/delete_*",
                 )
+    _tenants(file, config)
     for key, text in (("issuer", config.issuer), ("data", config.data), ("policies", config.policies)):
         if not text or not text.isprintable():
             raise ConfigError(
                 f"{file}: {key} is {text!r}", "write a text of at least one character, all of them printable"
+            )
+
+
+def _tenants(file: Path, config: Config) -> None:
+    for name in config.tenants:
+        if not is_tenant(name):
+            raise ConfigError(
+                f"{file}: tenants.{name!r} cannot name a tenant", "use [a-z0-9][a-z0-9_-]*, at most 63 characters"
+            )
+    if len({DEFAULT_TENANT, *config.tenants}) > MAX_TENANTS:
+        raise ConfigError(
+            f"{file}: {len(config.tenants)} tenants, at most {MAX_TENANTS} are served by one broker",
+            "run a second broker on a bus of its own for the others",
+        )
+    for name in config.caps.get("tenant", {}):
+        if name not in (DEFAULT_TENANT, *config.tenants):
+            known = ", ".join(sorted({DEFAULT_TENANT, *config.tenants}))
+            raise ConfigError(
+                f'{file}: caps.tenant."{name}": there is no such tenant',
+                f"tenants there are: {known}; another one is made by a table [tenants.{name}]",
             )
 
 

@@ -11,15 +11,18 @@ from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.keyfiles import new_user_seed
 from remit_broker.adapters.private_files import private_folder, read_private, write_private
 from remit_broker.core import nkey
-from remit_schemas.names import Kind
+from remit_schemas.names import DEFAULT_TENANT, Kind
 
 
-def credentials_file(folder: Path, name: str, kind: Kind, known: Mapping[str, Any]) -> tuple[Path, str]:
+def credentials_file(
+    folder: Path, name: str, kind: Kind, known: Mapping[str, Any], tenant: str = DEFAULT_TENANT
+) -> tuple[Path, str]:
     """Draw an nkey and write the credentials file (0600) of ``name``; the path and the public key, which is all that is told."""
     seed = new_user_seed()
     path = folder / f"{name}.json"
     private_folder(path.parent, create=True)
-    write_private(path, json.dumps({"agent": name, "kind": kind, **known, "nkey_seed": seed}, indent=1).encode())
+    told = {"agent": name, "kind": kind, "tenant": tenant, **known, "nkey_seed": seed}
+    write_private(path, json.dumps(told, indent=1).encode())
     return path, nkey.public_of("U", seed)
 
 

@@ -21,6 +21,7 @@ from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.adapters.nats_checks import require_callout, require_servers
 from remit_broker.adapters.nats_connect import Connections, connect_all
 from remit_broker.adapters.nats_presence import Connected
+from remit_broker.adapters.registries import Registries
 from remit_broker.adapters.registry import KvRegistry
 from remit_broker.adapters.revocations import KvRevocations
 from remit_broker.adapters.world import SystemClock
@@ -78,12 +79,12 @@ class Gate:
     async def _start(self) -> None:
         bus = self._settings.config.bus
         keys = KeyFiles.open(self._settings.data)
-        nats = await connect_all(self._url, keys, self._bus_error)
+        nats = await connect_all(self._url, keys, self._bus_error, self._settings.others)
         self._stack.push_async_callback(_close, nats)
         if bus.url:
             await require_servers(nats, bus.replicas)
         js = nats.core.jetstream()
-        registry = KvRegistry({})
+        registry = Registries(KvRegistry({}, tenant=tenant) for tenant in self._settings.tenants)
         await registry.start(js, bus.replicas, _fault)
         self._stack.push_async_callback(registry.stop)
         revocations = KvRevocations(SystemClock(), _fault, self.name)
@@ -91,7 +92,7 @@ class Gate:
         self._stack.push_async_callback(revocations.stop)
         await revocations.start(js, bus.replicas)
         most = self._settings.config.limits.connections_per_agent
-        connected = Connected(nats.sys, most, SystemClock(), clustered=bool(bus.url))
+        connected = Connected(nats.sys, most, SystemClock(), clustered=bool(bus.url), tenants=self._settings.tenants)
         await connected.start(_fault)
         self._stack.push_async_callback(connected.stop)
         callout = await answer_callout(nats.auth, keys, Admitted(registry, revocations, connected), bus, self._url)

@@ -27,9 +27,11 @@ from remit_broker.adapters.revocations import KvRevocations
 from remit_broker.adapters.sqlite_index import SqliteIndex
 from remit_broker.config import Settings
 from remit_broker.core.exposition import merged
+from remit_broker.core.revocations import Entry
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.pipeline import STAGES
 from remit_broker.premises import Place
+from remit_schemas.names import DEFAULT_TENANT
 
 METRICS: Final = "remit.metrics"
 """Subject in the broker's own account on which the replicas of a group are asked for their metrics."""
@@ -38,6 +40,7 @@ GATHER: Final = 1.0
 
 RULING: Final = (
     "issuer", "limits", "policy", "prices", "labels", "endorsers", "content", "tool_groups", "caps", "rates",
+    "tenants",
     "issuers", "development",
 )  # fmt: skip
 """Tables of the configuration that decide what happens: replicas must agree on them."""
@@ -142,13 +145,18 @@ class Health:
     def problems(self) -> dict[str, str]:
         """What is wrong, by part, without its private causes: anybody on this machine may ask. ``/api/status`` says why."""
         wrong = {part: told for part, (told, cause) in self.troubles().items() if cause}
-        for name, connection in self._nats._asdict().items():
+        for name, connection in self._nats.named().items():
             if not connection.is_connected:
-                wrong[f"bus.{name}"] = "not connected"
+                wrong[f"bus.{name.partition('.')[0]}"] = "not connected"  # tenants are not named to everybody
         return wrong
 
-    async def status(self) -> dict[str, Any]:
-        """What runs, read from what runs: the NATS server says how it syncs, the stream how often it is replicated."""
+    async def status(self, tenant: str | None = None) -> dict[str, Any]:
+        """What runs, read from what runs: the NATS server says how it syncs, the stream how often it is replicated.
+
+        With ``tenant``, what somebody may know to whom only that one's matters are told.
+        """
+        if tenant is not None:
+            return await self._of_tenant(tenant)
         answer = await self._nats.sys.request("$SYS.REQ.SERVER.PING.JSZ", b'{"config":true}', timeout=2)
         config = json.loads(answer.data)["data"].get("config", {})
         always = bool(config.get("sync_always"))
@@ -170,14 +178,34 @@ class Health:
                 "development": self._settings.config.development.issuer,
             },
             "paused": msgspec.to_builtins(revocations.paused) if revocations else None,
-            "revoked": [str(one) for one in revocations.entries() if one.state == "revoked"] if revocations else [],
+            "revoked": [_named(one) for one in revocations.entries() if one.state == "revoked"] if revocations else [],
             "replicas": self.replicas(),
             "orphans": await self.orphans(),
+            "tenants": list(self._settings.tenants),
+            "removed_tenants": await self.removed_tenants(),
             "group": self.group(),
             "index": {"position": self.index.position, "ledger": self.ledger.high}
             if self.index and self.ledger
             else None,
         }
+
+    async def _of_tenant(self, tenant: str) -> dict[str, Any]:
+        """INVARIANT: no name and no count of another tenant (test_an_operator_of_one_tenant_reaches_no_other)."""
+        revocations = self.revocations
+        mine = revocations.of(tenant).entries() if revocations else []
+        return {
+            "version": __version__,
+            "policy": self.policy(),
+            "paused": revocations is not None and revocations.paused is not None,
+            "revoked": [str(one) for one in mine if one.state == "revoked" and one.kind != "all"],
+        }
+
+    async def removed_tenants(self) -> dict[str, int]:
+        """Tenants that the configuration names no more, and how many tasks of each are open still."""
+        if self.index is None:
+            return {}
+        there = await self.index.open_tenants()
+        return {tenant: count for tenant, count in there.items() if tenant not in self._settings.tenants}
 
     async def metrics(self) -> bytes:
         """This replica's metrics; of a group, those of all that answer, told apart by the label ``replica``."""
@@ -200,3 +228,7 @@ class Health:
 
     async def _on_metrics(self, message: Msg) -> None:
         await self._nats.core.publish(message.reply, self._observer.metrics(), headers={"Replica": self._replica})
+
+
+def _named(entry: Entry) -> str:
+    return str(entry) if entry.tenant == DEFAULT_TENANT else f"{entry} of tenant {entry.tenant}"

@@ -51,11 +51,12 @@ async def embed(settings: Settings, keys: KeyFiles, died: Died) -> EmbeddedServe
     bus, last = settings.config.bus, settings.runtime_file.with_name("bus.port")
     private_folder(last.parent, create=True)
     port = bus.port or _same_port(last)
-    server = EmbeddedServer(keys, Options(port=port, sync=bus.sync), died)
+    server = EmbeddedServer(keys, Options(port=port, sync=bus.sync, tenants=settings.others), died)
     await server.start()
     # Agents that run, and credentials that were handed out, look for the bus where it was.
     write_private(last, str(urlsplit(server.url).port).encode())
-    move_bus(settings.credentials, server.url)
+    for tenant in settings.tenants:
+        move_bus(settings.credentials_of(tenant), server.url)
     return server
 
 

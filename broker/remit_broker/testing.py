@@ -19,8 +19,13 @@ from remit_broker.credentials import credentials_file
 from remit_broker.hop.txn import Delegation, Opened, open_txn
 from remit_broker.starter import write_policies
 from remit_schemas.budget import Budget, parse_budget
-from remit_schemas.names import Kind
+from remit_schemas.names import DEFAULT_TENANT, Kind
 from remit_schemas.scope import Scope, parse_scope
+
+
+def seed_name(name: str, tenant: str) -> str:
+    """By what :attr:`Lab.seeds` has the seed of a principal."""
+    return name if tenant == DEFAULT_TENANT else f"{tenant}/{name}"
 
 
 class Lab:
@@ -36,12 +41,17 @@ class Lab:
         """The bus."""
         return self.broker.bus
 
-    async def agent(self, name: str, tier: str = "standard", kind: Kind = "agent") -> Path:
+    async def agent(
+        self, name: str, tier: str = "standard", kind: Kind = "agent", tenant: str = DEFAULT_TENANT
+    ) -> Path:
         """Register an agent or server; the path of its credentials file."""
         known = {"bus": self.url, **self.broker.published()}
-        path, public = credentials_file(self.folder / "credentials", name, kind, known)
-        self.seeds[name] = json.loads(path.read_text(encoding="utf-8"))["nkey_seed"]
-        await self.broker.registry.add(Principal(name=name, kind=kind, nkey=public, tier=tier))
+        folder = self.folder / "credentials" / ("" if tenant == DEFAULT_TENANT else tenant)
+        path, public = credentials_file(folder, name, kind, known, tenant)
+        seed = json.loads(path.read_text(encoding="utf-8"))["nkey_seed"]
+        self.seeds[seed_name(name, tenant)] = seed
+        principal = Principal(name=name, kind=kind, nkey=public, tier=tier, tenant=tenant)
+        await self.broker.registries.of(tenant).add(principal)
         return path
 
     async def grant(
@@ -54,12 +64,13 @@ class Lab:
         max_depth: int = 8,
         roles: Sequence[str] = (),
         groups: Sequence[str] = (),
+        tenant: str = DEFAULT_TENANT,
     ) -> Opened:
         """Open a txn for ``user`` and give ``to`` its root grant."""
         amount = parse_budget(budget) if isinstance(budget, str) else budget
         return await open_txn(
             Delegation(
-                tenant="default",
+                tenant=tenant,
                 user=user,
                 agent=to,
                 scope=Scope.of(parse_scope(text) for text in scopes),
@@ -70,18 +81,18 @@ class Lab:
                 roles=tuple(roles),
                 groups=tuple(groups),
             ),
-            self.broker.ports,
+            self.broker.ports_of(tenant),
         )
 
-    async def records(self, txn: str) -> list[dict[str, Any]]:
+    async def records(self, txn: str, tenant: str = DEFAULT_TENANT) -> list[dict[str, Any]]:
         """The records of a txn in order, as the index has them after everything written so far."""
         await self.broker.caught_up()
-        return [entry["record"] for entry in await self.broker.index.chain("default", txn)]
+        return [entry["record"] for entry in await self.broker.index.chain(tenant, txn)]
 
-    async def refusals(self, txn: str) -> list[dict[str, Any]]:
+    async def refusals(self, txn: str, tenant: str = DEFAULT_TENANT) -> list[dict[str, Any]]:
         """The calls refused under a txn."""
         await self.broker.caught_up()
-        return await self.broker.index.refusals("default", txn)
+        return await self.broker.index.refusals(tenant, txn)
 
 
 @asynccontextmanager

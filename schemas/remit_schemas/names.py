@@ -27,6 +27,9 @@ _ESCAPE = re.compile(r"=([0-9A-F]{2})")
 RESERVED: Final = frozenset({"remit", "new", "broker"})
 """Names no agent or server may have: they stand for the broker itself or for 'no txn yet' in subjects."""
 
+DEFAULT_TENANT: Final = "default"
+"""The tenant that is always there."""
+
 
 def is_principal(name: str) -> bool:
     """Whether ``name`` may name an agent or a server (``[a-z0-9][a-z0-9_-]*``, at most 63 characters, not reserved)."""

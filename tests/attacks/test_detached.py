@@ -223,12 +223,12 @@ async def test_nothing_is_detached_for_what_is_revoked(stage: Stage, monkeypatch
     class AfterOpen:
         def hit(self, name: str) -> None:
             if name == "open":
-                revocations._revoked.apply(entry)
+                revocations.revoked_in("default").apply(entry)
 
     monkeypatch.setattr(type(stage.arena.lab.broker.ports.failpoints), "hit", AfterOpen.hit)
     body = await stage.bob.error(REVIEW, root.txn, bob.grant, detach=True)
     monkeypatch.undo()
-    revocations._revoked.apply(msgspec.structs.replace(entry, state="reinstated"))
+    revocations.revoked_in("default").apply(msgspec.structs.replace(entry, state="reinstated"))
     assert body.code == "GRANT_REVOKED"
     opened, closed = (await stage.arena.lab.records(root.txn))[-2:]
     assert (opened["kind"], closed["kind"], closed["spent"]["calls"]) == ("hop.opened", "hop.closed", 1)

@@ -185,7 +185,7 @@ async def test_no_private_cause_leaves_with_the_evidence(tmp_path: Path, monkeyp
         monkeypatch.setattr(lab.broker.ports.detectors, "scan", fault, raising=False)
         assert (await alice.error(WEB, root.txn, root.grant)).code == "INTERNAL"
         assert "secret-place" in (await lab.refusals(root.txn))[0]["cause"], "operators see it"
-        evidence = await lab.broker.evidence(root.txn)
+        evidence = await lab.broker.evidence("default", root.txn)
         assert len(evidence["refusals"]) == 1 and "secret-place" not in json.dumps(evidence)
         keys = KeySet.from_jwks(lab.broker.keys.jwks())
         assert verify_evidence(evidence, keys, frozenset()).verified

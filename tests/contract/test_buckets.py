@@ -95,10 +95,10 @@ async def until(condition: Any, seconds: float) -> bool:
 async def test_what_one_replica_revokes_the_others_know_within_two_seconds(store: Store) -> None:
     one, two = await revocations(store, "r0"), await revocations(store, "r1")
     await one.put(revoked("leaf"))
-    assert one.check(("leaf",), "") is not None
-    assert await until(lambda: two.check(("leaf",), "") is not None, 2.0) and two.fresh
+    assert one.of("default").check(("leaf",), "") is not None
+    assert await until(lambda: two.of("default").check(("leaf",), "") is not None, 2.0) and two.fresh
     late = await revocations(store, "r2")
-    assert late.check(("leaf",), "") is not None
+    assert late.of("default").check(("leaf",), "") is not None
     for replica in (one, two, late):
         await replica.stop()
 
@@ -110,5 +110,5 @@ async def test_silence_is_noticed_and_ends(store: Store) -> None:
     await store.kill()
     assert await until(lambda: not one.fresh, 3.0)
     await store.start()
-    assert await until(lambda: one.fresh, 15.0) and one.check(("leaf",), "") is not None
+    assert await until(lambda: one.fresh, 15.0) and one.of("default").check(("leaf",), "") is not None
     await one.stop()

@@ -106,7 +106,10 @@ def test_a_callout_that_cannot_hear_lets_nobody_in():
         def tenant(self, name: str) -> None:
             return None
 
-        def take(self, name: str) -> str:
+        def of(self, tenant: str) -> Deaf:
+            return self
+
+        def take(self, name: str, tenant: str) -> str:
             return ""
 
         def by_nkey(self, public: str) -> None:

@@ -72,7 +72,7 @@ async def test_connections_whose_end_nobody_told_are_found_gone_when_somebody_is
         await lab.agent("greedy")
         connected = lab.broker.connected
         for number in range(3):
-            connected._live["greedy"].add(("a server that was killed", number))
+            connected._live["BUS", "greedy"].add(("a server that was killed", number))
         with pytest.raises(nats.errors.Error):
             await RawAgent(lab, "greedy", "agent").connect()
         await until(lab, "greedy", 0)

@@ -59,7 +59,7 @@ async def test_an_agent_that_reports_no_cost_is_unmetered(tmp_path: Path) -> Non
         silent_end = ends["silent"]
         assert "unmetered" in hop_line(begun[silent_end["hop"]], [silent_end]).plain
         assert "unmetered" not in hop_line(begun[ends["plain"]["hop"]], [ends["plain"]]).plain
-        evidence = json.dumps(await lab.broker.evidence(opened.txn))
+        evidence = json.dumps(await lab.broker.evidence("default", opened.txn))
         assert evidence.count('"unmetered": true') == 1
         one, end = parse_record(begun[silent_end["hop"]]), parse_record(silent_end)
         assert isinstance(one, HopOpened) and isinstance(end, HopClosed)

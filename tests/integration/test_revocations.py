@@ -103,7 +103,7 @@ async def test_a_revoked_agent_is_refused_at_every_replica(tmp_path: Path) -> No
             lab.broker.revocations._heard.clear()  # nobody cuts anything
         await say(first, "agent", "alice")
         async with asyncio.timeout(2):
-            await until(lambda: second.broker.revocations.agent("alice") is not None)
+            await until(lambda: second.broker.revocations.of("default").agent("alice") is not None)
         bodies = [await alice.error(READ, root.txn, root.grant) for _ in range(16)]
         assert {(body.code, body.rule) for body in bodies} == {("GRANT_REVOKED", "revoked.agent")}
         records = [await arena.refused.until(hop=bodies[0].hop)]
@@ -143,9 +143,9 @@ async def test_a_connection_let_in_just_before_the_mark_is_cut_too(arena: Arena)
     await lab.agent("late")
     heard, lab.broker.revocations._heard = lab.broker.revocations._heard, []
     await say(lab, "agent", "late")
-    revoked = lab.broker.revocations._revoked.last.pop(("agent", "late"))
+    revoked = lab.broker.revocations.revoked_in("default").last.pop(("agent", "late"))
     late = await arena.agent("late")
-    lab.broker.revocations._revoked.apply(revoked)
+    lab.broker.revocations.revoked_in("default").apply(revoked)
     for tell in heard:
         tell(revoked)
     await until(lambda: late.nc.is_closed)
@@ -200,7 +200,7 @@ async def test_what_is_revoked_between_opening_and_dispatch_is_not_sent(
     class AfterOpen:
         def hit(self, name: str) -> None:
             if name == "open":
-                revocations._revoked.apply(Entry(kind="tool", name=READ, who="ops", at=""))
+                revocations.revoked_in("default").apply(Entry(kind="tool", name=READ, who="ops", at=""))
 
     monkeypatch.setattr(type(lab.broker.ports.failpoints), "hit", AfterOpen.hit)
     frames = await alice.call(READ, root.txn, root.grant)
@@ -308,7 +308,7 @@ async def test_revocations_are_there_after_a_restart(tmp_path: Path) -> None:
         await lab.agent("alice")
         await say(lab, "agent", "alice")
     async with running_broker(tmp_path) as lab:
-        entry = lab.broker.revocations.agent("alice")
+        entry = lab.broker.revocations.of("default").agent("alice")
         assert entry is not None and entry.who == "ops"
 
 

@@ -170,7 +170,7 @@ async def test_a_hop_that_opens_just_before_its_grant_is_revoked_is_cancelled(
 
     async def same_world(*_: Any) -> None:
         await revoke("default", jti(root), "ops", "late", lab.broker.ports)
-        await lab.broker.revocations.announce(jti(root))
+        await lab.broker.revocations.announce("default", jti(root))
         await until(lambda: root.txn in lab.broker.ports.bus._suspect)  # type: ignore[attr-defined]
 
     monkeypatch.setattr("remit_broker.hop.dispatch._same_world", same_world)
@@ -248,17 +248,17 @@ async def test_an_append_without_an_answer_is_recorded_once(lab: Lab, monkeypatc
 async def test_what_was_stopped_and_not_recorded_is_recorded_at_the_next_start(tmp_path: Path) -> None:
     async with running_broker(tmp_path) as lab:
         await lab.agent("alice")
-        append = lab.broker.admin.append
+        append = lab.broker.tenants["default"].admin.append
 
         async def away(entry: Entry) -> Any:
             raise refusal("LEDGER_UNAVAILABLE", "away", rule="admin.stream", ask="")  # type: ignore[arg-type]
 
-        lab.broker.admin.append = away  # type: ignore[method-assign]
+        lab.broker.tenants["default"].admin.append = away  # type: ignore[method-assign]
         answer = await asked(lab, "POST", "/api/revocations", {"agent": "alice", "why": "now"})
         body = answer.json()
         assert (body["error"]["rule"], body["error"]["effect"]) == ("revoke.unrecorded", "happened"), body
-        assert lab.broker.revocations.agent("alice") is not None, "it is stopped all the same"
-        lab.broker.admin.append = append  # type: ignore[method-assign]
+        assert lab.broker.revocations.of("default").agent("alice") is not None, "it is stopped all the same"
+        lab.broker.tenants["default"].admin.append = append  # type: ignore[method-assign]
         assert (await asked(lab, "GET", "/api/revocations")).json()["history"] == []
     for _ in range(2):
         async with running_broker(tmp_path) as lab:
@@ -273,10 +273,10 @@ async def test_nothing_is_reinstated_without_a_record(lab: Lab) -> None:
     async def away(entry: Entry) -> Any:
         raise refusal("LEDGER_UNAVAILABLE", "away", rule="admin.stream", ask="")  # type: ignore[arg-type]
 
-    lab.broker.admin.append = away  # type: ignore[method-assign]
+    lab.broker.tenants["default"].admin.append = away  # type: ignore[method-assign]
     answer = await asked(lab, "POST", "/api/revocations/reinstate", {"agent": "alice"})
     assert answer.status_code == 503
-    assert lab.broker.revocations.agent("alice") is not None
+    assert lab.broker.revocations.of("default").agent("alice") is not None
 
 
 async def test_a_changed_record_of_an_operator_is_found(lab: Lab) -> None:
@@ -284,7 +284,7 @@ async def test_a_changed_record_of_an_operator_is_found(lab: Lab) -> None:
     for _ in range(2):
         await told(lab, "/api/revocations", agent="alice", why="mine")
         await told(lab, "/api/revocations/reinstate", agent="alice")
-    records = await lab.broker.admin.history()
+    records = await lab.broker.tenants["default"].admin.history()
     assert broken(records) is None
     for number in range(4):
         other = msgspec.structs.replace(records[number], why="yours")
@@ -305,7 +305,7 @@ async def test_no_agent_reaches_the_records_of_operators(arena: Arena) -> None:
     with contextlib.suppress(TimeoutError, nats.errors.Error):
         await ear.next_msg(0.2)
     await alice.nc.flush()
-    assert await arena.lab.broker.admin.history() == []
+    assert await arena.lab.broker.tenants["default"].admin.history() == []
     assert any("permissions violation" in error.lower() for error in alice.errors)
 
 

@@ -249,17 +249,19 @@ class NatsServer:
     def announce(self, peer: Peer, what: str) -> None:
         """An event of the system account."""
         if peer.who is not None and self.up:
-            event = {"server": {"id": self.id}, "client": {"id": peer.cid, "user": peer.who[1]}}
+            event = {"server": {"id": self.id}, "client": {"id": peer.cid, "user": peer.who[1], "acc": peer.who[0]}}
             self.route(self.account("SYS"), f"$SYS.ACCOUNT.{peer.who[0]}.{what}", "", b"", json.dumps(event).encode())
 
     def _system(self, _: Peer | None, subject: str, reply: str, __: bytes, data: bytes) -> bool:
         """Who is connected, and ending a connection."""
         answer: dict[str, Any] = {"server": {"id": self.id}, "data": {}}
         if subject == "$SYS.REQ.SERVER.PING.CONNZ":
-            names = {
-                peer.cid: peer.who[1] for peer in self.peers.values() if peer.who is not None and peer.who[0] == "BUS"
-            }
-            answer["data"]["connections"] = [{"cid": cid, "authorized_user": name} for cid, name in names.items()]
+            account = json.loads(data)["acc"]
+            answer["data"]["connections"] = [
+                {"cid": peer.cid, "authorized_user": peer.who[1], "account": account}
+                for peer in self.peers.values()
+                if peer.who is not None and peer.who[0] == account
+            ]
         elif subject.endswith(".KICK"):
             peer = self.peers.get(json.loads(data)["cid"])
             if peer is not None:

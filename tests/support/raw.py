@@ -19,7 +19,7 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from remit_broker.testing import Lab
+from remit_broker.testing import Lab, seed_name
 from remit_schemas import subjects
 from remit_schemas.budget import Budget
 from remit_schemas.envelope import (
@@ -35,7 +35,7 @@ from remit_schemas.envelope import (
     parse_frame,
 )
 from remit_schemas.errors import ErrorBody
-from remit_schemas.names import Kind, parse_resource
+from remit_schemas.names import DEFAULT_TENANT, Kind, parse_resource
 
 SECONDS = 4.0
 LETTERS = string.ascii_letters + string.digits
@@ -94,8 +94,8 @@ Handler = Callable[[Taken], Awaitable[None]]
 class RawAgent:
     """One connection with the credentials of one principal. ``errors`` are what the NATS server said to it."""
 
-    def __init__(self, lab: Lab, name: str, kind: Kind) -> None:
-        self.lab, self.name, self.kind = lab, name, kind
+    def __init__(self, lab: Lab, name: str, kind: Kind, tenant: str = DEFAULT_TENANT) -> None:
+        self.lab, self.name, self.kind, self.tenant = lab, name, kind, tenant
         self.connection = connection_name()
         self.errors: list[str] = []
         self.handlers: dict[str, Handler] = {}
@@ -110,7 +110,7 @@ class RawAgent:
         self._nc = await nats.connect(
             self.lab.url,
             name=self.connection,
-            nkeys_seed_str=self.lab.seeds[self.name],
+            nkeys_seed_str=self.lab.seeds[seed_name(self.name, self.tenant)],
             inbox_prefix=f"_INBOX_{self.name}.{self.connection}",
             error_cb=self._error,
             allow_reconnect=False,
@@ -298,13 +298,15 @@ class Arena:
         self.lab, self.refused, self._stack = lab, refused, stack
         self._count = 0
 
-    async def agent(self, name: str = "", kind: Kind = "agent", tier: str = "standard") -> RawAgent:
+    async def agent(
+        self, name: str = "", kind: Kind = "agent", tier: str = "standard", tenant: str = DEFAULT_TENANT
+    ) -> RawAgent:
         """Register a principal (without a name: one that nobody else has) and connect as it."""
         self._count += 1
         name = name or f"{kind}{self._count}"
-        if name not in self.lab.seeds:
-            await self.lab.agent(name, tier, kind)
-        raw = await RawAgent(self.lab, name, kind).connect()
+        if seed_name(name, tenant) not in self.lab.seeds:
+            await self.lab.agent(name, tier, kind, tenant)
+        raw = await RawAgent(self.lab, name, kind, tenant).connect()
         self._stack.push_async_callback(raw.close)
         return raw
 

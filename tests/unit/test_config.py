@@ -79,6 +79,7 @@ def test_the_starter_shows_every_key_with_its_default(file: Path) -> None:
             "tool_groups",
             "caps",
             "rates",
+            "tenants",
             "issuers",
             "development",
             "beside_real",

@@ -13,6 +13,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from remit_broker.ports import at_once
+from remit_schemas.names import DEFAULT_TENANT
 
 SUBJECT: Final = "remit.ended"
 KEPT: Final = 4096
@@ -24,15 +25,18 @@ At = tuple[str, str]
 class Endings:
     """One replica's ear and voice. The ledger decides what has ended; this only makes it quick."""
 
-    def __init__(self, core: Client, heard: Callable[[At], None]) -> None:
-        """``core`` is a connection in the CORE account; ``heard`` is told the txn and the hop, and must not wait."""
-        self._core, self._heard = core, heard
+    def __init__(self, core: Client, heard: Callable[[At], None], tenant: str = DEFAULT_TENANT) -> None:
+        """``core`` is a connection in the CORE account; ``heard`` is told the txn and the hop, and must not wait.
+
+        Heard are the endings of one tenant alone.
+        """
+        self._core, self._heard, self._tenant = core, heard, tenant
         self._lately: OrderedDict[At, None] = OrderedDict()
         self._waiting: dict[At, list[asyncio.Future[None]]] = {}
 
     async def start(self) -> None:
         """Listen."""
-        await self._core.subscribe(f"{SUBJECT}.*.*.*", cb=self._on_ended, pending_msgs_limit=-1)
+        await self._core.subscribe(f"{SUBJECT}.{self._tenant}.*.*", cb=self._on_ended, pending_msgs_limit=-1)
 
     def __contains__(self, at: object) -> bool:
         """Whether it was said lately that this hop has ended."""

@@ -14,16 +14,22 @@ PASSES: Final = (0.0, 0.5, 1.0, 1.0, 1.5, 2.0)
 proving oneself (2 s), so one look is not enough."""
 
 
-class Cutter:
-    """Has the connections of principals ended, by ``evict``, for as long as one may still be coming in."""
+Evict = Callable[..., Awaitable[None]]
+"""Ends the connections of principals of one tenant."""
 
-    def __init__(self, evict: Callable[..., Awaitable[None]], fault: Callable[[str, BaseException], None]) -> None:
-        self._evict, self._fault = evict, fault
+
+class Cutter:
+    """Has the connections of principals ended, for as long as one may still be coming in."""
+
+    def __init__(self, fault: Callable[[str, BaseException], None]) -> None:
+        self._fault = fault
         self._running: set[asyncio.Task[None]] = set()
 
-    def cut(self, who: Callable[[], Collection[str]]) -> None:
-        """Begin to cut the connections of those that ``who`` names, again and again for a few seconds, while it names any."""
-        self.begin(self._cut(who))
+    def cut(self, evict: Evict, who: Callable[[], Collection[str]]) -> None:
+        """Begin to cut, by ``evict``, the connections of those that ``who`` names, again and again for a few seconds, while it
+        names any.
+        """
+        self.begin(self._cut(evict, who))
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
         """Do ``work`` beside everything else; :meth:`stop` ends it."""
@@ -35,13 +41,13 @@ class Cutter:
         """End what has begun."""
         await ended(*self._running)
 
-    async def _cut(self, who: Callable[[], Collection[str]]) -> None:
+    async def _cut(self, evict: Evict, who: Callable[[], Collection[str]]) -> None:
         for seconds in PASSES:
             await asyncio.sleep(seconds)
             if not (names := who()):
                 return
             try:
                 # What is reinstated meanwhile comes back, and stays.
-                await self._evict(*names, still=lambda: bool(who()))
+                await evict(*names, still=lambda: bool(who()))
             except Refusal as error:
                 self._fault("kick", error)

@@ -31,7 +31,7 @@ from remit_schemas.envelope import (
     parse_frame,
 )
 from remit_schemas.errors import Code, ErrorBody, Refusal, refusal
-from remit_schemas.names import Resource, is_connection
+from remit_schemas.names import DEFAULT_TENANT, Resource, is_connection
 
 BACKLOG = 1024
 """Frames that may wait for one hop; a callee that sends faster than its caller is served loses progress, never its end."""
@@ -174,12 +174,14 @@ class _Listening:
 class NatsBus:
     """One replica on one tenant's account."""
 
-    def __init__(self, nc: Client, replica: str, core: Client, soon: Soon = _now) -> None:
+    def __init__(
+        self, nc: Client, replica: str, core: Client, soon: Soon = _now, *, tenant: str = DEFAULT_TENANT
+    ) -> None:
         """``nc`` is a connection in the tenant's account, ``core`` one in the broker's own; ``soon`` sets the pace of frames."""
-        self.replica = replica
+        self.replica, self.tenant = replica, tenant
         self.soon = soon
         self._nc = nc
-        self._endings = Endings(core, self._on_ended)
+        self._endings = Endings(core, self._on_ended, tenant)
         self._open: dict[tuple[str, str, str], FrameQueue] = {}
         # Cancelled before their callee said that it had started: the word is passed on when it does.
         self._unwanted: OrderedDict[tuple[str, str, str], None] = OrderedDict()
@@ -282,7 +284,7 @@ class NatsBus:
 
     def withdraw(self, entry: Entry) -> None:
         """End the running hops of this replica that depend on what was revoked: each asks its callee to stop, and is closed."""
-        if entry.state != "revoked":
+        if entry.state != "revoked" or (entry.kind != "all" and entry.tenant != self.tenant):
             return
         revoked, rule = Revoked(), "paused" if entry.kind == "all" else f"revoked.{entry.kind}"
         revoked.apply(entry)

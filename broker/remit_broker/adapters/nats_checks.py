@@ -20,9 +20,10 @@ from remit_broker.adapters.nats_config import AUTH_ACCOUNT, CORE_ACCOUNT, MAX_PA
 from remit_broker.adapters.nats_connect import Connections
 from remit_broker.adapters.nats_system import ask_all, ask_one
 from remit_broker.core import callout_probe
-from remit_broker.core.bus_permissions import BUS_ACCOUNT
+from remit_broker.core.bus_permissions import account_of
+from remit_schemas.names import DEFAULT_TENANT
 
-ACCOUNTS: Final = {"core": CORE_ACCOUNT, "bus": BUS_ACCOUNT, "auth": AUTH_ACCOUNT, "sys": SYS_ACCOUNT}
+ACCOUNTS: Final = {"core": CORE_ACCOUNT, "auth": AUTH_ACCOUNT, "sys": SYS_ACCOUNT}
 NO_JETSTREAM: Final = (10039, 10076)
 """Not for this account; not on this server."""
 PROBE_SECONDS: Final = 4.0
@@ -51,7 +52,7 @@ async def require_servers(connections: Connections, replicas: int) -> Servers:
     found = await _asked(connections)
     for check in (_versions, _payload):
         check(found, connections)
-    for name, connection in connections._asdict().items():
+    for name, connection in connections.named().items():
         await _account(connections.sys, name, connection)
     await _jetstream(connections.core)
     _peers(found, replicas)
@@ -97,10 +98,9 @@ async def _account(sys: Client, name: str, connection: Client) -> None:
         account = told["connections"][0].get("account")
     except (TimeoutError, nats.errors.Error, OSError, LookupError, TypeError):
         raise ServiceError(f"the NATS server does not say in which account the {name} user is", "try again") from None
-    if account != ACCOUNTS[name]:
-        raise ConfigError(
-            f"the broker's {name} user is in the account {account}; it must be in {ACCOUNTS[name]}", PRINT
-        )
+    wanted = ACCOUNTS.get(name) or account_of(name.removeprefix("bus.") if name != "bus" else DEFAULT_TENANT)
+    if account != wanted:
+        raise ConfigError(f"the broker's {name} user is in the account {account}; it must be in {wanted}", PRINT)
 
 
 async def _jetstream(core: Client) -> None:

@@ -6,12 +6,13 @@ A pure function from values to text. There is no secret in it: users are public 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
 
-from remit_broker.core.bus_permissions import BUS_ACCOUNT, CALLOUT_QUEUE, CALLOUT_SUBJECT, NEVER
+from remit_broker.core.bus_permissions import CALLOUT_QUEUE, CALLOUT_SUBJECT, NEVER, account_of
+from remit_schemas.names import DEFAULT_TENANT
 
 Sync = Literal["always", "default"]
 """``always``: an acknowledged record survives a power cut. ``default``: the server's two minutes; only with three replicas."""
@@ -32,7 +33,10 @@ SYS_ACCOUNT: Final = "SYS"
 
 
 class PublicKeys(msgspec.Struct, frozen=True, kw_only=True):
-    """Public nkeys: the callout's issuer (``A…``) and curve key (``X…``), and the broker's user in each account (``U…``)."""
+    """Public nkeys: the callout's issuer (``A…``) and curve key (``X…``), and the broker's user in each account (``U…``).
+
+    ``bus`` is that in the account of the default tenant, ``tenants`` those in the accounts of the others, by tenant.
+    """
 
     issuer: str
     xkey: str
@@ -40,6 +44,7 @@ class PublicKeys(msgspec.Struct, frozen=True, kw_only=True):
     bus: str
     auth: str
     sys: str
+    tenants: Mapping[str, str] = {}
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,7 +112,7 @@ def settings(config: ServerConfig) -> dict[str, Any]:
             "auth_callout": {
                 "issuer": keys.issuer,
                 "account": AUTH_ACCOUNT,
-                "auth_users": [keys.core, keys.bus, keys.auth, keys.sys],
+                "auth_users": [keys.core, keys.bus, keys.auth, keys.sys, *keys.tenants.values()],
                 "xkey": keys.xkey,
             },
         },
@@ -129,17 +134,27 @@ def _cluster(cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def _accounts(keys: PublicKeys, bus_connections: int) -> dict[str, Any]:
+def _accounts(keys: PublicKeys, connections: int) -> dict[str, Any]:
+    tenants = {DEFAULT_TENANT: keys.bus, **keys.tenants}
+    # INVARIANT: one tenant leaves room for the connections of the others
+    # (test_a_tenant_cannot_use_up_the_connections_of_another).
+    each = max(1, connections // len(tenants))
     return {
         SYS_ACCOUNT: {"users": [{"nkey": keys.sys}]},
         CORE_ACCOUNT: {"jetstream": "enabled", "users": [{"nkey": keys.core}]},
         AUTH_ACCOUNT: {
             "users": [_user(keys.auth, publish={"allow": _AUTH_PUBLISH}, subscribe={"allow": _AUTH_SUBSCRIBE})]
         },
-        BUS_ACCOUNT: {
-            "limits": {"max_connections": bus_connections},
-            "users": [_user(keys.bus, publish={"deny": _BUS_DENY_PUBLISH}, subscribe={"deny": NEVER})],
-        },
+        # INVARIANT: a tenant is an account of its own, which imports and exports nothing
+        # (test_nothing_that_one_tenant_says_is_heard_by_another).
+        **{account_of(tenant): _bus_account(nkey, each) for tenant, nkey in tenants.items()},
+    }
+
+
+def _bus_account(nkey: str, connections: int) -> dict[str, Any]:
+    return {
+        "limits": {"max_connections": connections},
+        "users": [_user(nkey, publish={"deny": _BUS_DENY_PUBLISH}, subscribe={"deny": NEVER})],
     }
 
 

@@ -12,8 +12,9 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from remit_broker.adapters.nats_system import ask_all
-from remit_broker.core.bus_permissions import BUS_ACCOUNT
+from remit_broker.core.bus_permissions import account_of
 from remit_schemas.errors import Code, Refusal, refusal
+from remit_schemas.names import DEFAULT_TENANT
 
 SECONDS: Final = 2.0
 """How long the servers have to answer, and a connection to be gone."""
@@ -24,10 +25,10 @@ PAGE: Final = 1024
 
 
 class Evictor:
-    """Ends the connections of principals, on every server. ``sys`` is a connection in the system account."""
+    """Ends the connections of principals of a tenant, on every server. ``sys`` is a connection in the system account."""
 
-    def __init__(self, sys: Client, clustered: bool = False) -> None:
-        self._sys, self._clustered = sys, clustered
+    def __init__(self, sys: Client, clustered: bool = False, tenant: str = DEFAULT_TENANT) -> None:
+        self._sys, self._clustered, self._account = sys, clustered, account_of(tenant)
 
     async def __call__(self, *names: str, still: Callable[[], bool] = lambda: True) -> None:
         """End all connections that were let in as one of ``names``; returns when there are none. Refuses LEDGER_UNAVAILABLE.
@@ -50,7 +51,7 @@ class Evictor:
 
     async def _connections(self, names: Collection[str]) -> list[tuple[str, int]]:
         """(server id, connection id) of live connections of ``names``: of very many the first, and as long as there are any."""
-        wanted = {"auth": True, "acc": BUS_ACCOUNT, "limit": PAGE}
+        wanted = {"auth": True, "acc": self._account, "limit": PAGE}
         if len(names) == 1:
             wanted["user"] = next(iter(names))
         asked = msgspec.json.encode(wanted)
@@ -58,8 +59,12 @@ class Evictor:
         for answer in await ask_all(self._sys, "$SYS.REQ.SERVER.PING.CONNZ", asked, self._clustered):
             server = answer["server"]["id"]
             # The filter of the server is not relied upon: nobody else may be disconnected.
+            # INVARIANT: the same name of another tenant stays connected
+            # (test_revoking_an_agent_of_one_tenant_does_not_touch_its_namesake).
             found += [
-                (server, c["cid"]) for c in answer["data"]["connections"] or () if c.get("authorized_user") in names
+                (server, c["cid"])
+                for c in answer["data"]["connections"] or ()
+                if c.get("authorized_user") in names and c.get("account") == self._account
             ]
         return found
 

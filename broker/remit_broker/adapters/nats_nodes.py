@@ -42,8 +42,13 @@ def _node(text: str) -> Node:
     return Node(host, *map(int, ports))
 
 
-def node_config(keys: KeyFiles, nodes: Sequence[Node], number: int, store: str, sync: Sync) -> str:
-    """``nats.conf`` of node ``number`` (from 1) as it can be given to ``nats-server -c``. Raises :class:`ConfigError`."""
+def node_config(
+    keys: KeyFiles, nodes: Sequence[Node], number: int, store: str, sync: Sync, tenants: Sequence[str] = ()
+) -> str:
+    """``nats.conf`` of node ``number`` (from 1) as it can be given to ``nats-server -c``. Raises :class:`ConfigError`.
+
+    ``tenants`` are those beside the default one.
+    """
     if not 1 <= number <= len(nodes):
         raise ConfigError(f"there is no node {number}", f"say --node 1 to --node {len(nodes)}")
     node, alone = nodes[number - 1], len(nodes) == 1
@@ -52,7 +57,7 @@ def node_config(keys: KeyFiles, nodes: Sequence[Node], number: int, store: str, 
         host=node.host, port=node.routes, routes=tuple(f"nats://{other.host}:{other.routes}" for other in nodes)
     )
     config = ServerConfig(
-        keys=public_keys(keys),
+        keys=public_keys(keys, tenants),
         store_dir=store or ("nats-store" if alone else f"nats-store-{name}"),
         host=node.host,
         port=node.port,

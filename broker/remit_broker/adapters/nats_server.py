@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 import sysconfig
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -22,11 +22,13 @@ import msgspec
 
 from remit_broker.adapters import leash, tasks
 from remit_broker.adapters.errors import ConfigError
-from remit_broker.adapters.keyfiles import KeyFiles
+from remit_broker.adapters.keyfiles import NATS_SEEDS, KeyFiles
 from remit_broker.adapters.ledger_room import free_of
 from remit_broker.adapters.listeners import who_listens
 from remit_broker.adapters.nats_config import PublicKeys, ServerConfig, Sync, render
 from remit_broker.adapters.private_files import private_folder, write_private
+from remit_broker.core import nkey
+from remit_broker.core.tenant_user import seed_of
 
 log = logging.getLogger("remit")
 
@@ -64,17 +66,22 @@ def find_binary() -> Path:
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How to run the embedded server. ``port`` 0 takes a free one; ``watch`` forces the pipe instead of the kernel's signal."""
+    """How to run the embedded server. ``port`` 0 takes a free one; ``watch`` forces the pipe instead of the kernel's signal.
+
+    ``tenants`` are those beside the default one.
+    """
 
     host: str = "127.0.0.1"
     port: int = 0
     sync: Sync = "always"
     watch: bool = False
+    tenants: tuple[str, ...] = ()
 
 
-def public_keys(keys: KeyFiles) -> PublicKeys:
-    """What the server may know of the broker's keys."""
-    return PublicKeys(**{name: keys.public(name) for name in PublicKeys.__struct_fields__})
+def public_keys(keys: KeyFiles, tenants: Sequence[str] = ()) -> PublicKeys:
+    """What the server may know of the broker's keys. ``tenants`` are those beside the default one."""
+    users = {tenant: nkey.public_of("U", seed_of(keys.seed("bus"), tenant)) for tenant in tenants}
+    return PublicKeys(**{name: keys.public(name) for name in NATS_SEEDS}, tenants=users)
 
 
 class EmbeddedServer:
@@ -229,7 +236,7 @@ class EmbeddedServer:
         shutil.rmtree(ports, ignore_errors=True)
         private_folder(ports, create=True)
         config = ServerConfig(
-            keys=public_keys(self._keys),
+            keys=public_keys(self._keys, self._options.tenants),
             store_dir=str(self._data),  # the server puts a folder "jetstream" into it
             host=self._options.host,
             port=self._port,

@@ -1,4 +1,4 @@
-"""Who exists and what they serve, kept in a JetStream key-value bucket and mirrored in memory by a watch.
+"""Who exists and what they serve, kept in a JetStream key-value bucket for each tenant and mirrored in memory by a watch.
 
 Reads never leave the process; a write returns when this replica has seen it. Keys: ``principal.<name>``,
 ``attachment.<name>``, ``pins.<name>`` (names contain nothing that a key may not).
@@ -31,7 +31,7 @@ from remit_broker.core.registry import (
 )
 from remit_schemas.budget import ONE_CALL, Budget
 from remit_schemas.errors import Code, refusal
-from remit_schemas.names import Resource
+from remit_schemas.names import DEFAULT_TENANT, Resource
 
 BUCKET: Final = "registry"
 MAX_PINS: Final = 2 * MAX_DEFINITIONS
@@ -40,6 +40,11 @@ SEEN_WITHIN: Final = 5.0
 """Seconds a write may take to come back through the watch."""
 
 _NONE: Final[Mapping[str, Sequence[str]]] = {}
+
+
+def bucket_of(tenant: str) -> str:
+    """The bucket in which a tenant's registry is kept."""
+    return BUCKET if tenant == DEFAULT_TENANT else f"{BUCKET}_{tenant}"
 
 
 class KvRegistry:
@@ -51,9 +56,14 @@ class KvRegistry:
         labels: LabelSources = NO_LABELS,
         endorsers: Sequence[Endorser] = (),
         groups: Mapping[str, Sequence[str]] = _NONE,
+        *,
+        tenant: str = DEFAULT_TENANT,
     ) -> None:
-        self._prices, self._labels, self._groups = prices, labels, groups
+        self._prices, self._labels, self._groups, self.tenant = prices, labels, groups, tenant
         self._endorsers = {endorser.target: endorser for endorser in endorsers}
+        self._bucket_name = bucket_of(tenant)
+        self.holder: Callable[[str], Principal | None] = self.by_nkey
+        """Who has a public nkey; of several tenants, in any of them."""
         self._principals: dict[str, Principal] = {}
         self._by_nkey: dict[str, Principal] = {}
         self._attachments: dict[str, Attachment] = {}
@@ -69,9 +79,9 @@ class KvRegistry:
     async def start(self, js: JetStreamContext, replicas: int, fault: Callable[[str, BaseException], None]) -> None:
         """Create or open the bucket and mirror it; returns when everything in it has been read."""
         try:
-            self._kv = await js.key_value(BUCKET)
+            self._kv = await js.key_value(self._bucket_name)
         except BucketNotFoundError:
-            self._kv = await js.create_key_value(bucket=BUCKET, history=5, replicas=replicas)
+            self._kv = await js.create_key_value(bucket=self._bucket_name, history=5, replicas=replicas)
         ready = asyncio.Event()
         self._task = asyncio.create_task(self._mirror(ready, fault))
         async with asyncio.timeout(10):
@@ -117,12 +127,21 @@ class KvRegistry:
 
     async def add(self, principal: Principal) -> None:
         """Register an agent or server. Refuses CONFLICT where the name or the nkey is taken by another."""
+        if principal.tenant != self.tenant:
+            raise RuntimeError("a principal of another tenant")
         known = self._principals.get(principal.name)
-        holder = self._by_nkey.get(principal.nkey)
-        if (known and known.nkey != principal.nkey) or (holder and holder.name != principal.name):
+        holder = self.holder(principal.nkey)
+        if known and known.nkey != principal.nkey:
             raise refusal(
                 Code.CONFLICT, f"{principal.name} is registered already", rule="agents.exists",
                 ask=f"remove it first: remit agents remove {principal.name}",
+            )  # fmt: skip
+        # INVARIANT: a key is one principal's in all tenants, and nobody is told in which one it is known
+        # (test_a_key_belongs_to_one_principal_of_all_tenants).
+        if holder and (holder.tenant, holder.name) != (self.tenant, principal.name):
+            raise refusal(
+                Code.CONFLICT, f"the key for {principal.name} is another one's already", rule="agents.key",
+                ask="draw a new key: remit agents add does so",
             )  # fmt: skip
         if known is None:
             # INVARIANT: a name that is given anew has no connection of an earlier holder, or that one would be it
@@ -228,7 +247,10 @@ class KvRegistry:
                 self._by_nkey.pop(old.nkey, None)
             if value is not None:
                 new = msgspec.json.decode(value, type=Principal)
-                self._principals[name] = self._by_nkey[new.nkey] = new
+                # INVARIANT: what stands in a tenant's bucket is of that tenant, or nobody
+                # (test_a_principal_in_the_bucket_of_another_tenant_is_nobody).
+                if new.tenant == self.tenant:
+                    self._principals[name] = self._by_nkey[new.nkey] = new
         elif kind == "attachment":
             self._attachments.pop(name, None)
             if value is not None:

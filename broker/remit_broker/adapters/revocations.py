@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
@@ -26,7 +26,7 @@ from remit_broker.core.presence import Beat, Presence
 from remit_broker.core.revocations import Entry, Revoked
 from remit_broker.ports import Clock
 from remit_schemas.errors import Code, Refusal, refusal
-from remit_schemas.names import Jti, Resource, parse_jti
+from remit_schemas.names import DEFAULT_TENANT, Jti, Resource, parse_jti
 
 BUCKET: Final = "revocations"
 HISTORY: Final = 64
@@ -50,7 +50,8 @@ class KvRevocations:
     def __init__(self, clock: Clock, fault: Fault, replica: str = "") -> None:
         """``replica`` is how the heartbeats name this one; drawn where nobody needs to know."""
         self._clock, self._fault = clock, fault
-        self._revoked = Revoked()
+        self._everything = Revoked()
+        self._revoked: dict[str, Revoked] = {}
         self._me = replica or secrets.token_hex(8)
         self.presence = Presence(self._me, SILENCE)
         self.about: Callable[[], dict[str, Any]] = dict
@@ -59,8 +60,8 @@ class KvRevocations:
         self._seen_seq = self._revision = 0
         self._seen: set[asyncio.Future[None]] = set()
         self._heard: list[Heard] = []
-        self.on_grant: Callable[[Jti], None] = lambda jti: None
-        """Told of each grant that was revoked; it must not wait."""
+        self.on_grant: Callable[[str, Jti], None] = lambda tenant, jti: None
+        """Told of each grant that was revoked, and in which tenant; it must not wait."""
         self._last_grant = 0
         self._kv: KeyValue | None = None
         self.tasks: list[asyncio.Task[None]] = []
@@ -114,27 +115,24 @@ class KvRevocations:
     @property
     def paused(self) -> Entry | None:
         """The entry that stops everything."""
-        return self._revoked.paused
+        return self._everything.paused
 
-    def agent(self, name: str) -> Entry | None:
-        """The entry that stops an agent or server."""
-        return self._revoked.agent(name)
+    def of(self, tenant: str) -> OfTenant:
+        """What concerns one tenant."""
+        return OfTenant(self, self.revoked_in(tenant), tenant)
 
-    def tenant(self, name: str) -> Entry | None:
-        """The entry that stops a tenant."""
-        return self._revoked.tenant(name)
-
-    def check(self, actors: tuple[str, ...], user: str, resource: Resource | None = None) -> Entry | None:
-        """The first entry that stops this call."""
-        return self._revoked.check(actors, user, resource)
+    def revoked_in(self, tenant: str) -> Revoked:
+        """The entries of one tenant, kept up to date."""
+        return self._revoked.setdefault(tenant, Revoked())
 
     def silence(self, replica: str) -> float:
         """For how many seconds a replica has certainly said nothing."""
         return self.presence.silence(replica, self._clock.monotonic())
 
     def entries(self) -> list[Entry]:
-        """What was last said of each thing, in force or reinstated, oldest first."""
-        return sorted(self._revoked.last.values(), key=lambda entry: (entry.at, entry.kind, entry.name))
+        """What was last said of each thing in all tenants, in force or reinstated, oldest first."""
+        tables = (self._everything, *self._revoked.values())
+        return _in_order(entry for table in tables for entry in table.last.values())
 
     async def put(self, entry: Entry) -> None:
         """Write an entry. Durable, and seen by this replica, when it returns. Refuses LEDGER_UNAVAILABLE."""
@@ -148,10 +146,10 @@ class KvRevocations:
         except (NatsError, OSError, TimeoutError) as error:
             raise _unavailable(what, error) from None
 
-    async def announce(self, jti: str) -> None:
+    async def announce(self, tenant: str, jti: str) -> None:
         """Say to every replica that a grant was revoked, after its record is durable. Best effort: the record alone decides."""
         try:
-            await self._bucket.put(GRANT, jti.encode())
+            await self._bucket.put(GRANT, f"{tenant} {jti}".encode())
         except (NatsError, OSError, TimeoutError) as error:
             self._fault("revocations.announce", error)
 
@@ -203,8 +201,9 @@ class KvRevocations:
             self.presence.hear(beat, self._clock.monotonic())
         elif key == GRANT and value is not None and seq > self._last_grant:
             self._last_grant = seq
-            if (jti := parse_jti(value.decode(errors="replace"))) is not None:
-                self.on_grant(jti)
+            tenant, _, said = value.decode(errors="replace").rpartition(" ")
+            if (jti := parse_jti(said)) is not None:
+                self.on_grant(tenant, jti)
         elif key not in (HEARTBEAT, GRANT) and seq > self._revision:
             self._apply(key, value)
             self._revision = seq
@@ -218,22 +217,85 @@ class KvRevocations:
             # Nobody deletes an entry but by hand: then it is as if it had never been made.
             for entry in self.entries():
                 if _key(entry) == key:
-                    self._revoked.forget(entry.kind, entry.name)
+                    self._table(entry).forget(entry.kind, entry.name)
             return
         try:
             entry = msgspec.json.decode(value, type=Entry)
-            self._revoked.apply(entry)
+            self._table(entry).apply(entry)
         except (msgspec.DecodeError, Refusal) as error:
             # Unreadable, and somebody meant to stop something by it: stop all of it.
             self._fault("revocations.entry", error)
             entry = Entry(kind="all", name="everything", who="broker", at="", why=f"the revocation {key} is unreadable")
-            self._revoked.apply(entry)
+            self._table(entry).apply(entry)
         for heard in self._heard:
             heard(entry)
+
+    def _table(self, entry: Entry) -> Revoked:
+        return self._everything if entry.kind == "all" else self.revoked_in(entry.tenant)
+
+
+class OfTenant:
+    """Revocations as one tenant has them (port ``RevocationList``): its own, and that everything is paused.
+
+    INVARIANT: what is revoked in one tenant stops nothing in another, whatever it is called there
+    (test_revoking_an_agent_of_one_tenant_does_not_touch_its_namesake).
+    """
+
+    def __init__(self, everywhere: KvRevocations, revoked: Revoked, tenant: str) -> None:
+        self._all, self._revoked, self._tenant = everywhere, revoked, tenant
+
+    @property
+    def revision(self) -> int:
+        """Grows with every entry seen, of any tenant."""
+        return self._all.revision
+
+    @property
+    def fresh(self) -> bool:
+        """Whether everything acknowledged up to two seconds ago has been seen."""
+        return self._all.fresh
+
+    @property
+    def paused(self) -> Entry | None:
+        """The entry that stops everything."""
+        return self._all.paused
+
+    def agent(self, name: str) -> Entry | None:
+        """The entry that stops an agent or server."""
+        return self._revoked.agent(name)
+
+    def tenant(self, name: str) -> Entry | None:
+        """The entry that stops a tenant."""
+        return self._revoked.tenant(name)
+
+    def check(self, actors: tuple[str, ...], user: str, resource: Resource | None = None) -> Entry | None:
+        """The first entry that stops this call."""
+        return self._revoked.check(actors, user, resource)
+
+    def silence(self, replica: str) -> float:
+        """For how many seconds a replica has certainly said nothing."""
+        return self._all.silence(replica)
+
+    def entries(self) -> list[Entry]:
+        """What was last said of each thing of this tenant and of everything, oldest first."""
+        return _in_order(entry for entry in self._all.entries() if entry.kind == "all" or entry.tenant == self._tenant)
+
+    async def put(self, entry: Entry) -> None:
+        """Write an entry. Durable, and seen by this replica, when it returns. Refuses LEDGER_UNAVAILABLE."""
+        await self._all.put(entry)
+
+    async def announce(self, jti: str) -> None:
+        """Say to every replica that a grant of this tenant was revoked in the ledger. Best effort."""
+        await self._all.announce(self._tenant, jti)
+
+
+def _in_order(entries: Iterable[Entry]) -> list[Entry]:
+    return sorted(entries, key=lambda entry: (entry.at, entry.tenant, entry.kind, entry.name))
 
 
 def _key(entry: Entry) -> str:
     """A bucket's key: a user's name may hold what no key may, so names are in the value."""
+    if entry.tenant != DEFAULT_TENANT:
+        return f"{entry.kind}.{entry.tenant}.{hashlib.sha256(entry.name.encode()).hexdigest()[:32]}"
     return f"{entry.kind}.{hashlib.sha256(entry.name.encode()).hexdigest()[:32]}"
 
 

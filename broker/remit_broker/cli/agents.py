@@ -8,10 +8,10 @@ import typer
 
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.cli.client import BrokerClient
-from remit_broker.cli.common import Config, Json, command
+from remit_broker.cli.common import Config, Json, Tenant, command
 from remit_broker.cli.printing import line, out, say
 from remit_broker.config import Settings, load
-from remit_schemas.names import Kind, is_principal
+from remit_schemas.names import DEFAULT_TENANT, Kind, is_principal
 
 app = typer.Typer(help="Agents that may connect to the bus.", no_args_is_help=True)
 
@@ -24,37 +24,41 @@ def add(
     kind: Annotated[
         Literal["agent", "mcp"], typer.Option(help="mcp: an MCP server attached from where it runs.")
     ] = "agent",
+    tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Register an agent: draws its nkey, writes its credentials file, and lets it connect."""
-    told = enrol(load(config), name, kind, tier)
+    told = enrol(load(config), name, kind, tier, tenant)
     if as_json:
         say(told)
     else:
         out.print(line(f"registered {name}; its credentials are in {told['credentials']}"))
 
 
-def enrol(settings: Settings, name: str, kind: Kind, tier: str = "standard") -> dict[str, str]:
+def enrol(
+    settings: Settings, name: str, kind: Kind, tier: str = "standard", tenant: str | None = None
+) -> dict[str, str]:
     """Register a principal with the running broker. The seed is drawn here, written 0600, and sent nowhere."""
     from remit_broker.credentials import credentials_file
 
     if not is_principal(name):
         raise ConfigError(f"{name!r} cannot name an agent", "use [a-z0-9][a-z0-9_-]*, not remit, new or broker")
-    client = BrokerClient(settings)
+    client = BrokerClient(settings, tenant)
     if name in {agent["name"] for agent in client.get("/api/agents")["agents"]}:
         raise ConfigError(f"{name} is registered already", f"remit agents remove {name}")
-    known = client.get("/api/status")["published"]
-    path, public = credentials_file(settings.credentials, name, kind, {"bus": client.bus, **known})
+    status = client.get("/api/status")
+    whose, known = status["tenant"], {"bus": client.bus, **status["published"]}
+    path, public = credentials_file(settings.credentials_of(whose), name, kind, known, whose)
     client.post("/api/agents", {"name": name, "nkey": public, "kind": kind, "tier": tier})
-    return {"agent": name, "credentials": str(path), "bus": client.bus}
+    return {"agent": name, "credentials": str(path), "bus": client.bus} | ({"tenant": whose} if tenant else {})
 
 
 @app.command("list")
 @command
-def list_(config: Config = None, as_json: Json = False) -> None:
+def list_(tenant: Tenant = None, config: Config = None, as_json: Json = False) -> None:
     """List everybody who may connect, and what they serve."""
-    found = BrokerClient(load(config)).get("/api/agents")["agents"]
+    found = BrokerClient(load(config), tenant).get("/api/agents")["agents"]
     if as_json:
         say(found)
         return
@@ -69,13 +73,14 @@ def list_(config: Config = None, as_json: Json = False) -> None:
 @command
 def remove(
     name: Annotated[str, typer.Argument(help="Who may not connect any more.")],
+    tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Forget an agent or server: its next call is refused, and it cannot connect again."""
     settings = load(config)
-    told = BrokerClient(settings).delete(f"/api/agents/{name}")
-    (settings.credentials / f"{name}.json").unlink(missing_ok=True)
+    told = BrokerClient(settings, tenant).delete(f"/api/agents/{name}")
+    (settings.credentials_of(tenant or DEFAULT_TENANT) / f"{name}.json").unlink(missing_ok=True)
     if as_json:
         say(told)
     else:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from remit_broker.cli.client import BrokerClient
-from remit_broker.cli.common import Config, Json, command
+from remit_broker.cli.common import Config, Json, Tenant, command
 from remit_broker.cli.printing import line, out, say
 from remit_broker.config import load
 
@@ -22,11 +22,12 @@ _COLOURS = {"waiting": "yellow", "approved": "green", "used": "green", "denied":
 @command
 def list_(
     state: Annotated[str, typer.Option(help="waiting, approved, denied, used, expired, void or all.")] = "waiting",
+    tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """List calls that wait to be approved, newest first."""
-    found = BrokerClient(load(config)).get("/api/approvals", state=state)
+    found = BrokerClient(load(config), tenant).get("/api/approvals", state=state)
     if as_json:
         say(found)
         return
@@ -42,9 +43,9 @@ def list_(
 
 @app.command()
 @command
-def show(name: Id, config: Config = None, as_json: Json = False) -> None:
+def show(name: Id, tenant: Tenant = None, config: Config = None, as_json: Json = False) -> None:
     """Show one: who asks, for whom, along which chain, and exactly what would be sent."""
-    told = BrokerClient(load(config)).get(f"/api/approvals/{name}")
+    told = BrokerClient(load(config), tenant).get(f"/api/approvals/{name}")
     if as_json:
         say(told)
         return
@@ -53,20 +54,20 @@ def show(name: Id, config: Config = None, as_json: Json = False) -> None:
 
 @app.command()
 @command
-def approve(name: Id, reason: Reason = "", config: Config = None, as_json: Json = False) -> None:
+def approve(name: Id, reason: Reason = "", tenant: Tenant = None, config: Config = None, as_json: Json = False) -> None:
     """Approve one call: exactly these arguments, this chain and these policies, once."""
-    _decide(name, "approve", reason, config, as_json)
+    _decide(name, ("approve", reason), tenant, config, as_json)
 
 
 @app.command()
 @command
-def deny(name: Id, reason: Reason = "", config: Config = None, as_json: Json = False) -> None:
+def deny(name: Id, reason: Reason = "", tenant: Tenant = None, config: Config = None, as_json: Json = False) -> None:
     """Deny one call; the reason reaches its caller."""
-    _decide(name, "deny", reason, config, as_json)
+    _decide(name, ("deny", reason), tenant, config, as_json)
 
 
-def _decide(name: str, verdict: str, reason: str, config: str | None, as_json: bool) -> None:
-    client = BrokerClient(load(config))
+def _decide(name: str, said: tuple[str, str], tenant: str | None, config: str | None, as_json: bool) -> None:
+    client, (verdict, reason) = BrokerClient(load(config), tenant), said
     told = client.post(f"/api/approvals/{name}", {"verdict": verdict, "reason": reason})
     if as_json:
         say(told)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from remit_broker.cli.client import BrokerClient
-from remit_broker.cli.common import Config, Json, command
+from remit_broker.cli.common import Config, Json, Tenant, command
 from remit_broker.cli.printing import line, out, say
 from remit_broker.cli.show import dollars
 from remit_broker.config import load
@@ -24,11 +24,12 @@ def budgets(
     name: Annotated[
         str | None, typer.Option(metavar="PATTERN", help="Only of names such as ann or mcp/mail/*.")
     ] = None,
+    tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Show every account that has a cap: cap, spent, held by running calls, leased to replicas, left, and until when."""
-    told = BrokerClient(load(config)).get("/api/budgets", kind=kind, name=name)
+    told = BrokerClient(load(config), tenant).get("/api/budgets", kind=kind, name=name)
     if as_json:
         say(told)
         return

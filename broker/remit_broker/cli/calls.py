@@ -15,12 +15,23 @@ import typer
 
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.cli.client import BrokerClient
-from remit_broker.cli.common import REFUSED, Config, Json, command, duration, read_json, read_text, run_loop, typed
+from remit_broker.cli.common import (
+    REFUSED,
+    Config,
+    Json,
+    Tenant,
+    command,
+    duration,
+    read_json,
+    read_text,
+    run_loop,
+    typed,
+)
 from remit_broker.cli.printing import err, line, out, say, visible
 from remit_broker.config import Settings, load
 from remit_schemas.budget import parse_budget
 from remit_schemas.errors import Code, Refusal
-from remit_schemas.names import parse_resource
+from remit_schemas.names import DEFAULT_TENANT, parse_resource
 from remit_schemas.scope import parse_scope
 
 
@@ -45,6 +56,7 @@ def grant(
     budget: Annotated[str, typer.Option(help="Such as usd=0.5,tokens=10000,calls=20.")] = "usd=0.1,calls=20",
     ttl: Annotated[str, typer.Option(help="How long it lives, such as 10m; at most 8h.")] = "10m",
     max_depth: Annotated[int, typer.Option(help="How many agents deep it may go.", min=0, max=16)] = 8,
+    tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -67,7 +79,7 @@ def grant(
         "ttl": duration(ttl),
         "max_depth": max_depth,
     }
-    told = BrokerClient(settings).post("/api/grants", body)
+    told = BrokerClient(settings, tenant).post("/api/grants", body)
     if as_json:
         say(told)
     else:
@@ -85,6 +97,7 @@ def call(
     budget: Annotated[str | None, typer.Option(help="What the call may cost, such as usd=0.01,calls=1.")] = None,
     ttl: Annotated[str | None, typer.Option(help="How long it may take, such as 30s.")] = None,
     wait: Annotated[str | None, typer.Option(help="How long to wait for a person's approval, such as 10m.")] = None,
+    tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -94,14 +107,14 @@ def call(
     if budget is not None:
         typed("--budget", budget, parse_budget)
     args = read_json(arguments, "JSON")
-    path = settings.credentials / f"{caller}.json"
+    path = settings.credentials_of(tenant or DEFAULT_TENANT) / f"{caller}.json"
     if not caller or not path.exists():
         who = f"there are no credentials for {caller} in {path.parent}" if caller else "no agent makes this call"
         raise ConfigError(
             who, f"register one and name it: remit agents add {caller or 'NAME'}, then --as {caller or 'NAME'}"
         )
-    patience = duration(wait) if wait else 0
-    with _grant(settings, resource, caller, grant_file, patience) as token:
+    patience, wanted = duration(wait) if wait else 0, (resource, caller)
+    with _grant(settings, tenant, wanted, grant_file, patience) as token:
         wishes: dict[str, Any] = {"budget": budget, "ttl": float(duration(ttl)) if ttl else None}
         wishes["wait"] = float(patience)
         told = run_loop(_one(path, token, resource, args, wishes, lambda said: err.print(line((said, "dim")))))
@@ -124,12 +137,17 @@ def _readable(result: Any) -> str:
 
 
 @contextmanager
-def _grant(settings: Settings, resource: str, caller: str, file: Path | None, patience: int) -> Iterator[str]:
-    """The grant in ``file``, or that of a task opened for the user of this machine and closed afterwards."""
+def _grant(
+    settings: Settings, tenant: str | None, wanted: tuple[str, str], file: Path | None, patience: int
+) -> Iterator[str]:
+    """The grant in ``file``, or that of a task opened for the user of this machine and closed afterwards.
+
+    ``wanted`` is what is called, and by whom.
+    """
     if file is not None:
         yield read_text(file).strip()
         return
-    client = BrokerClient(settings)
+    client, (resource, caller) = BrokerClient(settings, tenant), wanted
     wish = {
         "user": getpass.getuser(),
         "agent": caller,

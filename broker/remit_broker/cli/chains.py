@@ -8,7 +8,7 @@ import typer
 
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.cli.client import BrokerClient
-from remit_broker.cli.common import Config, Json, command
+from remit_broker.cli.common import Config, Json, Tenant, command
 from remit_broker.cli.printing import line, out, say
 from remit_broker.cli.show import cost, count, explained, tree
 from remit_broker.config import load
@@ -37,6 +37,7 @@ def chains(
     until: Annotated[str | None, typer.Option(help="Opened before (RFC 3339).")] = None,
     limit: Annotated[int, typer.Option(min=1, max=500)] = 50,
     cursor: Annotated[str | None, typer.Option(help="Where the page before ended.")] = None,
+    tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -50,7 +51,7 @@ def chains(
         "until": until,
         "cursor": cursor,
     }
-    page = BrokerClient(load(config)).get("/api/chains", limit=limit, **wanted)
+    page = BrokerClient(load(config), tenant).get("/api/chains", limit=limit, **wanted)
     if as_json:
         say(page)
         return
@@ -72,11 +73,12 @@ def chains(
 @command
 def chain(
     txn: Annotated[str, typer.Argument(metavar="TXN", help="The txn, or a unique beginning of it.")],
+    tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Draw one chain: every hop, what was refused, and what it cost."""
-    client = BrokerClient(load(config))
+    client = BrokerClient(load(config), tenant)
     found = client.get(f"/api/chains/{whole(client, txn)}")
     if as_json:
         say(found)
@@ -110,11 +112,12 @@ def _search(client: BrokerClient, beginning: str) -> dict[str, Any]:
 @command
 def why(
     what: Annotated[str, typer.Argument(metavar="ID", help="A hop, <txn>.<hop>, or a unique beginning.")],
+    tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Explain one decision: what was asked, by whom, what decided, and what to ask for instead."""
-    client = BrokerClient(load(config))
+    client = BrokerClient(load(config), tenant)
     hits = [hit for hit in _search(client, what)["found"] if hit["hop"]]
     if len({hit["hop"] for hit in hits}) != 1:
         shown = " ".join(hit["hop"] for hit in hits[:8])
@@ -134,7 +137,12 @@ def why(
 Agent = Annotated[str | None, typer.Option(help="An agent or server: its calls, calls of it, its connections.")]
 User = Annotated[str | None, typer.Option(help="A user: every task opened for them.")]
 Tool = Annotated[str | None, typer.Option(metavar="PATTERN", help="Tools or skills, such as mcp/files/*.")]
-Tenant = Annotated[str | None, typer.Option(help="A whole tenant: its calls, its new tasks, its connections.")]
+Stopped = Annotated[
+    str | None,
+    typer.Option(
+        "--tenant", help="By itself a whole tenant: calls, new tasks, connections; else where the other one is."
+    ),
+]
 All = Annotated[bool, typer.Option("--all", help="Everything.")]
 Why = Annotated[str, typer.Option(help="For the record.")]
 
@@ -146,16 +154,15 @@ def revoke(
     agent: Agent = None,
     user: User = None,
     tool: Tool = None,
-    tenant: Tenant = None,
+    tenant: Stopped = None,
     everything: All = False,
     why: Why = "",
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Stop a grant or a txn at its very next hop; an agent, a user, tools, a tenant or everything within two seconds."""
-    things = {"agent": agent, "user": user, "tool": tool, "tenant": tenant, "all": everything}
-    wish = _one({"grant": grant, "txn": txn, **things})
-    client = BrokerClient(load(config))
+    wish = _one({"grant": grant, "txn": txn, "agent": agent, "user": user, "tool": tool, "all": everything}, tenant)
+    client = BrokerClient(load(config), tenant)
     if txn is not None:
         wish["txn"] = whole(client, txn)
     told = client.post("/api/revocations", {**wish, "why": why})
@@ -165,6 +172,7 @@ def revoke(
         out.print(line(f"revoked {told['revoked']} (record {told['seq']} of txn {told['txn']})"))
     else:
         again = "--all" if told["kind"] == "all" else f"--{told['kind']} {told['name']}"
+        again += f" --tenant {tenant}" if tenant and told["kind"] not in ("all", "tenant") else ""
         out.print(line(f"revoked {told['revoked']}; to lift it: remit reinstate {again}"))
 
 
@@ -173,15 +181,15 @@ def reinstate(
     agent: Agent = None,
     user: User = None,
     tool: Tool = None,
-    tenant: Tenant = None,
+    tenant: Stopped = None,
     everything: All = False,
     why: Why = "",
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Lift the revocation of an agent, a user, tools, a tenant or everything. Grants and txns stay revoked."""
-    wish = _one({"agent": agent, "user": user, "tool": tool, "tenant": tenant, "all": everything})
-    told = BrokerClient(load(config)).post("/api/revocations/reinstate", {**wish, "why": why})
+    wish = _one({"agent": agent, "user": user, "tool": tool, "all": everything}, tenant)
+    told = BrokerClient(load(config), tenant).post("/api/revocations/reinstate", {**wish, "why": why})
     if as_json:
         say(told)
     else:
@@ -191,11 +199,12 @@ def reinstate(
 @command
 def revocations(
     history: Annotated[bool, typer.Option("--history", help="All that was ever revoked and lifted.")] = False,
+    tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """List which agents, users, tools and tenants are revoked, by whom and why; the history is a chain of sealed records."""
-    found = BrokerClient(load(config)).get("/api/revocations")
+    found = BrokerClient(load(config), tenant).get("/api/revocations")
     if as_json:
         say(found)
         return
@@ -213,10 +222,12 @@ def revocations(
         )  # fmt: skip
 
 
-def _one(given: dict[str, Any]) -> dict[str, Any]:
-    """The one option that was given. Raises :class:`ConfigError` for none or several."""
+def _one(given: dict[str, Any], tenant: str | None) -> dict[str, Any]:
+    """The one option that was given; where there is none, the tenant. Raises :class:`ConfigError` for none or several."""
     named = {name: value for name, value in given.items() if value}
+    if not named and tenant:
+        return {"tenant": tenant}
     if len(named) != 1:
-        options = ", ".join(f"--{name}" for name in given)
+        options = ", ".join(f"--{name}" for name in (*given, "tenant"))
         raise ConfigError(f"name exactly one of {options}", "such as: remit revoke --agent NAME --why TEXT")
     return named

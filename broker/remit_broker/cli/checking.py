@@ -26,6 +26,7 @@ from remit_broker.core.issuers import IssuerConfig
 from remit_broker.edges.attach.servers_file import ServersFileError, read_servers
 from remit_broker.edges.attach.source import StdioSource
 from remit_schemas.errors import Refusal
+from remit_schemas.names import DEFAULT_TENANT
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -81,7 +82,7 @@ def _limits(settings: Settings) -> str:
 def _registered(settings: Settings) -> list[str]:
     """Names and resources that a running broker knows; none where none runs."""
     try:
-        agents = BrokerClient(settings).get("/api/agents")["agents"]
+        agents = [one for name in settings.tenants for one in BrokerClient(settings, name).get("/api/agents")["agents"]]
     except (Unreachable, ConfigError):  # not there, or not for us to ask
         return []
     return [told for a in agents for told in (a["name"], *(f"{a['kind']}/{a['name']}/{op}" for op in a["serves"]))]
@@ -131,11 +132,14 @@ def _issuer(issuer: IssuerConfig) -> str:
 
 
 def _servers(settings: Settings) -> str:
-    entries = read_servers(settings.servers_file)
-    for name, entry in entries.items():
-        if isinstance(entry.source, StdioSource) and shutil.which(word := entry.source.command[0]) is None:
-            raise ConfigError(f"{name}: there is no program {word}", "install it, or give its whole path")
-    return ", ".join(entries) or "none run by the broker"
+    found = []
+    for tenant in settings.tenants:
+        entries = read_servers(settings.servers_file_of(tenant))
+        for name, entry in entries.items():
+            if isinstance(entry.source, StdioSource) and shutil.which(word := entry.source.command[0]) is None:
+                raise ConfigError(f"{name}: there is no program {word}", "install it, or give its whole path")
+        found += [name if tenant == DEFAULT_TENANT else f"{name} of tenant {tenant}" for name in entries]
+    return ", ".join(found) or "none run by the broker"
 
 
 def _nats(settings: Settings) -> str:

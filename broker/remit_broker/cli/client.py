@@ -23,14 +23,16 @@ SECONDS = 30.0
 class BrokerClient:
     """``/api`` of the broker that runs on ``settings``. Raises :class:`Unreachable` or a :class:`Refusal`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, tenant: str | None = None) -> None:
+        """Everything that is asked is about ``tenant``; None: the default one."""
         import httpx
 
         self._settings = settings
         about = self._about()
         self.http: str = about.http
         self.bus: str = about.nats
-        self._client = httpx.Client(base_url=self.http, timeout=SECONDS, trust_env=False)
+        whose = {"tenant": tenant} if tenant else None
+        self._client = httpx.Client(base_url=self.http, params=whose, timeout=SECONDS, trust_env=False)
         self._no_answer = httpx.TransportError
 
     def _about(self) -> _About:

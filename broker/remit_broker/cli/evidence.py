@@ -10,7 +10,7 @@ import typer
 
 from remit_broker.cli.chains import whole
 from remit_broker.cli.client import BrokerClient
-from remit_broker.cli.common import REFUSED, Config, Json, command, typed
+from remit_broker.cli.common import REFUSED, Config, Json, Tenant, command, typed
 from remit_broker.cli.printing import line, out, say
 from remit_broker.cli.show import verdict_lines
 from remit_broker.config import cycle, load
@@ -23,11 +23,12 @@ app = typer.Typer(help="Evidence of one chain that verifies offline.", no_args_i
 def export(
     txn: Annotated[str, typer.Argument(metavar="TXN")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write it.")],
+    tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Write the records and grants of one chain to a file."""
-    client = BrokerClient(load(config))
+    client = BrokerClient(load(config), tenant)
     found = client.get(f"/api/chains/{whole(client, txn)}/evidence")
     output.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     if as_json:

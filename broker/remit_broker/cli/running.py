@@ -67,7 +67,8 @@ def _nats_config(folder: Path, auth: str, port: int, wanted: tuple[str, int, str
     if not (folder / FILE).exists():
         err.print(line(f"wrote {write_starter(folder, auth, port)}"))
     settings = load(str(folder))
-    text = node_config(KeyFiles.open(settings.data, create=True), nodes, node, store, settings.config.bus.sync)
+    keys = KeyFiles.open(settings.data, create=True)
+    text = node_config(keys, nodes, node, store, settings.config.bus.sync, settings.others)
     if as_json:
         say({"config": str(settings.file), "url": ",".join(one.url for one in nodes), "nats_config": text})
     else:

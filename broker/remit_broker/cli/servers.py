@@ -10,9 +10,10 @@ import typer
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.cli.agents import enrol
 from remit_broker.cli.client import BrokerClient
-from remit_broker.cli.common import Config, Json, Unreachable, command
+from remit_broker.cli.common import Config, Json, Tenant, Unreachable, command
 from remit_broker.cli.printing import line, out, say
 from remit_broker.config import Settings, load
+from remit_schemas.names import DEFAULT_TENANT
 
 app = typer.Typer(help="MCP servers on the bus.", no_args_is_help=True)
 
@@ -45,6 +46,7 @@ def add(
     url: Url = None,
     cwd: Annotated[Path | None, typer.Option(help="Working folder of the command.")] = None,
     env: Env = None,
+    tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -53,16 +55,17 @@ def add(
     from remit_broker.edges.attach.source import SourceError, source
 
     settings = load(config)
+    file = settings.servers_file_of(tenant or DEFAULT_TENANT)
     try:
         entry = ServerEntry(name, source(words, url, cwd=cwd.absolute() if cwd else None, env=_variables(env) or None))
-        entries = read_servers(settings.servers_file)
+        entries = read_servers(file)
     except (SourceError, ServersFileError) as bad:
         raise ConfigError(str(bad), "remit servers add --help") from None
     if name in entries:
         raise ConfigError(f"a server {name} is there already", f"remit servers remove {name}")
-    client = BrokerClient(settings)
-    enrol(settings, name, "mcp")
-    write_servers(settings.servers_file, {**entries, name: entry})
+    client = BrokerClient(settings, tenant)
+    enrol(settings, name, "mcp", tenant=tenant)
+    write_servers(file, {**entries, name: entry})
     client.post("/api/servers/reload")
     if as_json:
         say({"server": name, "source": str(entry.source)})
@@ -73,9 +76,9 @@ def add(
 
 @app.command("list")
 @command
-def list_(config: Config = None, as_json: Json = False) -> None:
+def list_(tenant: Tenant = None, config: Config = None, as_json: Json = False) -> None:
     """List MCP servers, how they are, and their tools."""
-    found = BrokerClient(load(config)).get("/api/servers")["servers"]
+    found = BrokerClient(load(config), tenant).get("/api/servers")["servers"]
     if as_json:
         say(found)
         return
@@ -98,21 +101,23 @@ def list_(config: Config = None, as_json: Json = False) -> None:
 
 @app.command("remove")
 @command
-def remove(name: Annotated[str, typer.Argument()], config: Config = None, as_json: Json = False) -> None:
+def remove(
+    name: Annotated[str, typer.Argument()], tenant: Tenant = None, config: Config = None, as_json: Json = False
+) -> None:
     """Stop a server and forget it."""
     from remit_broker.edges.attach.servers_file import ServersFileError, read_servers, write_servers
 
     settings = load(config)
-    client = BrokerClient(settings)
+    client, file = BrokerClient(settings, tenant), settings.servers_file_of(tenant or DEFAULT_TENANT)
     try:
-        entries = read_servers(settings.servers_file)
+        entries = read_servers(file)
     except ServersFileError as bad:
         raise ConfigError(str(bad), "remit servers add --help") from None
     entries.pop(name, None)
-    write_servers(settings.servers_file, entries)
+    write_servers(file, entries)
     client.post("/api/servers/reload")
     client.delete(f"/api/agents/{name}")
-    (settings.credentials / f"{name}.json").unlink(missing_ok=True)
+    (settings.credentials_of(tenant or DEFAULT_TENANT) / f"{name}.json").unlink(missing_ok=True)
     if as_json:
         say({"removed": name})
     else:
@@ -121,9 +126,11 @@ def remove(name: Annotated[str, typer.Argument()], config: Config = None, as_jso
 
 @app.command("accept")
 @command
-def accept(name: Annotated[str, typer.Argument()], config: Config = None, as_json: Json = False) -> None:
+def accept(
+    name: Annotated[str, typer.Argument()], tenant: Tenant = None, config: Config = None, as_json: Json = False
+) -> None:
     """Accept the definitions of a server as they are now."""
-    told = BrokerClient(load(config)).post(f"/api/servers/{name}/accept")
+    told = BrokerClient(load(config), tenant).post(f"/api/servers/{name}/accept")
     if as_json:
         say(told)
     else:
@@ -140,22 +147,23 @@ def attach(
     credentials: Annotated[
         Path | None, typer.Option(help="Its credentials file; default: the broker's on this machine.")
     ] = None,
+    tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Attach an MCP server to the bus from where it runs, until Ctrl-C: remit attach files -- npx some-server DIR."""
     from remit_broker.edges.attach.run import run_attach
 
-    path = credentials or _own(load(config), name)
+    path = credentials or _own(load(config), name, tenant)
     raise typer.Exit(run_attach(name, path, command=words, url=url, cwd=cwd, env=_variables(env) or None))
 
 
-def _own(settings: Settings, name: str) -> Path:
+def _own(settings: Settings, name: str, tenant: str | None) -> Path:
     """The server's credentials on this machine; registers it where the broker runs here and does not know it yet."""
-    path = settings.credentials / f"{name}.json"
+    path = settings.credentials_of(tenant or DEFAULT_TENANT) / f"{name}.json"
     if not path.exists():
         try:
-            enrol(settings, name, "mcp")
+            enrol(settings, name, "mcp", tenant=tenant)
         except Unreachable as gone:
             raise Unreachable(f"{path} does not exist, and {gone}", gone.ask) from None
     return path

@@ -35,8 +35,8 @@ class AdminRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     def tells_of(self, entry: Entry) -> bool:
         """Whether this is the record of ``entry``."""
-        mine = (self.what, self.name, self.kind, self.at, self.who, self.why)
-        return mine == (entry.kind, entry.name, entry.state, entry.at, entry.who, entry.why)
+        mine = (self.tenant, self.what, self.name, self.kind, self.at, self.who, self.why)
+        return mine == (entry.tenant, entry.kind, entry.name, entry.state, entry.at, entry.who, entry.why)
 
 
 def follow(last: AdminRecord | None, tenant: str, entry: Entry) -> AdminRecord:

@@ -9,11 +9,19 @@ from __future__ import annotations
 from typing import Any, Final
 
 from remit_broker.core.registry import Principal
-from remit_schemas.names import Kind, is_connection, is_principal, token
+from remit_schemas.names import DEFAULT_TENANT, Kind, is_connection, is_principal, is_tenant, token
 from remit_schemas.subjects import NEW, inbox_prefix
 
 BUS_ACCOUNT: Final = "BUS"
 """The NATS account of the default tenant's agents and servers."""
+
+
+def account_of(tenant: str) -> str:
+    """The NATS account of a tenant's agents and servers. Raises ``ValueError`` for what is no tenant's name."""
+    if not is_tenant(tenant):
+        raise ValueError("no tenant is called so")
+    return BUS_ACCOUNT if tenant == DEFAULT_TENANT else f"{BUS_ACCOUNT}_{tenant}"
+
 
 CALLOUT_SUBJECT: Final = "$SYS.REQ.USER.AUTH"
 CALLOUT_QUEUE: Final = "callout"

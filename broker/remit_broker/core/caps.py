@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from remit_broker.core.accounts import KINDS, WINDOWS, Cap, Key, Kind, Window
 from remit_schemas.budget import UNITS, parse_budget
 from remit_schemas.errors import Refusal
-from remit_schemas.names import is_principal, normalize, parse_resource
+from remit_schemas.names import is_principal, is_tenant, normalize, parse_resource
 
 DEFAULT: Final = "default"
 EVERY_TOOL: Final = "mcp/*/*"
@@ -72,9 +72,10 @@ class Caps:
         return self._named(key.kind, key.name).get(key.window)
 
     def named(self, tenant: str) -> Iterator[Key]:
-        """The accounts that the configuration names, used or not."""
+        """The accounts of a tenant that the configuration names, used or not; of tenants its own alone."""
         for kind, tables in self.tables.items():
-            for name in tables:
+            # INVARIANT: nobody is told how another tenant is called (test_listings_tell_of_no_other_tenant).
+            for name in (tenant,) if kind == "tenant" else tables:
                 if kind == "tenant" or name != DEFAULT:
                     yield from (Key(tenant, kind, name, window) for window in self._named(kind, name))
 
@@ -139,8 +140,8 @@ def _require_name(kind: str, name: str) -> None:
     key = f'caps.{kind}."{name}"'
     if name == DEFAULT:
         return
-    if kind == "tenant":
-        raise BadCap(key, "there is no such tenant", "the one tenant there is, is default")
+    if kind == "tenant" and not is_tenant(name):
+        raise BadCap(key, "no tenant can be called so", "use [a-z0-9][a-z0-9_-]*, at most 63 characters")
     if name != normalize(name):
         raise BadCap(key, "names are compared in their NFKC form, and this is another", f"write {normalize(name)!r}")
     if kind == "user" and (not name or len(name) > 256 or not name.isprintable()):
@@ -178,7 +179,8 @@ def _require_effective(caps: Caps, tables: Mapping[Kind, Mapping[str, Table]]) -
                 around += [
                     (f'caps.tool."{p}"', t) for p, t in named.items() if p not in (name, DEFAULT) and _within(name, p)
                 ]
-            if kind != "tenant":
+            # Where tenants have caps of their own, what one of them allows may bind in another.
+            if kind != "tenant" and set(tables.get("tenant", {})) <= {DEFAULT}:
                 around += [("caps.tenant.default", tables.get("tenant", {}).get(DEFAULT, {}))]
             for place, table in around:
                 _require_within((f'caps.{kind}."{name}"', {**caps._named(kind, name), **own}), place, table)

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from remit_schemas.errors import Code, refusal
-from remit_schemas.names import Resource
+from remit_schemas.names import DEFAULT_TENANT, Resource
 from remit_schemas.scope import Detail, Scope, parse_scope
 
 What = Literal["agent", "user", "tool", "tenant", "all"]
@@ -17,7 +17,10 @@ EVERYTHING = "everything"
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One thing and what was last said of it. ``name`` is an agent, a user, a tenant, or a resource pattern; ``at`` is RFC 3339 UTC."""
+    """One thing and what was last said of it. ``name`` is an agent, a user, a tenant, or a resource pattern; ``at`` is RFC 3339 UTC.
+
+    ``tenant`` is where that name means something. An entry of kind ``all`` is every tenant's and stands in the default one.
+    """
 
     kind: What
     name: str
@@ -25,13 +28,14 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     at: str
     why: str = ""
     state: Literal["revoked", "reinstated"] = "revoked"
+    tenant: str = DEFAULT_TENANT
 
     def __str__(self) -> str:
         return "everything" if self.kind == "all" else f"{self.kind} {self.name}"
 
 
 class Revoked:
-    """The entries in force, by what they stop."""
+    """The entries of one tenant, by what they stop; and the one that stops everything."""
 
     def __init__(self) -> None:
         self.last: dict[tuple[What, str], Entry] = {}

@@ -69,7 +69,7 @@ async def demo(folder: Path, say: Say) -> Shown:
         paths = {name: await _enrol(broker, name, "agent") for name in (DESK, PLANNER, RESEARCHER)}
         await _enrol(broker, SERVER, "mcp")
         write_servers(settings.servers_file, {SERVER: ServerEntry(SERVER, source(server_command(repository)))})
-        await broker.reload_servers()
+        await broker.tenants["default"].reload_servers()
         for agent in (planner(paths[PLANNER]), researcher(paths[RESEARCHER])):
             await stack.enter_async_context(agent)
         await _attached(broker)
@@ -95,7 +95,9 @@ async def _attached(broker: Broker) -> None:
             while broker.registry.target(Resource("mcp", SERVER, "git_log")) is None:
                 await asyncio.sleep(0.05)
     except TimeoutError:
-        states = ", ".join(f"{state['state']} {state['reason']}".strip() for state in broker.servers())
+        states = ", ".join(
+            f"{state['state']} {state['reason']}".strip() for state in broker.tenants["default"].servers()
+        )
         raise ServiceError(
             f"{SERVER_PACKAGE} did not attach within {ATTACH_SECONDS} s: {states}",
             "try it by itself: mcp-server-git --help",
@@ -133,7 +135,7 @@ async def _work(path: str, opened: Opened, repository: str) -> Any:
 
 async def _captured(broker: Broker, txn: str, result: Any, attempts: list[Attempt]) -> Shown:
     """What the ledger says happened, and whether it verifies with the keys as anybody can download them."""
-    evidence = await broker.evidence(txn)
+    evidence = await broker.evidence("default", txn)
     async with httpx.AsyncClient(trust_env=False) as client:
         jwks = (await client.get(f"{broker.http}/.well-known/jwks.json")).raise_for_status().content
     verdict = verify_evidence(json.loads(json.dumps(evidence)), KeySet.from_jwks(jwks), frozenset())

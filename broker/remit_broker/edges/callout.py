@@ -16,7 +16,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from remit_broker.core import callout_probe, nats_jwt, nkey
-from remit_broker.core.bus_permissions import BUS_ACCOUNT, CALLOUT_QUEUE, CALLOUT_SUBJECT, permissions
+from remit_broker.core.bus_permissions import BUS_ACCOUNT, CALLOUT_QUEUE, CALLOUT_SUBJECT, account_of, permissions
 from remit_broker.core.nats_jwt import ConnectRequest, JwtError, b64_any
 from remit_broker.core.registry import Principal
 from remit_schemas.names import is_connection, is_principal
@@ -40,24 +40,31 @@ class Principals(Protocol):
         """The agent or server with this public user nkey, unless it is revoked or unknown. From memory: it must not wait."""
 
 
-class RevokedAgents(Protocol):
-    """Which agents and tenants an operator has revoked."""
+class RevokedInTenant(Protocol):
+    """What an operator has revoked of one tenant."""
 
     def tenant(self, name: str) -> object | None:
         """Something where the tenant ``name`` is revoked. From memory: it must not wait."""
-
-    @property
-    def fresh(self) -> bool:
-        """Whether everything that was revoked until two seconds ago is known."""
 
     def agent(self, name: str) -> object | None:
         """Something where ``name`` is revoked. From memory: it must not wait."""
 
 
+class RevokedAgents(Protocol):
+    """Which agents and tenants an operator has revoked."""
+
+    @property
+    def fresh(self) -> bool:
+        """Whether everything that was revoked until two seconds ago is known."""
+
+    def of(self, tenant: str) -> RevokedInTenant:
+        """What is revoked of one tenant."""
+
+
 class Room(Protocol):
     """How many connections each principal has."""
 
-    def take(self, name: str) -> str:
+    def take(self, name: str, tenant: str) -> str:
         """Let one more connection of ``name`` in: empty, or why not. From memory: it must not wait."""
 
 
@@ -73,12 +80,15 @@ class Admitted:
         if not self._revoked.fresh:
             raise Refused("this callout has not heard for two seconds whether anybody was revoked")
         principal = self._principals.by_nkey(public)
+        if principal is None:
+            return None
+        revoked = self._revoked.of(principal.tenant)
         # INVARIANT: a revoked agent does not come back (test_a_revoked_agents_connection_is_cut_and_it_cannot_come_back).
-        if principal is not None and self._revoked.agent(principal.name) is not None:
+        if revoked.agent(principal.name) is not None:
             raise Refused(f"{principal.name} is revoked")
-        if principal is not None and self._revoked.tenant(principal.tenant) is not None:
+        if revoked.tenant(principal.tenant) is not None:
             raise Refused(f"the tenant {principal.tenant} of {principal.name} is revoked")
-        if principal is not None and (why := self._room.take(principal.name)):
+        if why := self._room.take(principal.name, principal.tenant):
             raise Refused(why)
         return principal
 
@@ -203,7 +213,11 @@ class Callout:
         return self._response(request, verdict, sender)
 
     def _user(self, principal: Principal, request: ConnectRequest) -> str:
-        """The NATS user of this connection, in the account of its tenant."""
+        """The NATS user of this connection, in the account of its tenant.
+
+        INVARIANT: the account is that of the tenant in which the key was registered, whatever the client asks for
+        (test_nothing_that_one_tenant_says_is_heard_by_another).
+        """
         may = permissions(principal, request.name)
         return self._signed(request, account_of(principal.tenant), principal.name, may, self._seconds)
 
@@ -231,10 +245,3 @@ class Callout:
         }
         token = nats_jwt.encode(claims, "A", self._keys.issuer, self._clock.now())
         return nkey.seal(self._keys.xkey, sender, token.encode(), secrets.token_bytes(nkey.NONCE_BYTES))
-
-
-def account_of(tenant: str) -> str:
-    """The NATS account of a tenant. Raises :class:`Refused` where there is none."""
-    if tenant == "default":
-        return BUS_ACCOUNT
-    raise Refused(f"tenant {tenant!r} has no account on this bus")

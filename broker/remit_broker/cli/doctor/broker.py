@@ -13,7 +13,7 @@ BEHIND: Final = 5000
 SAME: Final = {
     "keys": "bring the first broker's keys to the others: remit keys export, remit keys import",
     "policy": "give all the same policies; they are read at the start",
-    "config": "give all the same issuer, limits, policy, prices, labels, endorsers, content, tool_groups, caps and rates",
+    "config": "give all the same issuer, limits, policy, prices, labels, endorsers, content, tool_groups, caps, rates and tenants",
     "version": "run the same version everywhere once an upgrade is done",
 }
 """What replicas must agree on, and what to do where they do not."""
@@ -22,6 +22,12 @@ SAME: Final = {
 def look(client: BrokerClient) -> Iterator[Finding]:
     """Everything that ``/api`` tells."""
     status = client.get("/api/status")
+    if "replicas" not in status:
+        yield ok(
+            "broker", f"{client.http}, version {status['version']}; you are told of tenant {status['tenant']} alone"
+        )
+        yield from _servers(client.get("/api/servers")["servers"])
+        return
     if troubles := status["troubles"]:
         for part, cause in troubles.items():
             yield wrong("broker", f"{part}: {cause}", "see docs/operations.md, When something is wrong")
@@ -31,6 +37,11 @@ def look(client: BrokerClient) -> Iterator[Finding]:
         yield note("broker", f"paused by {status['paused']['who']}: {status['paused']['why']}", "remit reinstate --all")
     yield from replicas(status)
     yield _lag(status.get("index"))
+    for name, count in status["removed_tenants"].items():
+        yield note(
+            "tenants", f"{name} is in remit.toml no more, but {count} of its tasks are open",
+            f"nobody can go on with them, they end when their time is over; to go on put [tenants.{name}] back",
+        )  # fmt: skip
     yield from _servers(client.get("/api/servers")["servers"])
     yield _orphans(status["orphans"])
 

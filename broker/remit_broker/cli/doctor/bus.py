@@ -29,7 +29,7 @@ async def look(settings: Settings, url: str) -> AsyncIterator[Finding]:
     """Everything that can be asked with the broker's keys."""
     try:
         keys = KeyFiles.open(settings.data)
-        nats = await connect_all(url, keys)
+        nats = await connect_all(url, keys, tenants=settings.others)
     except ServiceError as gone:
         yield Finding("bus", "unknown", gone.message, gone.ask)
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
@@ -19,13 +19,14 @@ from remit_broker.core.near import meant
 from remit_broker.core.registry import Principal
 from remit_broker.core.times import rfc3339
 from remit_broker.edges.http.approvals import Approvals, Say
+from remit_broker.edges.http.desk import PARAMETER, Call, Desk, desk_for
 from remit_broker.edges.http.guard import Handler, answering, body_of
-from remit_broker.edges.http.operators import Caller, Operator, elsewhere, lacking, require
-from remit_broker.edges.http.revocations import KillSwitch, Stop
+from remit_broker.edges.http.operators import Caller, Operator, lacking, require
+from remit_broker.edges.http.revocations import Stop, unknown_tenant
 from remit_broker.hop.begin import Wish, open_as, open_for
 from remit_broker.hop.decide import Approver
 from remit_broker.hop.txn import Delegation, close_txn, open_txn, revoke
-from remit_broker.ports import Directory, Index, Ports
+from remit_broker.ports import Index
 from remit_schemas.budget import Budget
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.names import is_principal, is_txn
@@ -69,30 +70,26 @@ class Revocation(Stop, frozen=True, forbid_unknown_fields=True, kw_only=True):
 LOCAL_ROLES = ("admin", "approver", "operator")
 """What the OS user who runs the broker is, to policies about approvals."""
 
-Evidence = Callable[[str], Awaitable[dict[str, Any]]]
+Evidence = Callable[[str, str], Awaitable[dict[str, Any]]]
 
 
 class Api:
-    """The handlers, over what the app wired. ``servers`` reports and reloads the servers the broker runs itself."""
+    """The handlers, over what the app wired for each tenant."""
 
-    def __init__(
-        self, ports: Ports, directory: Directory, index: Index, operator: Operator, extras: Mapping[str, Any]
-    ) -> None:
-        self._ports, self._directory, self._index, self._operator = ports, directory, index, operator
+    def __init__(self, desks: Iterable[Desk], index: Index, operator: Operator, extras: Mapping[str, Any]) -> None:
+        self._desks = {desk.tenant: desk for desk in desks}
+        self._index, self._operator = index, operator
         self._published: Mapping[str, Any] = extras["published"]
         self._evidence: Evidence = extras["evidence"]
-        self._servers: Callable[[], list[dict[str, Any]]] = extras["servers"]
-        self._reload: Callable[[], Awaitable[None]] = extras["reload"]
-        self._describe: Callable[[], Awaitable[dict[str, Any]]] = extras["status"]
+        self._describe: Callable[[str | None], Awaitable[dict[str, Any]]] = extras["status"]
         self._caught_up: Callable[[], Awaitable[None]] = extras["caught_up"]
         self._budgets: Callable[[str], Awaitable[list[dict[str, Any]]]] = extras["budgets"]
-        self._tenant = "default"
+        self._fault: Callable[[str, BaseException], None] = extras["fault"]
         self._approvals = Approvals(index)
-        self._kill = KillSwitch(extras["revocations"], extras["admin"], directory, index, ports.clock)
 
     def routes(self) -> list[Route]:
         """All routes under ``/api``."""
-        table: list[tuple[str, str, Ability | None, Callable[[Request, str], Awaitable[Any]]]] = [
+        table: list[tuple[str, str, Ability | None, Callable[[Request, Call], Awaitable[Any]]]] = [
             ("POST", "/api/grants", None, self._grant),
             ("GET", "/api/status", "read", self._status),
             ("GET", "/api/agents", "read", self._agents),
@@ -115,27 +112,26 @@ class Api:
             ("GET", "/api/find/{prefix}", "read", self._find),
             ("GET", "/api/records/{hop}", "read", self._record),
         ]
-        fault = self._ports.observer.fault
+        fault = self._fault
         return [Route(at, answering(self._known(do, need), fault), methods=[verb]) for verb, at, need, do in table]
 
-    def _known(self, do: Callable[[Request, str], Awaitable[Any]], ability: Ability | None) -> Handler:
+    def _known(self, do: Callable[[Request, Call], Awaitable[Any]], ability: Ability | None) -> Handler:
         """``do`` for callers with ``ability``; with None it asks for itself."""
         reads = do in (self._grant, self._add_agent, self._revoke, self._reinstate, self._decide)
 
         async def handler(request: Request) -> Response:
-            caller = request.state.caller = await self._operator.known(request)
+            caller = await self._operator.known(request)
             if ability is not None:
                 require(caller, ability)
-            if caller.identity is not None and caller.identity.tenant != self._tenant:
-                raise elsewhere(caller)
+            call = Call(caller, desk_for(self._desks, request, caller))
             if not reads:
                 await _no_body(request)
-            return JSONResponse(msgspec.to_builtins(await do(request, caller.who)))
+            return JSONResponse(msgspec.to_builtins(await do(request, call)))
 
         return handler
 
-    async def _grant(self, request: Request, who: str) -> Any:
-        wish, caller = await _typed(request, Delegate), request.state.caller
+    async def _grant(self, request: Request, at: Call) -> Any:
+        wish, caller = await _typed(request, Delegate), at.caller
         if wish.token and (wish.user or wish.roles or wish.groups):
             raise refusal(
                 Code.MALFORMED,
@@ -144,13 +140,13 @@ class Api:
                 ask="leave out user, roles and groups",
             )
         if wish.token or (caller.identity is not None and not wish.user):
-            return await self._for_proved(wish, caller)
+            return await self._for_proved(wish, at)
         # INVARIANT: only an operator acts for a user without that one's token, only an administrator says which roles that one has
         # (test_a_user_opens_tasks_for_nobody_else).
         require(caller, "administer" if wish.roles or wish.groups else "operate")
         return await open_txn(
             Delegation(
-                tenant=self._tenant,
+                tenant=at.tenant,
                 roles=wish.roles,
                 groups=wish.groups,
                 user=wish.user,
@@ -158,33 +154,33 @@ class Api:
                 scope=Scope.of(wish.scopes),
                 budget=wish.budget,
                 ttl=wish.ttl,
-                auth=who,
+                auth=at.who,
                 max_depth=wish.max_depth,
             ),
-            self._ports,
+            at.desk.ports,
         )
 
-    async def _for_proved(self, wish: Delegate, caller: Caller) -> Any:
+    async def _for_proved(self, wish: Delegate, at: Call) -> Any:
         """For the user of the token in the body, else for the caller."""
         about = Wish(token=wish.token, scopes=wish.scopes, budget=wish.budget, ttl=wish.ttl, max_depth=wish.max_depth)
         if wish.token:
-            return await open_for(about, wish.agent, self._tenant, self._ports)
-        if wish.roles or wish.groups or caller.identity is None:
-            raise lacking(caller, "administer")
-        return await open_as(caller.identity, about, wish.agent, self._tenant, self._ports)
+            return await open_for(about, wish.agent, at.tenant, at.desk.ports)
+        if wish.roles or wish.groups or at.caller.identity is None:
+            raise lacking(at.caller, "administer")
+        return await open_as(at.caller.identity, about, wish.agent, at.tenant, at.desk.ports)
 
-    async def _status(self, request: Request, who: str) -> Any:
-        return {**await self._describe(), "published": self._published}
+    async def _status(self, request: Request, at: Call) -> Any:
+        return {**await self._describe(self._bound(at)), "tenant": at.tenant, "published": self._published}
 
-    async def _list_budgets(self, request: Request, who: str) -> Any:
+    async def _list_budgets(self, request: Request, at: Call) -> Any:
         wanted = dict(request.query_params)
-        if set(wanted) - {"kind", "name"} or wanted.get("kind", KINDS[0]) not in KINDS:
+        if set(wanted) - {"kind", "name", PARAMETER} or wanted.get("kind", KINDS[0]) not in KINDS:
             raise refusal(
                 Code.MALFORMED, "budgets are asked for by kind and name", rule="api.query",
                 ask=f"kind is one of {', '.join(KINDS)}; name may be a pattern",
             )  # fmt: skip
         kind, name = wanted.get("kind"), wanted.get("name", "*")
-        rows = await self._budgets(self._tenant)
+        rows = await self._budgets(at.tenant)
         # A pattern names itself too: tools that share an account are shown under it.
         fits = [
             row
@@ -193,15 +189,10 @@ class Api:
         ]
         return {"budgets": fits}
 
-    async def _agents(self, request: Request, who: str) -> Any:
-        return {"agents": [self._described(p) for p in self._directory.principals()]}
+    async def _agents(self, request: Request, at: Call) -> Any:
+        return {"agents": [_described(p, at) for p in at.desk.directory.principals()]}
 
-    def _described(self, principal: Principal) -> dict[str, Any]:
-        attachment = self._directory.attachment(principal.name)
-        served = [d.op for d in attachment.definitions] if attachment else []
-        return {**msgspec.to_builtins(principal), "serves": served}
-
-    async def _add_agent(self, request: Request, who: str) -> Any:
+    async def _add_agent(self, request: Request, at: Call) -> Any:
         new = await _typed(request, NewAgent)
         if not is_principal(new.name):
             raise refusal(
@@ -219,64 +210,62 @@ class Api:
             name=new.name,
             kind="mcp" if new.kind == "mcp" else "agent",
             nkey=new.nkey,
-            tenant=self._tenant,
+            tenant=at.tenant,
             tier=new.tier,
-            created=rfc3339(self._ports.clock.now()),
+            created=rfc3339(at.desk.ports.clock.now()),
         )
-        await self._directory.add(principal)
+        await at.desk.directory.add(principal)
         return {"agent": new.name, "kind": new.kind}
 
-    async def _remove_agent(self, request: Request, who: str) -> Any:
-        await self._directory.remove(request.path_params["name"])
+    async def _remove_agent(self, request: Request, at: Call) -> Any:
+        await at.desk.directory.remove(request.path_params["name"])
         return {"removed": request.path_params["name"]}
 
-    async def _list_servers(self, request: Request, who: str) -> Any:
-        managed = {server["name"]: server for server in self._servers()}
+    async def _list_servers(self, request: Request, at: Call) -> Any:
+        managed = {server["name"]: server for server in at.desk.servers.servers()}
         listed = [
-            {"state": "remote", **self._described(p), **managed.pop(p.name, {}), "waiting": self._waiting(p.name)}
-            for p in self._directory.principals()
+            {"state": "remote", **_described(p, at), **managed.pop(p.name, {}), "waiting": _waiting(p.name, at)}
+            for p in at.desk.directory.principals()
             if p.kind == "mcp"
         ]
         return {"servers": [*listed, *managed.values()]}
 
-    def _waiting(self, name: str) -> list[str]:
-        return [resource.op for resource in self._directory.quarantined(name)]
-
-    async def _reload_servers(self, request: Request, who: str) -> Any:
+    async def _reload_servers(self, request: Request, at: Call) -> Any:
         # No API takes a command: what runs comes from a file on this machine, and this only says that it changed.
-        await self._reload()
-        return {"servers": self._servers()}
+        await at.desk.servers.reload_servers()
+        return {"servers": at.desk.servers.servers()}
 
-    async def _accept(self, request: Request, who: str) -> Any:
-        return {"accepted": await self._directory.accept(request.path_params["name"])}
+    async def _accept(self, request: Request, at: Call) -> Any:
+        return {"accepted": await at.desk.directory.accept(request.path_params["name"])}
 
-    async def _chains(self, request: Request, who: str) -> Any:
-        raw: dict[str, Any] = dict(request.query_params)
+    async def _chains(self, request: Request, at: Call) -> Any:
+        raw: dict[str, Any] = {key: value for key, value in request.query_params.items() if key != PARAMETER}
         try:
             wanted = msgspec.convert(raw, ChainFilter, strict=False)
         except msgspec.ValidationError as error:
             raise refusal(Code.MALFORMED, str(error), rule="api.query", ask="see remit chains --help") from None
         await self._caught_up()
-        page = await self._index.chains(self._tenant, wanted)
+        page = await self._index.chains(at.tenant, wanted)
         return {"chains": page.rows, "cursor": page.cursor}
 
-    async def _chain(self, request: Request, who: str) -> Any:
+    async def _chain(self, request: Request, at: Call) -> Any:
         txn = self._txn(request)
         await self._caught_up()
-        entries = await self._index.chain(self._tenant, txn)
+        entries = await self._index.chain(at.tenant, txn)
         if not entries:
-            raise await self._no_txn(txn)
-        refused = await self._index.refusals(self._tenant, txn)
+            raise await self._no_txn(txn, at)
+        refused = await self._index.refusals(at.tenant, txn)
         return {"txn": txn, "records": [entry["record"] for entry in entries], "refusals": refused}
 
-    async def _export(self, request: Request, who: str) -> Any:
-        return await self._evidence(self._txn(request))
+    async def _export(self, request: Request, at: Call) -> Any:
+        return await self._evidence(at.tenant, self._txn(request))
 
-    async def _close(self, request: Request, who: str) -> Any:
-        fold = await self._existing(close_txn(self._tenant, self._txn(request), who, "closed", self._ports), request)
+    async def _close(self, request: Request, at: Call) -> Any:
+        work = close_txn(at.tenant, self._txn(request), at.who, "closed", at.desk.ports)
+        fold = await self._existing(work, self._txn(request), at)
         return {"txn": fold.txn, "state": fold.state, "spent": fold.nodes[fold.root].spent}
 
-    async def _revoke(self, request: Request, who: str) -> Any:
+    async def _revoke(self, request: Request, at: Call) -> Any:
         wish = await _typed(request, Revocation)
         others = wish.all or not wish.agent is wish.user is wish.tool is wish.tenant is None
         if (wish.grant is not None) + (wish.txn is not None) + others != 1:
@@ -286,54 +275,77 @@ class Api:
             )  # fmt: skip
         if others:
             await self._caught_up()
-            return await self._kill.revoke(wish, who, self._tenant)
+            return await self._stopping(wish, at).kill.revoke(wish, at.who)
         jti = wish.grant
         if wish.txn is not None:
-            fold = await self._existing(self._ports.ledger.fold(self._tenant, wish.txn), request, wish.txn)
+            fold = await self._existing(at.desk.ports.ledger.fold(at.tenant, wish.txn), wish.txn, at)
             jti = f"{fold.txn}.{fold.root}.1"
-        work = revoke(self._tenant, jti or "", who, wish.why, self._ports)
-        fold = await self._existing(work, request, wish.txn or jti)
-        await self._kill.announce(jti or "")
+        work = revoke(at.tenant, jti or "", at.who, wish.why, at.desk.ports)
+        fold = await self._existing(work, wish.txn or jti or "", at)
+        await at.desk.kill.announce(jti or "")
         return {"txn": fold.txn, "revoked": jti, "seq": fold.seq}
 
-    async def _reinstate(self, request: Request, who: str) -> Any:
-        return await self._kill.reinstate(await _typed(request, Stop), who)
+    async def _reinstate(self, request: Request, at: Call) -> Any:
+        wish = await _typed(request, Stop)
+        return await self._stopping(wish, at).kill.reinstate(wish, at.who)
 
-    async def _list_approvals(self, request: Request, who: str) -> Any:
+    async def _list_approvals(self, request: Request, at: Call) -> Any:
         await self._caught_up()
         state = request.query_params.get("state", "waiting")
-        return await self._approvals.listed(self._tenant, state, self._ports)
+        return await self._approvals.listed(at.tenant, state, at.desk.ports)
 
-    async def _approval(self, request: Request, who: str) -> Any:
+    async def _approval(self, request: Request, at: Call) -> Any:
         await self._caught_up()
-        return await self._approvals.shown(self._tenant, str(request.path_params["id"]), self._ports)
+        return await self._approvals.shown(at.tenant, str(request.path_params["id"]), at.desk.ports)
 
-    async def _decide(self, request: Request, who: str) -> Any:
+    async def _decide(self, request: Request, at: Call) -> Any:
         said = await _typed(request, Say)
         await self._caught_up()
-        by = _approver(request.state.caller, self._tenant)
-        return await self._approvals.decided(str(request.path_params["id"]), said, by, self._ports)
+        by = _approver(at.caller, at.tenant)
+        return await self._approvals.decided(str(request.path_params["id"]), said, by, at.desk.ports)
 
-    async def _revocations(self, request: Request, who: str) -> Any:
-        return {"revocations": self._kill.in_force(), **await self._kill.history()}
+    def _bound(self, at: Call) -> str | None:
+        """The tenant of a caller who must not learn of others, or stop them. Where there is one alone, there are none."""
+        return at.caller.tenant if len(self._desks) > 1 else None
 
-    async def _find(self, request: Request, who: str) -> Any:
+    def _stopping(self, wish: Stop, at: Call) -> Desk:
+        """The desk at which something is stopped or goes on. Refuses UNKNOWN_TARGET and, for what is not one tenant's, OUT_OF_SCOPE.
+
+        INVARIANT: whoever belongs to one tenant stops no other and not everything
+        (test_an_operator_of_one_tenant_stops_no_other).
+        """
+        if wish.all and self._bound(at) is not None:
+            raise refusal(
+                Code.OUT_OF_SCOPE, "everything is more than your tenant", rule="revoke.all",
+                ask=f"revoke the tenant {at.caller.tenant}",
+            )  # fmt: skip
+        if wish.tenant is None:
+            return at.desk
+        if wish.tenant not in self._desks or at.caller.tenant not in (None, wish.tenant):
+            near = sorted(self._desks) if at.caller.tenant is None else [at.caller.tenant]
+            raise unknown_tenant(wish.tenant, near)
+        return self._desks[wish.tenant]
+
+    async def _revocations(self, request: Request, at: Call) -> Any:
+        return {"revocations": at.desk.kill.in_force(), **await at.desk.kill.history()}
+
+    async def _find(self, request: Request, at: Call) -> Any:
         await self._caught_up()
         prefix = str(request.path_params["prefix"]).lower()
-        txns = await self._index.find(self._tenant, prefix)
-        hops = await self._index.hops_like(self._tenant, prefix)
+        txns = await self._index.find(at.tenant, prefix)
+        hops = await self._index.hops_like(at.tenant, prefix)
         found = [*({"txn": txn, "hop": ""} for txn in txns), *(hit._asdict() for hit in hops)]
-        return {"found": found, "near": [] if found else await self._index.near(self._tenant, prefix)}
+        return {"found": found, "near": [] if found else await self._index.near(at.tenant, prefix)}
 
-    async def _record(self, request: Request, who: str) -> Any:
+    async def _record(self, request: Request, at: Call) -> Any:
         hop = str(request.path_params["hop"])
         await self._caught_up()
-        hits = [hit for hit in await self._index.hops_like(self._tenant, hop) if hit.hop == hop]
+        hits = [hit for hit in await self._index.hops_like(at.tenant, hop) if hit.hop == hop]
         if not hits:
             raise refusal(Code.UNKNOWN_TARGET, f"no hop {hop[:64]}", rule="api.unknown-hop", ask="remit chain TXN")
         if hits[0].kind == "refused":
-            return {"txn": hits[0].txn, "hop": hop, "records": [await self._index.refusal(self._tenant, hop)]}
-        entries = await self._index.chain(self._tenant, hits[0].txn or "")
+            return {"txn": hits[0].txn, "hop": hop, "records": [await self._index.refusal(at.tenant, hop)]}
+        entries = await self._index.chain(at.tenant, hits[0].txn or "")
         mine = [entry["record"] for entry in entries if entry["record"]["hop"] == hop]
         return {"txn": hits[0].txn, "hop": hop, "records": mine}
 
@@ -343,18 +355,28 @@ class Api:
             raise refusal(Code.MALFORMED, f"{txn[:64]!r} is not a txn", rule="api.txn", ask="32 lower-case hex digits")
         return txn
 
-    async def _no_txn(self, txn: str) -> Refusal:
+    async def _no_txn(self, txn: str, at: Call) -> Refusal:
         await self._caught_up()
-        ask = meant(await self._index.near(self._tenant, txn[:128]), "remit chains lists them")
+        ask = meant(await self._index.near(at.tenant, txn[:128]), "remit chains lists them")
         return refusal(Code.UNKNOWN_TARGET, f"no txn {txn[:128]}", rule="api.unknown-txn", ask=ask)
 
-    async def _existing(self, work: Awaitable[Any], request: Request, txn: str | None = None) -> Any:
+    async def _existing(self, work: Awaitable[Any], txn: str, at: Call) -> Any:
         try:
             return await work
         except Refusal as no:
             if no.body.rule == "ledger.unknown-txn":
-                raise await self._no_txn(txn or self._txn(request)) from None
+                raise await self._no_txn(txn, at) from None
             raise
+
+
+def _described(principal: Principal, at: Call) -> dict[str, Any]:
+    attachment = at.desk.directory.attachment(principal.name)
+    served = [d.op for d in attachment.definitions] if attachment else []
+    return {**msgspec.to_builtins(principal), "serves": served}
+
+
+def _waiting(name: str, at: Call) -> list[str]:
+    return [resource.op for resource in at.desk.directory.quarantined(name)]
 
 
 def _approver(caller: Caller, tenant: str) -> Approver:

@@ -24,6 +24,11 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     roles: tuple[str, ...] = ()
     identity: Identity | None = None
 
+    @property
+    def tenant(self) -> str | None:
+        """The only one whose matters are theirs, where an issuer says of which they are; None: every tenant's."""
+        return None if self.identity is None else self.identity.tenant
+
 
 class Operator(Protocol):
     """How a caller of the API is known."""

@@ -13,6 +13,7 @@ from remit_broker.core.revocations import EVERYTHING, Entry, What, pattern
 from remit_broker.core.times import rfc3339
 from remit_broker.ports import AdminLog, Clock, Directory, Index, RevocationList
 from remit_schemas.errors import Code, Refusal, refusal
+from remit_schemas.names import DEFAULT_TENANT
 
 MAX_WHY = 512
 
@@ -47,18 +48,19 @@ class Stop(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class KillSwitch:
-    """Revokes what exists, reinstates what is revoked, and lists both."""
+    """Revokes what exists in one tenant, reinstates what is revoked, and lists both."""
 
     def __init__(
-        self, listed: RevocationList, admin: AdminLog, directory: Directory, index: Index, clock: Clock
+        self, tenant: str, listed: RevocationList, admin: AdminLog, directory: Directory, index: Index, clock: Clock
     ) -> None:
-        self._list, self._admin, self._directory, self._index, self._clock = listed, admin, directory, index, clock
+        self._tenant, self._list, self._admin = tenant, listed, admin
+        self._directory, self._index, self._clock = directory, index, clock
 
-    async def revoke(self, wish: Stop, who: str, tenant: str) -> dict[str, Any]:
+    async def revoke(self, wish: Stop, who: str) -> dict[str, Any]:
         """Stop something on every replica, then record it. Refuses UNKNOWN_TARGET, with similar names, for what nobody knows."""
         kind, name = wish.what()
-        await self._known(kind, name, tenant)
-        entry = Entry(kind=kind, name=name, who=who, at=self._now(), why=wish.why[:MAX_WHY])
+        await self._known(kind, name)
+        entry = self._entry(wish, who)
         # INVARIANT: a stop waits for no record, and what a crash keeps from being recorded is recorded at the next start
         # (test_what_was_stopped_and_not_recorded_is_recorded_at_the_next_start).
         await self._list.put(entry)
@@ -81,7 +83,7 @@ class KillSwitch:
                 Code.UNKNOWN_TARGET, f"{what} is not revoked", rule="reinstate.unknown",
                 ask=_near(name, [entry.name for entry in mine]) or "remit revocations lists what is",
             )  # fmt: skip
-        entry = Entry(kind=kind, name=name, who=who, at=self._now(), why=wish.why[:MAX_WHY], state="reinstated")
+        entry = msgspec.structs.replace(self._entry(wish, who), state="reinstated")
         # INVARIANT: nothing is let go on without a record (test_nothing_is_reinstated_without_a_record).
         record = await self._admin.append(entry)
         await self._list.put(entry)
@@ -101,10 +103,14 @@ class KillSwitch:
         rows = [_told(_entry(record), record) for record in records]
         return {"history": rows, "chain": {"records": len(records), "broken": broken(records)}}
 
-    def _now(self) -> str:
-        return rfc3339(self._clock.now())
+    def _entry(self, wish: Stop, who: str) -> Entry:
+        kind, name = wish.what()
+        at, why = rfc3339(self._clock.now()), wish.why[:MAX_WHY]
+        # What stops everything is no one tenant's, and stands in one place.
+        tenant = DEFAULT_TENANT if kind == "all" else self._tenant
+        return Entry(kind=kind, name=name, who=who, at=at, why=why, tenant=tenant)
 
-    async def _known(self, kind: What, name: str, tenant: str) -> None:
+    async def _known(self, kind: What, name: str) -> None:
         if kind == "agent":
             names = [principal.name for principal in self._directory.principals()]
             if name not in names:
@@ -116,24 +122,32 @@ class KillSwitch:
                 raise _unknown(
                     f"nothing that is attached fits {name[:128]!r}", _near(name, served), "remit servers list"
                 )
-        elif kind == "tenant" and name != tenant:
-            raise _unknown(
-                f"there is no tenant {name[:64]!r}", _near(name, [tenant]) or f"there is {tenant}", "remit.toml"
-            )
+        elif kind == "tenant" and name != self._tenant:
+            raise unknown_tenant(name, [self._tenant])
         elif kind == "user":
-            page = await self._index.chains(tenant, ChainFilter(user=name, limit=1))
+            page = await self._index.chains(self._tenant, ChainFilter(user=name, limit=1))
             if not page.rows:
-                near = _near(name, await self._index.users(tenant))
+                near = _near(name, await self._index.users(self._tenant))
                 raise _unknown(f"no task was ever opened for {name[:64]!r}", near, "remit chains")
 
 
 def _entry(record: AdminRecord) -> Entry:
-    return Entry(kind=record.what, name=record.name, who=record.who, at=record.at, why=record.why, state=record.kind)
+    return Entry(
+        kind=record.what, name=record.name, who=record.who, at=record.at, why=record.why, state=record.kind,
+        tenant=record.tenant,
+    )  # fmt: skip
 
 
 def _told(entry: Entry, record: AdminRecord) -> dict[str, Any]:
     said: dict[str, Any] = msgspec.to_builtins(entry)
     return {entry.state: str(entry), **said, "record": record.seq, "hash": record.hash}
+
+
+def unknown_tenant(name: str, known: list[str]) -> Exception:
+    """Refuses UNKNOWN_TARGET. ``known`` are the tenants that the caller may hear of."""
+    return _unknown(
+        f"there is no tenant {name[:64]!r}", _near(name, known) or f"there is {', '.join(known)}", "remit.toml"
+    )
 
 
 def _near(name: str, known: list[str]) -> str:
