@@ -37,6 +37,7 @@ from remit_broker.adapters.nats_connect import Connections, connect_all
 from remit_broker.adapters.nats_evict import Evictor
 from remit_broker.adapters.nats_presence import Connected
 from remit_broker.adapters.observer import OtlpSpans, RecordObserver
+from remit_broker.adapters.outbound import Outbound
 from remit_broker.adapters.pace import Pace
 from remit_broker.adapters.private_files import private_folder, write_private
 from remit_broker.adapters.refusal_stream import RefusalStream
@@ -48,6 +49,7 @@ from remit_broker.adapters.stream_tail import Regressed
 from remit_broker.adapters.tasks import ended
 from remit_broker.adapters.world import Failpoints, RandomIds, SystemClock
 from remit_broker.config import Settings
+from remit_broker.core.addresses import network
 from remit_broker.core.effective import ineffective
 from remit_broker.core.evidence import export
 from remit_broker.core.revocations import Entry
@@ -60,6 +62,7 @@ from remit_broker.edges.http.app import HttpServer, application
 from remit_broker.edges.http.desk import Desk
 from remit_broker.gate import answer_callout
 from remit_broker.health import Health
+from remit_broker.notices import Notices
 from remit_broker.ports import Limits, Ports
 from remit_broker.premises import Place, bind_http, embed
 from remit_broker.tenants import Tenant, without_tenant
@@ -151,10 +154,21 @@ class Broker:
         if server is not None:
             await self._serve(server)
             self._task(Upkeep(self.index, self.ports_of, self.revocations, config.limits).run())
+            self._notify()
             self._announce()
             for name, count in (await self.health.removed_tenants()).items():
                 log.warning("tenant %s is in the configuration no more, but %d of its tasks are open", name, count)
         await self.health.start()
+
+    def _notify(self) -> None:
+        """Tell the webhook of requests for approvals, if there is one."""
+        asked = self.settings.config.approvals
+        if asked.webhook:
+            outbound = Outbound(map(network, asked.webhook_allow))
+            notices = Notices(asked.webhook, outbound, self.index, self.ports)
+            self.observer.watch("remit_webhook_sent", "Requests for approvals that were told", lambda: notices.sent)
+            self.observer.watch("remit_webhook_failed", "Attempts to tell one that failed", lambda: notices.failed)
+            self._task(notices.run())
 
     def _bind_http(self) -> HttpServer:
         held = self.place.http

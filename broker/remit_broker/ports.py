@@ -225,6 +225,9 @@ class Mint(Protocol):
     def decided(self, decided: Decided) -> str:
         """The compact JWS of a person's decision."""
 
+    def notice(self, payload: Mapping[str, Any]) -> str:
+        """The compact JWS with which a message to somebody outside is signed."""
+
     def verify(self, token: str, audience: str) -> Grant:
         """Refuses GRANT_INVALID or GRANT_EXPIRED. Verified signatures are remembered, times are checked every time."""
 

@@ -58,6 +58,8 @@ auth = {auth:<22}# "local": the OS user, by the token in data/keys/local.token; 
 # use = 900.0                # seconds within which an approval is used
 # four_eyes = false          # whether nobody approves a call that is made on their own behalf
 # url = ""                   # where approvers find this broker, such as "https://remit.example"; empty: http
+# webhook = ""               # told of each request, signed: "https://chat.example/hook"; public addresses only
+# webhook_allow = []         # ["10.1.0.0/16"]: networks that are not public and may be sent to all the same
 
 [traces]
 # endpoint = ""              # OTLP/HTTP, such as "http://127.0.0.1:4318"; OTEL_EXPORTER_OTLP_ENDPOINT wins

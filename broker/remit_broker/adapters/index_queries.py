@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import aiosqlite
 
-from remit_broker.core.listing import ApprovalRow, ChainFilter, ChainPage, ChainRow, HopHit
+from remit_broker.core.listing import ApprovalRow, ChainFilter, ChainPage, ChainRow, HopHit, Untold
 from remit_broker.core.near import by_beginning
 from remit_schemas.budget import Budget
 from remit_schemas.errors import Code, refusal
@@ -150,6 +150,17 @@ class IndexQueries:
             )
             for row in await self._all(query, given)
         ]  # fmt: skip
+
+    async def untold(self, now: int, limit: int = 50) -> list[Untold]:
+        """Requests of all tenants that wait at ``now`` (Unix seconds) and of which nobody was told, the oldest first."""
+        query = """
+            SELECT a.tenant, a.txn, a.id, r.body FROM approval a
+            JOIN txn t ON (t.tenant, t.txn) = (a.tenant, a.txn) AND t.closed_at IS NULL
+            JOIN record r ON (r.tenant, r.txn, r.seq) = (a.tenant, a.txn, a.seq)
+            WHERE a.told = 0 AND a.verdict IS NULL AND a.exp > ? ORDER BY a.at LIMIT ?
+        """
+        rows = await self._all(query, (now, limit))
+        return [Untold((tenant, txn, name), json.loads(body)) for tenant, txn, name, body in rows]
 
     async def users(self, tenant: str) -> list[str]:
         """Everybody a task was ever opened for, up to ten thousand."""
