@@ -116,6 +116,7 @@ def test_names_that_cannot_be_and_caps_of_nobody_are_refused_by_check(tmp_path: 
         assert done.code == 2 and said in done.error["message"] and done.error["ask"], more
 
 
+@pytest.mark.timeout(180)  # three brokers are started
 def test_what_a_removed_tenant_left_open_is_told(tmp_path: Path) -> None:
     folder = with_tenants(new_folder(tmp_path / "broker"), "acme")
     with running(folder) as broker:
