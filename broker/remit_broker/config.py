@@ -15,6 +15,7 @@ import msgspec
 import msgspec.inspect
 
 from remit_broker.adapters.errors import ConfigError
+from remit_broker.core.addresses import network
 from remit_broker.core.caps import BadCap, Caps, parse_caps
 from remit_broker.core.extraction import Endorser, TooWide, parse_endorser
 from remit_broker.core.issuers import LOOPBACK, BadIssuer, DevelopmentConfig, IssuerConfig, check_issuers
@@ -96,13 +97,16 @@ class ApprovalsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """Approvals by people: a request waits for ``ttl`` seconds, an approval can be used for ``use`` seconds.
 
     With ``four_eyes`` nobody approves a call that is made on their own behalf, whatever policy says. ``url`` is where approvers
-    find the broker, if not at ``http``.
+    find the broker, if not at ``http``. ``webhook`` is told of each request; ``webhook_allow`` are networks that are not public and
+    may be sent to all the same, such as ``10.1.0.0/16``.
     """
 
     ttl: Annotated[float, msgspec.Meta(ge=1, le=28_800)] = 3600.0
     use: Annotated[float, msgspec.Meta(ge=1, le=28_800)] = 900.0
     four_eyes: bool = False
     url: str = ""
+    webhook: str = ""
+    webhook_allow: tuple[str, ...] = ()
 
 
 class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -304,6 +308,15 @@ def _sensible(file: Path, config: Config) -> None:
         raise ConfigError(f"{file}: traces.endpoint is {traces!r}", "write http://HOST:PORT, or leave it empty")
     if (url := config.approvals.url) and not _is_url(url, ("http", "https")):
         raise ConfigError(f"{file}: approvals.url is {url!r}", "write https://HOST, or leave it empty")
+    if (hook := config.approvals.webhook) and (not _is_url(hook, ("http", "https")) or "@" in urlsplit(hook).netloc):
+        raise ConfigError(f"{file}: approvals.webhook is {hook!r}", "write https://HOST/PATH, or leave it empty")
+    for net in config.approvals.webhook_allow:
+        try:
+            network(net)
+        except ValueError as error:
+            raise ConfigError(
+                f"{file}: approvals.webhook_allow: {error}", "write such as 10.1.0.0/16 or 127.0.0.1/32"
+            ) from None
     if config.bus.replicas > 1 and not config.bus.url:
         raise ConfigError(
             f"{file}: bus.replicas is {config.bus.replicas}, but the embedded NATS server is one",

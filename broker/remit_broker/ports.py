@@ -225,6 +225,9 @@ class Mint(Protocol):
     def decided(self, decided: Decided) -> str:
         """The compact JWS of a person's decision."""
 
+    def notice(self, payload: Mapping[str, Any]) -> str:
+        """The compact JWS with which a message to somebody outside is signed."""
+
     def verify(self, token: str, audience: str) -> Grant:
         """Refuses GRANT_INVALID or GRANT_EXPIRED. Verified signatures are remembered, times are checked every time."""
 
@@ -345,6 +348,9 @@ class Index(Protocol):
 
     async def refusal(self, tenant: str, hop: str) -> dict[str, Any] | None:
         """The record of a refused call by its id."""
+
+    async def decisions(self, tenant: str, after: int, kind: str, limit: int) -> list[tuple[int, dict[str, Any], str]]:
+        """Records of calls that were ``opened`` or ``refused``, in order after a place: each with its place and its user."""
 
     async def hops_like(self, tenant: str, prefix: str, limit: int = 10) -> list[HopHit]:
         """Hops and refusals whose id begins with ``prefix``; ``<txn>.<hop>`` (each or its beginning) narrows."""

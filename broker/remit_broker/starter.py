@@ -58,6 +58,8 @@ auth = {auth:<22}# "local": the OS user, by the token in data/keys/local.token; 
 # use = 900.0                # seconds within which an approval is used
 # four_eyes = false          # whether nobody approves a call that is made on their own behalf
 # url = ""                   # where approvers find this broker, such as "https://remit.example"; empty: http
+# webhook = ""               # told of each request, signed: "https://chat.example/hook"; public addresses only
+# webhook_allow = []         # ["10.1.0.0/16"]: networks that are not public and may be sent to all the same
 
 [traces]
 # endpoint = ""              # OTLP/HTTP, such as "http://127.0.0.1:4318"; OTEL_EXPORTER_OTLP_ENDPOINT wins
@@ -165,10 +167,15 @@ def write_starter(folder: Path, auth: str, port: int) -> Path:
 
 
 def write_policies(folder: Path, policies: Sequence[tuple[str, str]] = ()) -> None:
-    """Write ``(file name, text)`` pairs, or the starter policy where none are given; what exists is kept."""
+    """Write ``(file name, text)`` pairs, or the starter policy and its cases where none are given; what exists is kept."""
     folder.mkdir(parents=True, exist_ok=True)
     starter = resources.files("remit_broker").joinpath("policies", "default.cedar")
-    for name, text in policies or [("default.cedar", starter.read_text(encoding="utf-8"))]:
+    cases = resources.files("remit_broker").joinpath("policies", "starter.toml")
+    written = [
+        ("default.cedar", starter.read_text(encoding="utf-8")),
+        ("tests/starter.toml", cases.read_text(encoding="utf-8")),
+    ]
+    for name, text in policies or written:
         file = folder / name
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)

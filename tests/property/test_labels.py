@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from remit_broker.core.label_sources import Declared, LabelSources, parse_sources
@@ -51,6 +51,8 @@ def test_families_with_two_members_are_mixed(labels: frozenset[str]) -> None:
 
 
 @given(st.text(min_size=1, max_size=80), st.text(min_size=1, max_size=80))
+@example("acme", "Acme")
+@example("x" * 60, "x" * 61)
 def test_two_values_never_have_one_label(one: str, other: str) -> None:
     first, second = of_value("customer:", one), of_value("customer:", other)
     assert is_label(first) and is_label(second) and first.startswith("customer:")

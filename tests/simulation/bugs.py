@@ -18,10 +18,11 @@ from remit_broker.adapters import kv_accounts, ledger_memory, nats_bus, refusal_
 from remit_broker.adapters.index_queries import IndexQueries, OpenHop
 from remit_broker.adapters.jetstream import IN_FLIGHT, Ack, Message
 from remit_broker.adapters.ledger_append import Stored
-from remit_broker.core import accounts, fold, tree
+from remit_broker.core import accounts, flow, fold, tree
 from remit_broker.core.accounts import Account
 from remit_broker.hop import close, dispatch, pipeline, txn, verify
 from remit_broker.hop import open as opening
+from remit_broker.hop.inspect import inspect
 from remit_broker.ports import LostRace
 from remit_schemas.budget import ZERO
 from remit_schemas.callee import check_dispatch
@@ -337,6 +338,45 @@ def a_parked_hop_may_still_call(stack: ExitStack) -> None:
         return before(self, hop) or (hop in self.nodes and self.nodes[hop].state == "parked")
 
     put(stack, tree.Fold, "is_open", is_open)
+
+
+# Labels
+
+
+@bug
+def labels_come_with_the_close_alone(stack: ExitStack) -> None:
+    put(stack, fold, "spoken", lambda past, node: past)
+
+
+@bug
+def labels_stop_at_whoever_heard_first(stack: ExitStack) -> None:
+    before = flow._spread
+
+    def spread(past: Any, waiting: Any) -> Any:
+        nodes = past.nodes
+        for hop, node in past.nodes.items():
+            nodes = nodes.set(hop, msgspec.structs.replace(node, parent=None))
+        after = before(msgspec.structs.replace(past, nodes=nodes), waiting)
+        if after.reached is past.reached:
+            return past
+        back = after.nodes
+        for hop, node in after.nodes.items():
+            back = back.set(hop, msgspec.structs.replace(node, parent=past.nodes[hop].parent))
+        return msgspec.structs.replace(after, nodes=back)
+
+    put(stack, flow, "_spread", spread)
+
+
+@bug
+def a_call_is_sent_without_what_its_caller_knows(stack: ExitStack) -> None:
+    before = pipeline.AGAIN, pipeline.DECIDE
+
+    async def forgetful(hop: Any, ports: Any) -> Any:
+        hop = await inspect(hop, ports)
+        return hop.with_(labels=())
+
+    for name, stages in zip(("AGAIN", "DECIDE"), before, strict=True):
+        put(stack, pipeline, name, tuple(forgetful if stage is inspect else stage for stage in stages))
 
 
 # Revocations

@@ -15,6 +15,7 @@ import msgspec
 
 from tests.simulation.loop import Process, SimulatedLoop
 from tests.simulation.nats_server import Peer
+from tests.simulation.replicas import BRINGS
 from tests.simulation.seeded import EPOCH
 from tests.simulation.streams import Kept, Stream
 from tests.support.ledger_books import Books, Violation
@@ -96,6 +97,8 @@ class Checks:
         self._floor: dict[str, tuple[int, int]] = {}
         """By hop: the sequence of its last resumption, and the number of the first grant that counts since."""
         self.refusals: list[dict[str, Any]] = []
+        self._heard: dict[tuple[str, str], frozenset[str]] = {}
+        """Labels of what a principal has heard in a txn, by what was published."""
 
     # What is told
 
@@ -295,6 +298,8 @@ class Checks:
             self._hop_of[subject] = (frame["txn"], frame["hop"])
             self._by_a_grant_that_counts(subject, frame["hop"])
         txn, hop = self._hop_of.get(subject, ("", ""))
+        if hop and kind in ("progress", "event", "part", "result", "input_required"):
+            self._labelled(txn, hop, kind)
         if kind == "result" and hop:
             self.totals["releases"] += 1
             seq = self._closed.get(hop, -1)
@@ -315,6 +320,20 @@ class Checks:
                 {"what": "heard", "at": self.loop.now, "frame": frame, "call": subject, "txn": txn, "hop": hop or None}
             )
             self._look()
+
+    def _labelled(self, txn: str, hop: str, kind: str) -> None:
+        """What is released is known to have come to its caller: what the callee's source brings, and whatever it heard itself."""
+        about = self._about.get(hop)
+        if about is None or not self.strict:
+            return
+        callee = about["resource"].split("/")[1]
+        brought = BRINGS.get(about["resource"], frozenset()) | self._heard.get((txn, callee), frozenset())
+        key = (about["tenant"], txn)
+        if missing := brought - self.books(key).known(about["caller"]):
+            self.broken("labels.late", hop, f"a {kind} was released, {about['caller']} is not known to have {missing}")
+        self._heard[txn, about["caller"]] = self._heard.get((txn, about["caller"]), frozenset()) | brought
+        if brought:
+            self.totals["labelled frames"] += 1
 
     def _by_a_grant_that_counts(self, subject: str, hop: str) -> None:
         """What was opened with a grant from before a resumption must have been opened before it."""

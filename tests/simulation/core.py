@@ -41,7 +41,18 @@ from tests.simulation.lean import LeanClient, LeanMsg
 from tests.simulation.loop import Process
 from tests.simulation.nats_server import NatsServer
 from tests.simulation.people import Plan, Told
-from tests.simulation.replicas import ISSUER, KEY, KEYS, Blind, Permissive, Replica, ReplicaProcess, Witness, app_caps
+from tests.simulation.replicas import (
+    ISSUER,
+    KEY,
+    KEYS,
+    LABELS,
+    Blind,
+    Permissive,
+    Replica,
+    ReplicaProcess,
+    Witness,
+    app_caps,
+)
 from tests.simulation.seeded import wall
 from tests.simulation.world import KeptHere, Lenient, NothingKept, NothingRevoked
 
@@ -61,7 +72,7 @@ class Registry:
                 if name != "desk":
                     self._targets[Resource(kind, name, op)] = Target(  # type: ignore[arg-type]
                         kind=kind, callee=name, op=op, tier="standard", definition="d", input_schema={},  # type: ignore[arg-type]
-                        output_schema=None, annotations=Annotations(), ceiling=None,
+                        output_schema=None, annotations=Annotations(), ceiling=None, labels=LABELS.of(f"{kind}/{name}/{op}"),
                     )  # fmt: skip
 
     def principal(self, name: str) -> Principal | None:
@@ -110,7 +121,7 @@ class CoreBroker:
             revocations=self.revocations, policy=Permissive(), detectors=Blind(), schemas=Lenient(),
             mint=KeyMint(ISSUER, KEY, KEYS, clock), digester=HmacDigester(b"k" * 32), rates=Unlimited(),
             target_rates=Unlimited(), accounts=self.accounts, results=NothingKept(), arguments=KeptHere(), room=PartsRoom(1 << 20),
-            observer=Witness(self._fault), failpoints=Failpoints(""), limits=Limits(hop_ttl=config.limits.hop_ttl),
+            observer=Witness(self._fault), failpoints=Failpoints(""), limits=Limits(hop_ttl=config.limits.hop_ttl, labels=LABELS),
             identities=Issuers((), clock),
         )  # fmt: skip
         edge = BusEdge(bus, "default", self.ports, _attach, {}, pace.soon)  # type: ignore[arg-type]

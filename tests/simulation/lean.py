@@ -141,7 +141,8 @@ class LeanClient:
 
     def _announce(self, one: LeanSubscription) -> None:
         peer = self._peer
-        assert peer is not None and peer.account is not None
+        if peer is None or peer.account is None:
+            return  # whoever wanted it died while this was on its way
         there = Subscription(peer, one.subject, one.queue, one.sid)
         self._on_server[one.sid] = there
         peer._subscriptions[one.sid] = there

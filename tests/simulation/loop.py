@@ -11,8 +11,10 @@ import asyncio.base_events
 import contextvars
 import heapq
 import random
+import traceback
 import types
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -128,7 +130,10 @@ class SimulatedLoop(asyncio.base_events.BaseEventLoop):
         return task
 
     def _fault(self, _: Any, context: dict[str, Any]) -> None:
-        self.faults.append(f"{context.get('message')}: {context.get('exception')!r}")
+        error = context.get("exception")
+        where = traceback.extract_tb(error.__traceback__)[-1:] if isinstance(error, BaseException) else []
+        at = "".join(f" at {Path(frame.filename).name}:{frame.lineno}" for frame in where)
+        self.faults.append(f"{context.get('message')}: {error!r}{at}")
 
     def resume(self, handles: Sequence[asyncio.Handle]) -> None:
         """These have waited long enough."""

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from remit_broker import app
 from remit_broker.adapters.json_schema import JsonSchemas
@@ -19,6 +19,7 @@ from remit_broker.adapters.keyfiles import NATS_SEEDS, GrantKey, KeyFiles
 from remit_broker.config import Config, Settings
 from remit_broker.core import nkey
 from remit_broker.core.arguments import NOTHING, Arguments
+from remit_broker.core.label_sources import parse_sources
 from remit_broker.core.policy import PolicyRequest, Verdict
 from remit_broker.core.registry import Principal
 from remit_broker.ports import Ports
@@ -62,6 +63,11 @@ def public_of(name: str) -> str:
 
 def principal(name: str, kind: Kind = "agent") -> Principal:
     return Principal(name=name, kind=kind, nkey=public_of(name))
+
+
+BRINGS: Final = {"mcp/tools/read": frozenset({"untrusted", "web"}), "agent/odd/do": frozenset({"odd"})}
+"""What the world's sources bring: known to whoever judges, too."""
+LABELS: Final = parse_sources({name: tuple(labels) for name, labels in sorted(BRINGS.items())}, {})
 
 
 class Permissive:
@@ -214,7 +220,7 @@ class Replica:
         process.at_death.append(self.disk.crash)
         settings = Settings(
             file=Path("remit.toml"), config=self._config, data=Path("data"), policies=Path("policies"), prices={},
-            cycles=frozenset(), caps=app_caps(self._config),
+            cycles=frozenset(), caps=app_caps(self._config), labels=LABELS,
         )  # fmt: skip
         self.broker = broker = SimBroker(settings, lambda where, error: self._told(self.name, where, error))
         process.kept.append(broker)

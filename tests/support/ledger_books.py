@@ -74,7 +74,11 @@ class Account:
         self.depth: int = record.get("depth", 0)
         self.max_depth: int = record["max_depth"]
         self.holder: str = record["agent"] if parent is None else record["resource"].split("/")[1]
+        self.kind: str = "agent" if parent is None else record["resource"].split("/")[0]
         self.open_below: set[str] = set()
+        self.says: set[str] = set()
+        """Labels of whatever it says, beside those of all that its holder knows."""
+        self.lowers: set[str] = set()
         self.resource: str = record.get("resource", "")
 
     @property
@@ -123,6 +127,8 @@ class Books:
         self.closed = False
         self._seq, self._hash = -1, "0" * 64
         self._used_keys: set[str] = set()
+        self.knows: dict[str, set[str]] = {}
+        """Labels of all that has reached a principal in this txn, or may have."""
         self.approvals: dict[str, Approval] = {}
 
     @property
@@ -173,6 +179,45 @@ class Books:
         self.user = record["user"]
         self.accounts[record["hop"]] = Account(record, None, record["budget"])
         self._jti(record, 1)
+        self.knows[record["agent"]] = set(record.get("labels", ()))
+
+    def known(self, who: str) -> set[str]:
+        return self.knows.setdefault(who, set())
+
+    # Labels, by docs/labels.md
+
+    def _sent(self, record: Json, account: Account, caller: str) -> None:
+        """An opening or a resumption: what is sent has the labels of all that its caller knows, and the answer may come at once."""
+        sent, brings = set(record.get("labels", ())), set(record.get("brings", ()))
+        missing = self.known(caller) - sent - set(record.get("lowered", ()))
+        self._need(not missing, "labels.lost", record, f"sent without {sorted(missing)}, which {caller} knows")
+        account.says |= sent | brings
+        account.lowers = set(record.get("lowers", ()))
+        agent = account.kind == "agent"
+        self.known(account.holder).update(sent if agent else sent - brings)
+        self._flow()
+
+    def _flow(self) -> None:
+        """Whoever waits for a hop may hear all that its callee knows, but for what an endorser may take away in the end."""
+        grew = True
+        while grew:
+            grew = False
+            for account in self.accounts.values():
+                if account.parent is not None and account.state != "closed":
+                    above = self.known(account.parent.holder)
+                    new = (account.says | self.known(account.holder)) - account.lowers - above
+                    above |= new
+                    grew = grew or bool(new)
+
+    def _told(self, record: Json, account: Account) -> None:
+        """A closing, or a request for an input: what came back has the labels of whatever the hop says."""
+        labels, lowered = set(record.get("labels", ())), set(record.get("lowered", ()))
+        self._need(lowered <= account.lowers, "labels.lowered", record, f"nobody may lower {sorted(lowered)}")
+        missing = (account.says | self.known(account.holder)) - labels - lowered
+        heard = record["kind"] == "hop.closed" or record.get("request_digest")
+        self._need(not (heard and missing), "labels.lost", record, f"came back without {sorted(missing)}")
+        if account.parent is not None:
+            self.known(account.parent.holder).update(labels)
 
     def _jti(self, record: Json, n: int) -> None:
         wanted = f"{self.key[1]}.{record['hop']}.{n}"
@@ -218,6 +263,7 @@ class Books:
         account.spent = dict(CALL)
         self.accounts[record["hop"]] = account
         parent.open_below.add(record["hop"])
+        self._sent(record, account, record["caller"])
         return None
 
     def _mine(self, record: Json, *states: str) -> Account | None:
@@ -253,11 +299,13 @@ class Books:
         if account is None or account.parent is None or account.state == "closed":
             return
         self._settled(record, account)
+        self._told(record, account)
         parent = account.parent
         parent.held = minus(parent.held, account.limit)
         parent.spent = plus(parent.spent, record["spent"])
         parent.open_below.discard(account.hop)
         account.state = "closed"
+        self._flow()
         self._need(within(parent.spent, parent.limit), "budget.overspent", record, f"hop {parent.hop} spent too much")
 
     def _requested(self, record: Json) -> None:
@@ -359,6 +407,8 @@ class Books:
         account.limit, account.spent = dict(record["spent"]), minus(record["spent"], account.held)
         account.overrun = account.passed = dict(record["overrun"])
         account.state = "parked"
+        self._told(record, account)
+        self._flow()
 
     def _resumed(self, record: Json) -> None:
         account = self._mine(record, "parked")
@@ -372,3 +422,4 @@ class Books:
         self._hold(record, account.parent, record["budget"])
         account.limit, account.spent = plus(account.limit, record["budget"]), plus(account.spent, CALL)
         account.n, account.exp, account.state = account.n + 1, record["exp"], "open"
+        self._sent(record, account, account.parent.holder)

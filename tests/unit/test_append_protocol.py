@@ -251,6 +251,32 @@ async def test_a_prefix_that_was_replaced_while_an_append_was_under_way_halts_th
     assert (await refusal_of(opens(ledger, B))).body.rule == "ledger.halted"
 
 
+async def test_what_is_acknowledged_after_a_loss_does_not_hide_it(js: FakeJetStream, ledger: JetStreamLedger) -> None:
+    """A power cut took the end of the stream, others have filled it up again, and an append that was on its way is stored after."""
+    await ledger.create(opened(txn="b" * 32), "g")
+
+    def cut(stream: FakeJetStream, _: Callable[[], Ack]) -> Ack:
+        stream.end = stream.end - 1
+        stream.connections += 1
+        for number in range(2):
+            stream.store(f"ledger.default.{number:032x}", b"{}", 0)
+        raise Unreachable("lost")
+
+    js.troubles = [cut]
+    no = await refusal_of(opens(ledger, A))
+    assert no.body.rule == "ledger.halted"
+    assert "acknowledged message 2" in no.cause
+
+
+async def test_an_append_that_outlasts_the_halt_is_refused(js: FakeJetStream, ledger: JetStreamLedger) -> None:
+    def halted(_: FakeJetStream, act: Callable[[], Ack]) -> Ack:
+        ledger.halt("somebody else noticed a loss")
+        return act()
+
+    js.troubles = [halted]
+    assert (await refusal_of(opens(ledger, A))).body.rule == "ledger.halted"
+
+
 async def test_a_record_that_was_only_seen_and_then_lost_halts(js: FakeJetStream, ledger: JetStreamLedger) -> None:
     """Reading two records of others was cut short after the newest had been shown; then that one is gone."""
     first = put(js, opening(await ledger.fold(*KEY), A))
@@ -314,7 +340,9 @@ async def test_an_unknown_txn_is_refused(ledger: JetStreamLedger, name: tuple[st
     assert (no.body.code, no.body.rule) == (Code.GRANT_INVALID, "ledger.unknown-txn")
 
 
-async def test_turns_of_one_txn_come_in_the_order_they_were_asked_for(ledger: JetStreamLedger) -> None:
+async def test_turns_of_one_txn_come_in_the_order_they_were_asked_for(js: FakeJetStream) -> None:
+    ledger = JetStreamLedger(js, patience=30)
+    await ledger.create(opened(), "root-grant")
     order: list[int] = []
 
     async def take(number: int) -> None:

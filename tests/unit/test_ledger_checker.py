@@ -132,21 +132,22 @@ def honest() -> Story:
     story.opened("h1", budget=money(4, 50))
     story.heard("h1", "accepted", txn=TXN, hop="h1")
     story.dispatched("h1")
-    story.opened("t1", "h1", "mcp/files/read")
+    story.opened("t1", "h1", "mcp/files/read", brings=["web"])
     story.dispatched("t1")
-    story.closed("t1", 2, cost=money(1))
+    story.closed("t1", 2, cost=money(1), labels=["web"])
     story.heard("t1", "result", cost=money(2))
     story.record("grant.renewed", "h1", jti=f"{TXN}.h1.2", exp=START + 60)
-    story.record("hop.parked", "h1", cost=money(0, 10), spent=money(3, 10), overrun=money(0))
+    asked = {"request_digest": "d", "labels": ["web"]}
+    story.record("hop.parked", "h1", cost=money(0, 10), spent=money(3, 10), overrun=money(0), **asked)
     story.heard("h1", "input_required", cost=money(3, 10))
     story.record(
-        "hop.resumed", "h1", jti=f"{TXN}.h1.3", budget=money(2), exp=START + 60, deadline=(START + 60) * 1000
+        "hop.resumed", "h1", jti=f"{TXN}.h1.3", budget=money(2), exp=START + 60, deadline=(START + 60) * 1000, labels=["web"]
     )  # fmt: skip
     story.dispatched("h1")
-    story.closed("h1", 4, spent=money(4, 10))
+    story.closed("h1", 4, spent=money(4, 10), labels=["web"])
     story.heard("h1", "result", call="again", cost=money(4, 10))
-    story.opened("h2")
-    story.closed("h2", 2, outcome="unknown")
+    story.opened("h2", labels=["web"], endorser="rating", lowers=["web"])
+    story.closed("h2", 2, outcome="unknown", lowered=["web"])
     story.record("txn.closed", "root", spent=money(6, 10), overrun=money(0), reason="closed", who="desk")
     story.see("acked", kind="txn.closed")
     story.see("acked", hash=story.entries[0]["record"]["hash"])
@@ -393,6 +394,12 @@ PLANTED: dict[str, tuple[str, Callable[[Story], None]]] = {
     "hops beyond a cap": ("account.overspent", _change(3, cost=money(3), spent=money(2), overrun=money(2))),
     "an account beyond its cap": ("account.overspent", _over_the_cap),
     "an account that forgot": ("account.forgotten", _forgotten),
+    "an answer without what its tool brings": ("labels.lost", _change(3, labels=[])),
+    "a question without its labels": ("labels.lost", _change(5, labels=[])),
+    "an input without what its caller knows": ("labels.lost", _change(6, labels=[])),
+    "a call without what its caller knows": ("labels.lost", _change(8, labels=[])),
+    "a label that is lost on the way up": ("labels.lost", _change(7, labels=[])),
+    "a label that nobody may lower": ("labels.lowered", _change(3, labels=[], lowered=["web"])),
     "a refused call that is a hop": ("refusal.opened", _refused_and_opened),
     "a refusal that was rewritten": ("refusal.hash", _refusal_rewritten),
 }  # fmt: skip
@@ -410,7 +417,9 @@ def test_a_planted_breach_is_found(planted: str) -> None:
 def test_every_rule_has_a_planted_breach() -> None:
     support = Path(__file__).parents[1] / "support"
     text = "".join((support / f"ledger_{name}.py").read_text(encoding="utf-8") for name in ("checker", "books"))
-    named = set(re.findall(r'"((?:account|ack|budget|chain|dispatch|grant|hop|refusal|result|use)\.[a-z-]+)"', text))
+    named = set(
+        re.findall(r'"((?:account|ack|budget|chain|dispatch|grant|hop|labels|refusal|result|use)\.[a-z-]+)"', text)
+    )
     kinds = {"hop.opened", "hop.closed", "hop.parked", "hop.resumed", "grant.revoked", "grant.renewed", "hop.refused"}
     assert named - kinds == {rule for rule, _ in PLANTED.values()}
 

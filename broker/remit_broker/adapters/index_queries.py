@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import aiosqlite
 
-from remit_broker.core.listing import ApprovalRow, ChainFilter, ChainPage, ChainRow, HopHit
+from remit_broker.core.listing import ApprovalRow, ChainFilter, ChainPage, ChainRow, HopHit, Untold
 from remit_broker.core.near import by_beginning
 from remit_schemas.budget import Budget
 from remit_schemas.errors import Code, refusal
@@ -108,6 +108,20 @@ class IndexQueries:
         query = "SELECT body FROM refusal WHERE tenant = ? AND at >= ? ORDER BY at DESC, stream_seq DESC LIMIT ?"
         return [json.loads(body) for (body,) in await self._all(query, (tenant, since, min(limit, MAX_ROWS)))]
 
+    async def decisions(self, tenant: str, after: int, kind: str, limit: int) -> list[tuple[int, dict[str, Any], str]]:
+        """Records of calls that were ``opened`` or ``refused``, in order after a place: each with its place and its user."""
+        if kind == "opened":
+            query = (
+                "SELECT r.stream_seq, r.body, t.user FROM record r JOIN txn t ON (t.tenant, t.txn) = (r.tenant, r.txn) "
+                "WHERE r.tenant = ? AND r.kind = 'hop.opened' AND r.stream_seq > ? ORDER BY r.stream_seq LIMIT ?"
+            )
+        else:
+            query = (
+                "SELECT stream_seq, body, coalesce(user, '') FROM refusal "
+                "WHERE tenant = ? AND stream_seq > ? ORDER BY stream_seq LIMIT ?"
+            )
+        return [(seq, json.loads(body), user) for seq, body, user in await self._all(query, (tenant, after, limit))]
+
     async def hops_like(self, tenant: str, prefix: str, limit: int = 10) -> list[HopHit]:
         """Hops and refusals whose id begins with ``prefix``; ``<txn>.<hop>`` (each or its beginning) narrows.
 
@@ -150,6 +164,17 @@ class IndexQueries:
             )
             for row in await self._all(query, given)
         ]  # fmt: skip
+
+    async def untold(self, now: int, limit: int = 50) -> list[Untold]:
+        """Requests of all tenants that wait at ``now`` (Unix seconds) and of which nobody was told, the oldest first."""
+        query = """
+            SELECT a.tenant, a.txn, a.id, r.body FROM approval a
+            JOIN txn t ON (t.tenant, t.txn) = (a.tenant, a.txn) AND t.closed_at IS NULL
+            JOIN record r ON (r.tenant, r.txn, r.seq) = (a.tenant, a.txn, a.seq)
+            WHERE a.told = 0 AND a.verdict IS NULL AND a.exp > ? ORDER BY a.at LIMIT ?
+        """
+        rows = await self._all(query, (now, limit))
+        return [Untold((tenant, txn, name), json.loads(body)) for tenant, txn, name, body in rows]
 
     async def users(self, tenant: str) -> list[str]:
         """Everybody a task was ever opened for, up to ten thousand."""

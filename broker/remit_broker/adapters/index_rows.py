@@ -119,7 +119,7 @@ def _add(rows: Rows, key: Key, record: dict[str, Any], stream_seq: int) -> None:
         rows.waits[key, hop] = (None, record["deadline"], *key, hop)
         _use(rows, key, record)
     elif kind == "approval.requested":
-        what = (record["id"], record["user"], record["resource"])
+        what = (record["id"], record["seq"], record["user"], record["resource"])
         rows.requests.append((*key, *what, at, record["exp"]))
     elif kind == "approval.decided":
         verdict = record["verdict"] if record["settled"] else None

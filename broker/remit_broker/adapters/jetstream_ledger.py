@@ -308,6 +308,8 @@ class JetStreamLedger:
         self.room.grew(len(shot.ready.payload))
 
     def _remembered(self, shot: Shot, seq: int, generation: int) -> Fold:
+        # INVARIANT: what was on its way when the ledger halted is not believed (test_an_append_that_outlasts_the_halt_is_refused).
+        self._require_working()
         self._memory.keep_grant(shot.ready.record.hash, shot.ready.grant)
         return self._memory.remember(shot.key, Known(shot.ready.after, seq, generation)).fold
 

@@ -69,6 +69,8 @@ class LedgerMemory:
         self._checking = asyncio.Lock()
         self.high = Message(0, "", b"")
         """The newest message of the stream that this replica has seen."""
+        self._before: Message | None = None
+        """The newest one of an earlier generation, until it was seen to be there still."""
         self.witness: Witness = _nobody
 
     def __len__(self) -> int:
@@ -233,8 +235,8 @@ class LedgerMemory:
             return
         async with self._checking:
             if self._checked != (generation := self.generation):
-                await self.check_message(self.high)
-                self._checked = generation
+                await self.check_message(self._before or self.high)
+                self._before, self._checked = None, generation
 
     async def check_message(self, known: Message) -> None:
         if known.seq and await self._js.at(STREAM, known.seq) != known:
@@ -252,6 +254,10 @@ class LedgerMemory:
 
     def raise_high(self, message: Message) -> None:
         if message.seq > self.high.seq:
+            # INVARIANT: a message that comes after a loss does not hide it: the newest one from before is still looked for
+            # (test_what_is_acknowledged_after_a_loss_does_not_hide_it).
+            if self._before is None and self._checked != self.generation:
+                self._before = self.high
             self.high = message
 
     def remember(self, key: Key, known: Known) -> Known:

@@ -5,13 +5,21 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections import OrderedDict
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any, Final
+
+import msgspec
 
 from remit_broker.ports import Clock
+from remit_schemas import jws
 from remit_schemas.approval import Decided, sign
 from remit_schemas.errors import Code, refusal
 from remit_schemas.grant import Claims, Grant, mint, parse, verify
 from remit_schemas.keys import KeySet, SigningKey
+
+NOTICE: Final = "remit-notice+jwt"
+"""The type of what signs a message of the webhook: it passes for no grant and no decision."""
 
 
 class KeyMint:
@@ -32,6 +40,10 @@ class KeyMint:
     def decided(self, decided: Decided) -> str:
         """The compact JWS of a person's decision."""
         return sign(decided, self._key)
+
+    def notice(self, payload: Mapping[str, Any]) -> str:
+        """The compact JWS with which a message to somebody outside is signed."""
+        return jws.sign(msgspec.json.encode({"iss": self.issuer, **payload}), NOTICE, self._key)
 
     def verify(self, token: str, audience: str) -> Grant:
         """A genuine, unexpired grant for ``audience``. Only signatures are remembered; audience and times are asked anew."""

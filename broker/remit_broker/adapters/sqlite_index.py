@@ -40,7 +40,7 @@ _INSERTS: Final[Mapping[str, str]] = {
     "records": "INSERT INTO record VALUES (?,?,?,?,?,?,?,?,?)",
     "hops": "INSERT INTO hop (tenant, txn, hop, parent, caller, callee, resource, opened_at, deadline, closed_at, "
     "outcome, code) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
-    "requests": "INSERT INTO approval (tenant, txn, id, user, resource, at, exp) VALUES (?,?,?,?,?,?,?)",
+    "requests": "INSERT INTO approval (tenant, txn, id, seq, user, resource, at, exp) VALUES (?,?,?,?,?,?,?,?)",
     "votes": "UPDATE approval SET verdict = coalesce(?, verdict), use_until = min(coalesce(use_until, ?), ?) "
     "WHERE (tenant, txn, id) = (?,?,?)",
     "uses": "UPDATE approval SET used_by = ? WHERE (tenant, txn, id) = (?,?,?)",
@@ -220,6 +220,11 @@ class SqliteIndex(IndexQueries):
         async with self._writing:
             await self._commit([(_REFUSAL, rows), *_moves(refusal_stream.STREAM, fresh[-1])])
         self._moved_to(refusal_stream.STREAM, fresh[-1].seq)
+
+    async def told(self, key: tuple[str, str, str]) -> None:
+        """Somebody was told of the request ``key`` (tenant, txn, id). Forgotten with the tables: then it is told again."""
+        async with self._writing:
+            await self._commit([("UPDATE approval SET told = 1 WHERE (tenant, txn, id) = (?,?,?)", [key])])
 
     async def _follow_ledger(self, nc: Client, certain: float) -> None:
         names = (jetstream_ledger.STREAM, jetstream_ledger.SUBJECTS)

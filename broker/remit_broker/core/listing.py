@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -78,6 +78,13 @@ class ApprovalRow(msgspec.Struct, frozen=True, kw_only=True):
             return "void"
         until = self.exp if self.verdict is None or self.use_until is None else self.use_until
         return "expired" if now >= until else "waiting" if self.verdict is None else "approved"
+
+
+class Untold(NamedTuple):
+    """A request for an approval that waits, of which nobody was told. ``key`` is (tenant, txn, id)."""
+
+    key: tuple[str, str, str]
+    record: dict[str, Any]
 
 
 class HopHit(NamedTuple):
