@@ -173,8 +173,21 @@ def explained(record: dict[str, Any]) -> list[Text]:
     if record["kind"] == "txn.opened":
         scopes = ", ".join(detail["resource"] for detail in record["scope"])
         head = line(f"{record['user']} handed a task to ", (record["agent"], "bold"), f" at {record['at']}")
-        return [head, line(f"  may spend {cost(record['budget'])}, on {scopes}")]
+        return [head, *_proved(record), line(f"  may spend {cost(record['budget'])}, on {scopes}")]
     return [line(f"{record['kind']} at {record['at']} by {record.get('who', record['by'])}")]
+
+
+def _proved(record: dict[str, Any]) -> list[Text]:
+    """How the user was known, and what they are: records before there were issuers say nothing of that."""
+    by = f"  known by {record['auth']}"
+    if issuer := record.get("issuer"):
+        by = (
+            f"  proved by {issuer}"
+            + (f" to {record['client']}" if record["client"] else "")
+            + f", token {record['token']}"
+        )
+    told = [f"{what} {', '.join(record[what])}" for what in ("roles", "groups") if record.get(what)]
+    return [line(by, *(("; " + "; ".join(told),) if told else ()))]
 
 
 def _renewed(record: dict[str, Any]) -> list[Text]:

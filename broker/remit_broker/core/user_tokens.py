@@ -122,7 +122,7 @@ def judge(token: Unverified, issuer: IssuerConfig, now: float) -> Identity:
         raise denied("issuer", f"it is not from {issuer.name}")
     expires = _times(claims, issuer, now)
     _audience(claims, issuer)
-    client = _client(claims, issuer)
+    client = _client(token, issuer)
     _demanded(claims, issuer)
     try:
         mapped = map_claims(issuer.claims, claims)
@@ -211,17 +211,28 @@ def _audience(claims: Mapping[str, Any], issuer: IssuerConfig) -> None:
         )
 
 
-def _client(claims: Mapping[str, Any], issuer: IssuerConfig) -> str:
-    """The application: ``azp`` (OIDC Core §2), ``client_id`` (RFC 9068), ``appid`` (Entra ID v1), ``cid`` (Okta)."""
+def _client(token: Unverified, issuer: IssuerConfig) -> str:
+    """The application: ``azp`` (OIDC Core §2), ``client_id`` (RFC 9068), ``appid`` (Entra ID v1), ``cid`` (Okta).
+
+    The one audience of an ID token is the application (OIDC Core §2).
+    """
+    claims, audience = token.claims, token.claims.get("aud")
     said = [claims[name] for name in ("azp", "client_id", "appid", "cid") if claims.get(name) is not None]
     if not all(isinstance(one, str) and 0 < len(one) <= 256 and one.isprintable() for one in said):
         raise denied("client", "what it says of its client is no name")
+    one = audience[0] if isinstance(audience, list) and len(audience) == 1 else audience
+    if (
+        not said
+        and "id" in issuer.accept
+        and token.typ in PLAIN
+        and ("jwt" not in issuer.accept or _is_id_token(claims))
+    ):
+        if not isinstance(one, str):
+            raise denied("client", "it is for several and does not say who asked for it (azp)")
+        said = [one]
     # INVARIANT: all that a token says of its client must be allowed (test_a_token_of_another_client_is_refused).
     if issuer.clients and (not said or not set(said) <= set(issuer.clients)):
         raise denied("client", f"it was issued to an application that issuers.{issuer.name}.clients does not name")
-    many = isinstance(claims.get("aud"), list) and len(claims["aud"]) > 1
-    if many and issuer.accept == ("id",) and not said:
-        raise denied("client", "it is for several and does not say who asked for it (azp)")
     return said[0] if said else ""
 
 
