@@ -39,6 +39,7 @@ from remit_broker.adapters.nats_presence import Connected
 from remit_broker.adapters.observer import OtlpSpans, RecordObserver
 from remit_broker.adapters.outbound import Outbound
 from remit_broker.adapters.pace import Pace
+from remit_broker.adapters.policy_watch import PolicyWatch
 from remit_broker.adapters.private_files import private_folder, write_private
 from remit_broker.adapters.refusal_stream import RefusalStream
 from remit_broker.adapters.registries import Registries
@@ -60,6 +61,7 @@ from remit_broker.edges.http import development
 from remit_broker.edges.http.api import Api
 from remit_broker.edges.http.app import HttpServer, application
 from remit_broker.edges.http.desk import Desk
+from remit_broker.edges.http.policy import PolicyDesk
 from remit_broker.gate import answer_callout
 from remit_broker.health import Health
 from remit_broker.notices import Notices
@@ -180,7 +182,6 @@ class Broker:
         """From now on the heartbeats say what runs here."""
         health = self.health
         health.ledger, health.refusals, health.revocations = self.ledger, self.refusals, self.revocations
-        health.policy = lambda: self.ports.policy.revision
         await self.revocations.speak(health.about)
 
     def _observe(self) -> RecordObserver:
@@ -249,7 +250,7 @@ class Broker:
             "ids": RandomIds(),
             "ledger": self.ledger,
             "refusals": self.refusals,
-            "policy": CedarEngine.load(self.settings.policies),
+            "policy": self._police(),
             "detectors": ContentDetectors(
                 presidio(config.content.presidio, config.content.presidio_language), config.limits.result_bytes
             ),
@@ -280,6 +281,19 @@ class Broker:
             tenant.wire(common, self.settings, clock)
         self._enforce()
 
+    def _police(self) -> CedarEngine:
+        """The policies, kept at what their folder says, and what operators say about them."""
+        self.policy = policy = CedarEngine.load(self.settings.policies)
+        watch = PolicyWatch(policy, self.observer.fault)
+        self.observer.watch("remit_policy_reloads", "Times that changed policies were taken", lambda: watch.reloads)
+        self.observer.gauge(
+            "remit_policy_stale", "Whether an edit of the policies is not valid", lambda: int(bool(policy.trouble))
+        )
+        self.revocations.on_entry(policy.rulings.apply)
+        self.health.engine = policy
+        self._task(watch.run())
+        return policy
+
     async def _tenant(self, name: str) -> Tenant:
         bus = NatsBus(self.nats.of(name), self.replica, self.nats.core, self._pace.soon, tenant=name)
         await bus.start()
@@ -287,6 +301,11 @@ class Broker:
         admin = await AdminStream.start(self.nats.core, name, self.settings.config.bus.replicas)
         await admin.catch_up([entry for entry in revocations.entries() if entry.tenant == name])
         return Tenant(name, bus, self.registries.of(name), revocations, admin)
+
+    def policy_desk(self, tenant: Tenant) -> PolicyDesk:
+        """What operators of a tenant ask about policy, and say about it."""
+        kept = (tenant.revocations, tenant.admin, self.index)
+        return PolicyDesk(tenant.name, tenant.ports, kept, self.policy.knows, self.caught_up)
 
     @property
     def ports(self) -> Ports:
@@ -380,7 +399,10 @@ class Broker:
             "budgets": self.accounts.report,
             "fault": self.observer.fault,
         }
-        desks = [Desk(one.name, one.ports, one.registry, one.kill(self.index), one) for one in self.tenants.values()]
+        desks = [
+            Desk(one.name, one.ports, one.registry, one.kill(self.index), one, self.policy_desk(one))
+            for one in self.tenants.values()
+        ]
         operator = identity.operator(self.settings.config, self.keys, self.ports.identities)
         api = Api(desks, self.index, operator, extras)
         routes = api.routes()

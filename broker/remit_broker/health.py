@@ -9,7 +9,6 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -17,6 +16,7 @@ from nats.aio.msg import Msg
 
 from remit_broker import __version__
 from remit_broker.adapters.agreement import Shared
+from remit_broker.adapters.cedar import CedarEngine
 from remit_broker.adapters.identities import Issuers
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.kv_accounts import KvAccounts
@@ -66,8 +66,13 @@ class Health:
         self.revocations: KvRevocations | None = None
         self.index: SqliteIndex | None = None
         self.accounts: KvAccounts | None = None
-        self.policy: Callable[[], str] = str
+        self.engine: CedarEngine | None = None
         self.issuers: Issuers | None = None
+
+    @property
+    def policy(self) -> str:
+        """The revision of the policies in force."""
+        return self.engine.revision if self.engine else ""
 
     async def start(self) -> None:
         """Answer the others of this group."""
@@ -86,7 +91,8 @@ class Health:
             "started": round(self._started, 3),
             "version": __version__,
             "keys": hashlib.sha256(msgspec.json.encode(self._shared)).hexdigest()[:12],
-            "policy": self.policy()[:12],
+            "policy": self.policy[:12],
+            "policy_trouble": self.engine.trouble[:300] if self.engine else "",
             "config": hashlib.sha256(json.dumps(ruling, sort_keys=True).encode()).hexdigest()[:12],
         }
 
@@ -169,7 +175,9 @@ class Health:
             "ledger_replicas": stream.config.num_replicas,
             "ledger_storage": stream.config.storage,
             "stages": [stage.__name__.rstrip("_") for stage in STAGES],
-            "policy": self.policy(),
+            "policy": self.policy,
+            "policy_trouble": self.engine.trouble if self.engine else "",
+            "rulings": self.engine is not None and not self.engine.rulings.silent,
             "troubles": {part: cause for part, (_, cause) in self.troubles().items() if cause},
             "users": {
                 "auth": self._settings.config.http.auth,
@@ -195,7 +203,7 @@ class Health:
         mine = revocations.of(tenant).entries() if revocations else []
         return {
             "version": __version__,
-            "policy": self.policy(),
+            "policy": self.policy,
             "paused": revocations is not None and revocations.paused is not None,
             "revoked": [str(one) for one in mine if one.state == "revoked" and one.kind != "all"],
         }

@@ -349,6 +349,9 @@ class Index(Protocol):
     async def refusal(self, tenant: str, hop: str) -> dict[str, Any] | None:
         """The record of a refused call by its id."""
 
+    async def decisions(self, tenant: str, after: int, kind: str, limit: int) -> list[tuple[int, dict[str, Any], str]]:
+        """Records of calls that were ``opened`` or ``refused``, in order after a place: each with its place and its user."""
+
     async def hops_like(self, tenant: str, prefix: str, limit: int = 10) -> list[HopHit]:
         """Hops and refusals whose id begins with ``prefix``; ``<txn>.<hop>`` (each or its beginning) narrows."""
 

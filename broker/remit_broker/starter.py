@@ -167,10 +167,15 @@ def write_starter(folder: Path, auth: str, port: int) -> Path:
 
 
 def write_policies(folder: Path, policies: Sequence[tuple[str, str]] = ()) -> None:
-    """Write ``(file name, text)`` pairs, or the starter policy where none are given; what exists is kept."""
+    """Write ``(file name, text)`` pairs, or the starter policy and its cases where none are given; what exists is kept."""
     folder.mkdir(parents=True, exist_ok=True)
     starter = resources.files("remit_broker").joinpath("policies", "default.cedar")
-    for name, text in policies or [("default.cedar", starter.read_text(encoding="utf-8"))]:
+    cases = resources.files("remit_broker").joinpath("policies", "starter.toml")
+    written = [
+        ("default.cedar", starter.read_text(encoding="utf-8")),
+        ("tests/starter.toml", cases.read_text(encoding="utf-8")),
+    ]
+    for name, text in policies or written:
         file = folder / name
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -33,11 +33,40 @@ class Finding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A policy decision: the ids of the policies that made it and the digest of the policy set it was made under."""
+    """A policy decision: the ids of the policies that made it and the digest of the policy set it was made under.
 
-    effect: Literal["allow", "deny"]
+    ``would_deny``: it was let through although ``rules`` refuse it or demand something first, since they are only observed.
+    """
+
+    effect: Literal["allow", "deny", "would_deny"]
     rules: tuple[str, ...]
     revision: str
+
+
+class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True, gc=False):
+    """What policy was asked beside what the record says: with these the question can be asked again, of other policies too.
+
+    ``tier`` is the caller's, ``hints`` the letters of what the target says of itself (``r`` reads only, ``d`` destructive, ``i``
+    idempotent, ``o`` open world). ``depth`` and ``labels`` are left out where the record has them. ``partial``: something was left
+    out because it was too much.
+    """
+
+    action: str
+    tier: str = "standard"
+    target_tier: str = "standard"
+    hints: str = ""
+    actors: tuple[str, ...] = ()
+    tiers: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    tool_groups: tuple[str, ...] = ()
+    depth: int = 0
+    loops: int = 0
+    labels: tuple[str, ...] = ()
+    left: Budget | None = None
+    client: str = ""
+    environment: str = ""
+    partial: bool = False
 
 
 class Need(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,7 +133,8 @@ class HopOpened(_Record, frozen=True, tag="hop.opened"):
 
     ``budget`` is held from the parent. ``exp`` is Unix seconds, ``deadline`` Unix milliseconds. ``args_digest`` is
     keyed (HMAC-SHA-256) over exactly the bytes that are sent. ``definition`` is the digest of the target's definition.
-    ``link`` is the trace context the caller sent. ``idem`` is the keyed digest of its idempotency key.
+    ``link`` is the trace context the caller sent. ``idem`` is the keyed digest of its idempotency key. ``facts`` are what policy
+    was asked beside what stands here.
 
     ``labels`` are those of what is sent, ``lowered`` those that its ``approval`` took from it. ``brings`` are the labels that come
     back with anything the target says: from now on the caller has them. An ``endorser`` may take ``lowers`` from its result.
@@ -131,6 +161,7 @@ class HopOpened(_Record, frozen=True, tag="hop.opened"):
     idem: str | None = None
     approval: str | None = None
     link: str | None = None
+    facts: Facts | None = None
     brings: tuple[str, ...] = ()
     lowered: tuple[str, ...] = ()
     endorser: str = ""
@@ -340,6 +371,7 @@ class HopRefused(
     findings: tuple[Finding, ...] = ()
     count: int = 1
     link: str | None = None
+    facts: Facts | None = None
     hash: str = ""
 
 

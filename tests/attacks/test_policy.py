@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
+import msgspec
 import pytest
 import pytest_asyncio
 
 from remit_broker.adapters.cedar import packaged
+from remit_broker.edges.http.policy import Allow, Observe, PolicyDesk, Withdraw
 from remit_broker.testing import running_broker
+from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.grant import parse
 from tests.support.raw import Arena, RawAgent, arena_on, skill, tool
 
@@ -85,3 +88,218 @@ async def test_a_cap_below_the_price_of_a_call_refuses_it(stage: Stage) -> None:
     assert (body.code, body.effect) == ("POLICY_DENIED", "none")
     assert "dear-tools-are-cheap" in body.rule and "$0.02" in body.message
     assert stage.files.work(root.txn) == []
+
+
+# While the broker runs
+
+
+def write(stage: Stage, name: str, text: str) -> None:
+    """As an editor does: whole, under its own name at once."""
+    folder = stage.arena.lab.broker.policy.folder
+    (folder / f".{name}").write_text(text, encoding="utf-8")
+    (folder / f".{name}").replace(folder / name)
+
+
+@pytest.fixture(autouse=True)
+def as_before(stage: Stage) -> Iterator[None]:
+    """What a test writes is gone after it."""
+    yield
+    policy = stage.arena.lab.broker.policy
+    for file in policy.folder.glob("*.cedar"):
+        if file.name not in ("default.cedar", "capped.cedar"):
+            file.unlink()
+    policy.reload()
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not true():
+            await asyncio.sleep(0.05)
+
+
+NO_READS = '@id("no-reads") @reason("not now") forbid (principal, action == Action::"call", resource == Tool::"mcp/files/read");'
+
+
+async def test_an_edit_is_taken_while_the_broker_runs_and_the_revision_is_in_every_record(stage: Stage) -> None:
+    policy = stage.arena.lab.broker.policy
+    root = await stage.arena.lab.grant("alice", "mcp/**")
+    await stage.alice.call(READ, root.txn, root.grant)
+    before = policy.revision
+    write(stage, "edited.cedar", NO_READS)
+    await until(lambda: policy.revision != before)
+    body = await stage.alice.error(READ, root.txn, root.grant)
+    assert (body.code, body.rule) == ("POLICY_DENIED", "no-reads")
+    records = await stage.arena.lab.records(root.txn)
+    refused = await stage.arena.lab.refusals(root.txn)
+    assert [one["decision"]["revision"] for one in records if one.get("decision")] == [before, before]
+    assert refused[0]["decision"]["revision"] == policy.revision
+    (policy.folder / "edited.cedar").unlink()
+    await until(lambda: policy.revision == before)
+    await stage.alice.call(READ, root.txn, root.grant)
+
+
+async def test_a_bad_edit_keeps_the_last_good_and_says_so(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    broker = stage.arena.lab.broker
+    before = broker.policy.revision
+    write(stage, "bad.cedar", NO_READS + "\npermit (")
+    await until(lambda: bool(broker.policy.trouble))
+    root = await stage.arena.lab.grant("alice", "mcp/**")
+    await stage.alice.call(READ, root.txn, root.grant)
+    assert broker.policy.revision == before
+    assert "bad.cedar:2" in broker.policy.trouble
+    assert any("not valid, those before stay in force" in one.getMessage() for one in caplog.records)
+    assert b"remit_policy_stale 1.0" in await broker.health.metrics()
+    assert "bad.cedar:2" in (await broker.health.status())["policy_trouble"]
+    assert "bad.cedar:2" in broker.health.about()["policy_trouble"]
+    (broker.policy.folder / "bad.cedar").unlink()
+    await until(lambda: not broker.policy.trouble)
+    assert b"remit_policy_stale 0.0" in await broker.health.metrics()
+
+
+async def test_policies_that_are_swapped_while_a_hop_runs_decide_again_before_it_is_sent(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files change between the intent and the dispatch: what was decided by the old ones is not sent."""
+    policy = stage.arena.lab.broker.policy
+    root = await stage.arena.lab.grant("alice", "mcp/**")
+    before = len(stage.files.work(root.txn))
+
+    def swap(_: object, name: str) -> None:
+        if name == "open":
+            write(stage, "swapped.cedar", NO_READS)
+            policy.reload()
+
+    monkeypatch.setattr(type(stage.arena.lab.broker.ports.failpoints), "hit", swap)
+    body = await stage.alice.error(READ, root.txn, root.grant)
+    monkeypatch.undo()
+    assert (body.code, body.rule, body.effect) == ("POLICY_DENIED", "no-reads", "none")
+    assert len(stage.files.work(root.txn)) == before
+    assert await stage.arena.kinds(root.txn) == ["txn.opened", "hop.opened", "hop.closed"]
+
+
+async def test_policies_that_are_swapped_for_others_that_demand_more_are_noticed_too(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = stage.arena.lab.broker.policy
+    root = await stage.arena.lab.grant("alice", "mcp/**")
+    capped = '@id("short") @reason("r") @cap("ttl=5s") permit (principal, action == Action::"call", resource);'
+
+    def swap(_: object, name: str) -> None:
+        if name == "open":
+            write(stage, "swapped.cedar", capped)
+            policy.reload()
+
+    monkeypatch.setattr(type(stage.arena.lab.broker.ports.failpoints), "hit", swap)
+    body = await stage.alice.error(READ, root.txn, root.grant)
+    monkeypatch.undo()
+    assert (body.code, body.rule, body.effect) == ("POLICY_DENIED", "dispatch.epoch", "none")
+
+
+async def test_arguments_reach_policy_through_the_broker_and_no_record(stage: Stage) -> None:
+    looks = (
+        '@id("no-etc") @reason("r") forbid (principal, action == Action::"call", resource == Tool::"mcp/files/read")'
+        ' when { context.args.texts.hasTag("/path") && context.args.texts.getTag("/path") like "/etc/*" };'
+    )
+    schema = {"type": "object", "properties": {"path": {"type": "string"}}}
+    policy = stage.arena.lab.broker.policy
+    await stage.files.serve(tool("read", inputSchema=schema), tool("dear"))
+    await stage.arena.lab.broker.registry.accept("files")
+    write(stage, "looks.cedar", looks)
+    policy.reload()
+    root = await stage.arena.lab.grant("alice", "mcp/**")
+    await stage.alice.call(READ, root.txn, root.grant, {"path": "docs/a.md"})
+    for hostile in ("/etc/passwd", "/etc/" + "x" * 5000, {"__entity": {"type": "User", "id": "root"}}):
+        body = await stage.alice.error(READ, root.txn, root.grant, {"path": hostile})
+        assert body.rule == "no-etc" or body.code == "ARGUMENTS_INVALID"
+    body = await stage.alice.error(READ, root.txn, root.grant, {"path": "/etc/" + "x" * 5000})
+    assert "cannot be seen" in body.message
+    told = str(await stage.arena.lab.records(root.txn)) + str(await stage.arena.lab.refusals(root.txn))
+    assert "docs/a.md" not in told and "passwd" not in told
+
+
+# What operators say
+
+
+async def test_what_is_observed_is_let_through_and_recorded_as_would_deny(stage: Stage) -> None:
+    desk = desk_of(stage)
+    policy = stage.arena.lab.broker.policy
+    write(stage, "observed.cedar", NO_READS)
+    policy.reload()
+    root = await stage.arena.lab.grant("alice", "mcp/**")
+    assert (await stage.alice.error(READ, root.txn, root.grant)).rule == "no-reads"
+    told = await desk.observe(Observe(policy="no-reads", why="trying"), "op", "observed")
+    await stage.alice.call(READ, root.txn, root.grant)
+    opened = next(one for one in await stage.arena.lab.records(root.txn) if one["kind"] == "hop.opened")
+    assert (opened["decision"]["effect"], opened["decision"]["rules"]) == ("would_deny", ["no-reads"])
+    assert len(msgspec.json.encode(opened)) < 4096
+    await desk.observe(Observe(policy="no-reads"), "op", "enforced")
+    assert (await stage.alice.error(READ, root.txn, root.grant)).rule == "no-reads"
+    history = await stage.arena.lab.broker.tenants["default"].admin.history()
+    mine = [(one.kind, one.name, one.who, one.why) for one in history if one.what == "observe"]
+    assert mine == [("observed", "policy no-reads", "op", "trying"), ("enforced", "policy no-reads", "op", "")]
+    assert told["record"] == history[-2].seq
+    # A whole server.
+    await desk.observe(Observe(server="files"), "op", "observed")
+    await stage.alice.call(READ, root.txn, root.grant)
+    await desk.observe(Observe(server="files"), "op", "enforced")
+    assert (await stage.alice.error(READ, root.txn, root.grant)).rule == "no-reads"
+
+
+async def test_an_exception_is_recorded_expires_and_can_be_withdrawn(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk, lab = desk_of(stage), stage.arena.lab
+    policy = lab.broker.policy
+    write(stage, "except.cedar", NO_READS)
+    policy.reload()
+    root, other = await lab.grant("alice", "mcp/**"), await lab.grant("alice", "mcp/**", user="bob")
+    body = await stage.alice.error(READ, root.txn, root.grant)
+    hop = (await lab.refusals(root.txn))[0]["hop"]
+    told = await desk.allow(Allow(hop=hop, seconds=60, why="urgent"), "op")
+    assert (told["rules"], told["user"], told["until"] - time.time() <= 60) == (("no-reads",), "ann", True)
+    await stage.alice.call(READ, root.txn, root.grant)
+    opened = [one for one in await lab.records(root.txn) if one["kind"] == "hop.opened"][-1]
+    assert (opened["decision"]["effect"], opened["decision"]["rules"][-1]) == ("allow", f"exception.{hop}")
+    assert (await stage.alice.error(READ, other.txn, other.grant)).rule == body.rule
+    assert [one["in_force"] for one in desk.rulings()["exceptions"]] == [True]
+    await desk.withdraw(Withdraw(hop=hop), "op")
+    assert (await stage.alice.error(READ, root.txn, root.grant)).rule == "no-reads"
+    # By itself, too.
+    await desk.allow(Allow(hop=hop, seconds=60), "op")
+    await stage.alice.call(READ, root.txn, root.grant)
+    ask, later = stage.alice.error, time.time() + 61
+    monkeypatch.setattr(type(lab.broker.ports.clock), "now", lambda self: later)
+    assert (await ask(READ, root.txn, root.grant)).rule == "no-reads"
+    monkeypatch.undo()
+    kinds = [one.kind for one in await lab.broker.tenants["default"].admin.history() if one.what == "exception"]
+    assert kinds == ["allowed", "withdrawn", "allowed"]
+
+
+async def test_an_exception_is_made_only_of_what_policy_refused(stage: Stage) -> None:
+    desk, lab = desk_of(stage), stage.arena.lab
+    root = await lab.grant("alice", "mcp/git/*")
+    await stage.alice.error(READ, root.txn, root.grant)
+    with pytest.raises(Refusal, match="no policy that could be excepted"):
+        await desk.allow(Allow(hop=(await lab.refusals(root.txn))[0]["hop"], seconds=60), "op")
+    for hop, seconds in (("f" * 16, 60), ("f" * 16, 0), ("f" * 16, 10**9)):
+        with pytest.raises(Refusal):
+            await desk.allow(Allow(hop=hop, seconds=seconds), "op")
+    assert not [one for one in desk.rulings()["exceptions"] if one["name"] == "f" * 16]
+
+
+async def test_nothing_is_excepted_without_a_record(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk, lab = desk_of(stage), stage.arena.lab
+
+    async def down(*_: object) -> None:
+        raise refusal(Code.LEDGER_UNAVAILABLE, "down", rule="admin.stream", ask="wait")
+
+    monkeypatch.setattr(type(lab.broker.tenants["default"].admin), "append", down)
+    with pytest.raises(Refusal):
+        await desk.observe(Observe(policy="no-secret-leaves"), "op", "observed")
+    assert "no-secret-leaves" not in lab.broker.policy.rulings.policies.get("default", ())
+    monkeypatch.undo()
+
+
+def desk_of(stage: Stage) -> PolicyDesk:
+    broker = stage.arena.lab.broker
+    return broker.policy_desk(broker.tenants["default"])

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
-from remit_broker.bench.measure import Samples
+from remit_broker.bench.measure import Samples, round_of
+from remit_broker.bench.site import NotDone, Patient
 from remit_broker.bench.usage import children, processor_seconds, resident_bytes
 from remit_broker.cli.bench import targets
+from remit_schemas.envelope import Error, Result, encode
+from remit_schemas.errors import Code, Effect, refusal
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc")
 
@@ -79,3 +82,32 @@ def test_the_aims_are_judged_by_ratios_of_one_run() -> None:
     assert "2,001 records" in said[4] and "? and 3 us" in said[4]
     assert "broker 1.0 KiB, NATS server ?" in said[5]
     assert said[6].endswith("5,000/s beside 20,000/s of a bare relay (0.25 x)")
+
+
+def refusal_of(code: Code, effect: Effect) -> bytes:
+    body = refusal(code, "no", rule="some.rule", ask="again", effect=effect, retry_after=0.01).body
+    return encode(Error(error=body))
+
+
+async def test_a_call_that_may_be_made_again_is_and_is_counted() -> None:
+    answers = [refusal_of(Code.RATE_LIMITED, "none"), refusal_of(Code.RATE_LIMITED, "none")]
+
+    async def call(_: int) -> None:
+        if answers:
+            raise NotDone(answers.pop())
+
+    patient = Patient(call)
+    samples = await round_of(patient, 3, 1)
+    assert patient.refused == 2
+    assert len(samples.nanos) == 3 and samples.quantile(1) >= 20_000
+
+
+@pytest.mark.parametrize(
+    "answer", [refusal_of(Code.RATE_LIMITED, "unknown"), refusal_of(Code.OUT_OF_SCOPE, "none"), encode(Result(value=1))]
+)
+async def test_what_may_not_be_made_again_ends_the_measurement(answer: bytes) -> None:
+    async def call(_: int) -> None:
+        raise NotDone(answer)
+
+    with pytest.raises(NotDone):
+        await Patient(call)(0)

@@ -19,7 +19,7 @@ from remit_broker.adapters.jetstream import (
     Message,
     Unreachable,
 )
-from remit_broker.core.admin import AdminRecord, follow, untold
+from remit_broker.core.admin import AdminRecord, follow, plain, untold
 from remit_broker.core.revocations import Entry
 from remit_schemas.errors import Code, Refusal, refusal
 
@@ -80,7 +80,7 @@ class AdminStream:
         headers = {EXPECT_STREAM: STREAM, EXPECT_SUBJECT: str(at)}
         for _ in range(8):
             try:
-                ack = await self._js.publish(self._subject, msgspec.json.encode(record), headers)
+                ack = await self._js.publish(self._subject, msgspec.json.encode(plain(record)), headers)
             except Unreachable:
                 await asyncio.sleep(0.05)
                 continue  # the same bytes at the same place: stored once at most

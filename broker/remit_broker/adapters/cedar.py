@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -11,11 +12,23 @@ from typing import Any, Final
 import cedarpy
 import msgspec
 
-from remit_broker.adapters.cedar_source import ALL, Within, policy_set, read_folder, read_policies, rules_of
+from remit_broker.adapters.cedar_source import (
+    ALL,
+    BESIDE,
+    Source,
+    Within,
+    policy_set,
+    read_folder,
+    read_policies,
+    rules_of,
+)
+from remit_broker.adapters.errors import ConfigError
 from remit_broker.core.arguments import NOTHING, UNKNOWN, Arguments, Plan, plan_of, projected
-from remit_broker.core.policy import PolicyRequest, Verdict, undecided, verdict_of
+from remit_broker.core.policy import PolicyRequest, Rule, Verdict, undecided, verdict_of
 from remit_broker.core.question import ARGS, facts_read, project, relevant
 from remit_broker.core.registry import Target
+from remit_broker.core.rulings import Rulings, ruled
+from remit_broker.core.unseen import widened
 from remit_schemas.canonical import canonical
 
 CACHED: Final = 4096
@@ -24,9 +37,13 @@ CACHED: Final = 4096
 PLANS: Final = 2048
 """Schemas whose projections are kept."""
 
+SETS: Final = 256
+"""Sets of policies kept: one for each tenant and server that has a folder, and without what exceptions lift."""
+
 MAX_REQUEST: Final = 256 * 1024
 """Largest question in bytes: one that is larger is not a question that the pipeline asks."""
 
+_NONE: Final[frozenset[str]] = frozenset()
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(PolicyRequest)
 
@@ -37,22 +54,34 @@ def packaged(name: str) -> str:
 
 
 class CedarEngine:
-    """The policies of a folder. Decisions are pure CPU and hold the GIL."""
+    """The policies of a folder, with what operators have said about them. Decisions are pure CPU and hold the GIL."""
 
     def __init__(self, folder: Path, policies: Policies) -> None:
-        self._folder = folder
+        self.folder = folder
+        self.rulings = Rulings()
+        self.trouble = ""
+        """Why the folder as it is now is not in force; empty where it is."""
         self._policies = policies
 
     @classmethod
     def load(cls, folder: Path) -> CedarEngine:
         """Read and check the policies in ``folder``. Raises ``ConfigError`` naming file, line, policy and what is allowed."""
-        return cls(folder, Policies(folder))
+        return cls(folder, Policies.read(folder))
 
     def reload(self) -> str:
         """Read the folder again, all or nothing; the new revision. Raises ``ConfigError``, and then nothing has changed."""
+        try:
+            policies = Policies.read(self.folder)
+        except ConfigError as bad:
+            self.trouble = str(bad)
+            raise
+        self.put(policies)
+        return policies.revision
+
+    def put(self, policies: Policies) -> None:
+        """From now on decide by ``policies``: one assignment, so that no decision is made by half of each."""
         # INVARIANT: what is in force is replaced only by a set that is valid as a whole (test_a_bad_policy_keeps_the_last_good).
-        self._policies = Policies(self._folder)
-        return self._policies.revision
+        self._policies, self.trouble = policies, ""
 
     @property
     def revision(self) -> str:
@@ -60,9 +89,21 @@ class CedarEngine:
         return self._policies.revision
 
     @property
+    def policies(self) -> Policies:
+        """What is in force."""
+        return self._policies
+
+    @property
     def labels(self) -> bool:
         """Whether a policy puts labels on data."""
         return self._policies.labels
+
+    def knows(self, tenant: str, name: str) -> bool:
+        """Whether there is a policy called ``name`` that a tenant may know of."""
+        sources = self._policies.sources
+        return any(
+            one.rule.id == name and (one.within.kind != "tenant" or one.within.name == tenant) for one in sources
+        )
 
     def arguments(self, target: Target, value: Any) -> Arguments:
         """What policy may see of ``value``, the arguments of ``target``; nothing where no policy looks at any."""
@@ -72,7 +113,8 @@ class CedarEngine:
         """Never raises: whatever goes wrong is a denial."""
         policies = self._policies
         try:
-            return policies.decide(request)
+            verdict = policies.decide(request)
+            return ruled(request, verdict, functools.partial(policies.decide, request), self.rulings)
         except Exception as error:
             return undecided(policies.revision, f"{type(error).__name__}: {error}"[:500])
 
@@ -80,19 +122,42 @@ class CedarEngine:
 class Policies:
     """One immutable set of policies with the decisions already made under it."""
 
-    def __init__(self, folder: Path) -> None:
-        texts = read_folder(folder)
-        self.revision = hashlib.sha256(canonical(sorted([name, text] for name, text in texts.items()))).hexdigest()
-        self._schema = cedarpy.Schema.from_str(packaged("schema.cedarschema"))
-        sources = read_policies(folder, texts, self._schema)
-        self._sources = sources
-        self._rules = rules_of(sources)
-        self.labels = any(rule.label for rule in self._rules.values())
-        self._folders = {source.within for source in sources}
-        self._sets: dict[tuple[Within, ...], cedarpy.PolicySet] = {}
-        self._read = facts_read(source.body for source in sources)
+    def __init__(self, sources: Iterable[Source], revision: str) -> None:
+        self.sources = tuple(sources)
+        self.revision = revision
+        self.rules: dict[str, Rule] = rules_of(self.sources)
+        self.labels = any(rule.label for rule in self.rules.values())
+        self._schema = _schema()
+        self._folders = {source.within for source in self.sources}
+        self._set = functools.lru_cache(SETS)(self._compose)
+        self._read = facts_read(source.body for source in self.sources)
         self._plans: dict[str, tuple[dict[str, Any], Plan]] = {}
         self._cached = functools.lru_cache(CACHED)(self._evaluate)
+
+    @classmethod
+    def read(cls, folder: Path) -> Policies:
+        """The policies in ``folder``. Raises ``ConfigError``."""
+        texts = read_folder(folder)
+        revision = hashlib.sha256(canonical(sorted([name, text] for name, text in texts.items()))).hexdigest()
+        return cls(read_policies(folder, texts, _schema()), revision)
+
+    def assuming(self, effect: str) -> Policies:
+        """These policies as if all arguments were what those of ``effect`` that look at them want, and no other's.
+
+        ``forbid`` gives the least that can be permitted, whatever the arguments were, ``permit`` the most.
+        """
+        kept = []
+        for source in self.sources:
+            if not facts_read([source.body]) & ARGS:
+                kept.append(source)
+            elif source.rule.effect == effect:
+                kept.append(source._replace(body=widened(source.body)))
+        return Policies(kept, self.revision)
+
+    @property
+    def looks_at_arguments(self) -> bool:
+        """Whether any policy does."""
+        return bool(self._read & ARGS)
 
     def arguments(self, target: Target, value: Any) -> Arguments:
         """The projection by the target's own schema."""
@@ -107,28 +172,31 @@ class Policies:
             self._plans[target.definition] = (target.input_schema, plan)
         return projected(plan, value)
 
-    def decide(self, request: PolicyRequest) -> Verdict:
-        """The verdict. Raises whatever a request that is not well formed makes the encoder or Cedar raise."""
+    def decide(
+        self, request: PolicyRequest, without: frozenset[str] = _NONE, lenient: frozenset[str] = _NONE
+    ) -> Verdict:
+        """The verdict, as if the policies ``without`` were not there and those in ``lenient`` demanded nothing.
+
+        Raises whatever a request that is not well formed makes the encoder or Cedar raise.
+        """
         # INVARIANT: the key is the whole question that is evaluated, byte for byte, so equal keys have equal answers
         # (test_a_cached_decision_is_the_one_that_would_be_made_now).
-        return self._cached(_encoder.encode(relevant(request, self._read)))
+        return self._cached(_encoder.encode(relevant(request, self._read)), without, lenient)
 
-    def _set(self, request: PolicyRequest) -> cedarpy.PolicySet:
-        # INVARIANT: a policy in the folder of a tenant or server is not even asked about the requests of another
-        # (test_a_policy_in_a_folder_speaks_of_nobody_elses_requests).
-        server = request.resource.name if request.resource.kind == "mcp" else ""
-        own = (ALL, Within("tenant", request.tenant), Within("server", server))
-        chosen = tuple(one for one in own if one in self._folders)
-        if chosen not in self._sets:
-            self._sets[chosen] = policy_set([source for source in self._sources if source.within in chosen])
-        return self._sets[chosen]
+    def _compose(self, within: tuple[Within, ...], without: frozenset[str]) -> cedarpy.PolicySet:
+        chosen = (source for source in self.sources if source.within in within and source.rule.id not in without)
+        return policy_set(list(chosen))
 
-    def _evaluate(self, key: bytes) -> Verdict:
+    def _evaluate(self, key: bytes, without: frozenset[str], lenient: frozenset[str]) -> Verdict:
         if len(key) > MAX_REQUEST:
             raise ValueError(f"a question of {len(key)} bytes")
         # Decoding checks every type, and a value of another type than declared raises.
         request = _decoder.decode(key)
         question = project(request)
+        # INVARIANT: a policy in the folder of a tenant or server is not even asked about the requests of another
+        # (test_a_policy_in_a_folder_speaks_of_nobody_elses_requests).
+        server = request.resource.name if request.resource.kind == "mcp" else ""
+        own = (ALL, Within("tenant", request.tenant), Within("server", server))
         answer = cedarpy.is_authorized(
             {
                 "principal": question.principal,
@@ -136,7 +204,7 @@ class Policies:
                 "resource": question.resource,
                 "context": _encoder.encode(question.context).decode(),
             },
-            self._set(request),
+            self._set(tuple(one for one in own if one in self._folders), without),
             _encoder.encode(question.entities).decode(),
             self._schema,
         )
@@ -145,5 +213,17 @@ class Policies:
         errors = answer.diagnostics.errors
         if errors or answer.decision is cedarpy.Decision.NoDecision:
             return undecided(self.revision, "; ".join(errors)[:500])
-        deciding = [self._rules[name] for name in answer.diagnostics.reasons]
+        deciding = [_without_demands(self.rules[name], lenient) for name in answer.diagnostics.reasons]
         return verdict_of(answer.decision is cedarpy.Decision.Allow, deciding, self.revision)
+
+
+def _without_demands(rule: Rule, lenient: frozenset[str]) -> Rule:
+    return rule if rule.id not in lenient else msgspec.structs.replace(rule, approve=None, redact=(), cap=None)
+
+
+@functools.cache
+def _schema() -> cedarpy.Schema:
+    return cedarpy.Schema.from_str(packaged("schema.cedarschema"))
+
+
+__all__ = ["BESIDE", "CedarEngine", "Policies", "packaged"]

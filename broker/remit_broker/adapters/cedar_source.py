@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -55,10 +55,8 @@ def read_folder(folder: Path) -> dict[str, str]:
     if not folder.is_dir():
         raise ConfigError(f"there is no policy folder at {folder}", "remit init writes one, with starter policies")
     texts = {}
-    for file in sorted(folder.rglob("*.cedar")):
+    for file in policy_files(folder):
         name = file.relative_to(folder).as_posix()
-        if name.startswith("tests/"):
-            continue
         within(folder, name)
         try:
             if file.stat().st_size > MAX_FILE:
@@ -72,6 +70,13 @@ def read_folder(folder: Path) -> dict[str, str]:
             "put at least one file named *.cedar there; remit init writes starter policies",
         )
     return texts
+
+
+def policy_files(folder: Path) -> list[Path]:
+    """What is read: not the cases, and no hidden file, such as an editor's copy of one that it writes."""
+    found = sorted(folder.rglob("*.cedar"))
+    parts = ((file, file.relative_to(folder).parts) for file in found)
+    return [file for file, names in parts if names[0] != "tests" and not any(name.startswith(".") for name in names)]
 
 
 def within(folder: Path, name: str) -> Within:
@@ -92,21 +97,31 @@ def within(folder: Path, name: str) -> Within:
 
 def read_policies(folder: Path, texts: dict[str, str], schema: cedarpy.Schema) -> list[Source]:
     """Every policy of ``texts``, each valid under ``schema`` and with an id of its own. Raises :class:`ConfigError`."""
+    sources, wrong = look_through(folder, texts, schema)
+    if wrong:
+        raise wrong[0]
+    return sources
+
+
+def look_through(folder: Path, texts: dict[str, str], schema: cedarpy.Schema) -> tuple[list[Source], list[ConfigError]]:
+    """The policies of ``texts`` that are valid, and what is wrong with the others."""
     sources: dict[str, Source] = {}
+    wrong: list[ConfigError] = []
     for name, text in texts.items():
         for line, statement in _statements(text):
-            source = _source(f"{folder / name}:{line}", statement, schema)._replace(within=within(folder, name))
+            try:
+                source = _source(f"{folder / name}:{line}", statement, schema)._replace(within=within(folder, name))
+            except ConfigError as bad:
+                wrong.append(bad)
+                continue
             earlier = sources.setdefault(source.rule.id, source)
             if earlier is not source:
-                raise ConfigError(
-                    f"{source.where}: the id {source.rule.id!r} is taken by the policy at {earlier.where}",
-                    "give every policy an @id of its own",
-                )
-    if not sources:
-        raise ConfigError(
-            f"the files in {folder} hold no policies, so every call would be denied", "write at least one"
-        )
-    return list(sources.values())
+                what = f"{source.where}: the id {source.rule.id!r} is taken by the policy at {earlier.where}"
+                wrong.append(ConfigError(what, "give every policy an @id of its own"))
+    if not sources and not wrong:
+        what = f"the files in {folder} hold no policies, so every call would be denied"
+        wrong.append(ConfigError(what, "write at least one"))
+    return list(sources.values()), wrong
 
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:
@@ -235,8 +250,9 @@ BESIDE: Final = "#unseen"
 """Of the id in Cedar of what is asked beside a forbid: whether something it looks at cannot be seen."""
 
 
-def rules_of(sources: list[Source]) -> dict[str, Rule]:
+def rules_of(sources: Iterable[Source]) -> dict[str, Rule]:
     """The rules by their ids in Cedar."""
+    sources = tuple(sources)
     rules = {source.rule.id: source.rule for source in sources}
     unseen = {
         source.rule.id + BESIDE: msgspec.structs.replace(

@@ -108,6 +108,20 @@ class IndexQueries:
         query = "SELECT body FROM refusal WHERE tenant = ? AND at >= ? ORDER BY at DESC, stream_seq DESC LIMIT ?"
         return [json.loads(body) for (body,) in await self._all(query, (tenant, since, min(limit, MAX_ROWS)))]
 
+    async def decisions(self, tenant: str, after: int, kind: str, limit: int) -> list[tuple[int, dict[str, Any], str]]:
+        """Records of calls that were ``opened`` or ``refused``, in order after a place: each with its place and its user."""
+        if kind == "opened":
+            query = (
+                "SELECT r.stream_seq, r.body, t.user FROM record r JOIN txn t ON (t.tenant, t.txn) = (r.tenant, r.txn) "
+                "WHERE r.tenant = ? AND r.kind = 'hop.opened' AND r.stream_seq > ? ORDER BY r.stream_seq LIMIT ?"
+            )
+        else:
+            query = (
+                "SELECT stream_seq, body, coalesce(user, '') FROM refusal "
+                "WHERE tenant = ? AND stream_seq > ? ORDER BY stream_seq LIMIT ?"
+            )
+        return [(seq, json.loads(body), user) for seq, body, user in await self._all(query, (tenant, after, limit))]
+
     async def hops_like(self, tenant: str, prefix: str, limit: int = 10) -> list[HopHit]:
         """Hops and refusals whose id begins with ``prefix``; ``<txn>.<hop>`` (each or its beginning) narrows.
 

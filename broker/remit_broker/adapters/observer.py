@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from remit_broker import __version__
@@ -84,14 +84,19 @@ def readable(data: SpanData, resource: Resource) -> ReadableSpan:
     )
 
 
+_Family = CounterMetricFamily | GaugeMetricFamily
+
+
 class _Read(Collector):
-    """A counter that something else keeps, read whenever somebody asks."""
+    """A number that something else keeps, read whenever somebody asks."""
 
-    def __init__(self, name: str, text: str, read: Callable[[], int]) -> None:
-        self._name, self._text, self._read = name, text, read
+    def __init__(
+        self, name: str, text: str, read: Callable[[], int], kind: type[_Family] = CounterMetricFamily
+    ) -> None:
+        self._name, self._text, self._read, self._kind = name, text, read, kind
 
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        yield CounterMetricFamily(self._name, self._text, value=self._read())
+    def collect(self) -> Iterator[_Family]:
+        yield self._kind(self._name, self._text, value=self._read())
 
 
 class RecordObserver:
@@ -140,6 +145,10 @@ class RecordObserver:
     def watch(self, name: str, text: str, read: Callable[[], int]) -> None:
         """Publish a count that something else keeps, as ``<name>_total``."""
         self.registry.register(_Read(name, text, read))
+
+    def gauge(self, name: str, text: str, read: Callable[[], int]) -> None:
+        """Publish what something else is at the moment, as ``<name>``."""
+        self.registry.register(_Read(name, text, read, GaugeMetricFamily))
 
     def metrics(self) -> bytes:
         """The text format of Prometheus."""

@@ -19,7 +19,7 @@ from remit_broker.adapters.nats_server import find_binary
 from remit_broker.bench import peers
 from remit_broker.bench.growth import long_txn, memory
 from remit_broker.bench.measure import Call, Samples, round_of
-from remit_broker.bench.site import PAYLOAD, TXNS, Site, caller, peer, site
+from remit_broker.bench.site import PAYLOAD, TXNS, Patient, Site, caller, peer, site
 from remit_broker.bench.usage import processor_seconds
 from remit_schemas.envelope import Request, encode
 
@@ -99,7 +99,11 @@ async def _interleaved(ways: dict[str, Way], rounds: int, scale: float, say: Say
             for name, way in ways.items():
                 size = count // 2 if name in SLOW else count
                 await measured[name, depth].round(way, max(depth, int(size * scale)), depth)
-    return {name: _figures(measured, name) for name in ways}
+    found = {name: _figures(measured, name) for name in ways}
+    for name, way in ways.items():
+        if isinstance(way.call, Patient):
+            found[name]["refused"] = way.call.refused
+    return found
 
 
 def _figures(measured: dict[tuple[str, int], Measured], name: str) -> dict[str, float | None]:
@@ -167,6 +171,6 @@ async def _governed(
     place = await stack.enter_async_context(site(folder, sync, replicas=replicas, profile=profile))
     nc, connection = await peers.connect_agent(place.told)
     stack.push_async_callback(nc.close)
-    call = await caller(nc, connection, await place.grants(TXNS))
+    call = Patient(await caller(nc, connection, await place.grants(TXNS)))
     setup[folder.name] = await place.status()
     return Way(call, place.brokers), place

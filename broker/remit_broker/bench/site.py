@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -22,13 +23,15 @@ from remit_broker.bench.measure import Call
 from remit_broker.bench.usage import children
 from remit_broker.starter import write_policies
 from remit_schemas import subjects
-from remit_schemas.envelope import encode
+from remit_schemas.envelope import Error, encode, parse_frame
 
 PAYLOAD: Final = {"text": "x" * 1000}
 TXNS: Final = 256
 CALLEE: Final = "bench-callee"
 CALLER: Final = "bench-caller"
 RESOURCE: Final = f"agent/{CALLEE}/{peers.SKILL}"
+PATIENCE: Final = 60.0
+"""Seconds for which a call that is refused is made again."""
 _REMIT: Final = ("-m", "remit_broker.cli.main")
 
 
@@ -157,6 +160,37 @@ async def caller(nc: Client, connection: str, grants: list[tuple[str, str]]) -> 
         finally:
             del waiting[reply]
         if b'"frame":"result"' not in answer[:32]:
-            raise RuntimeError(answer.decode())
+            raise NotDone(answer)
 
     return call
+
+
+class NotDone(RuntimeError):  # noqa: N818 - the broker said no
+    """A call that ended with something else than a result."""
+
+    def __init__(self, answer: bytes) -> None:
+        super().__init__(answer.decode())
+        frame = parse_frame(answer)
+        self.may_repeat = isinstance(frame, Error) and frame.error.retryable and frame.error.effect == "none"
+        self.wait = frame.error.retry_after or 0.1 if isinstance(frame, Error) else 0.0
+
+
+class Patient:
+    """Calls that are made again where the broker says that they may be, as callers do; the time counts, and ``refused`` how often."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self.refused = 0
+
+    async def __call__(self, number: int) -> None:
+        """One call. Raises :class:`NotDone` for what may not be made again, or has been refused for a minute."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return await self._call(number)
+            except NotDone as no:
+                if not no.may_repeat or time.monotonic() > until:
+                    raise
+                self.refused += 1
+                wait = no.wait
+            await asyncio.sleep(wait)

@@ -50,6 +50,11 @@ def run(
             out.print(
                 f"{way}: sync {about['sync']}, {about['broker_processes']} broker process(es), "
                 f"{about['ledger_replicas']} replica of the ledger, stages: {' '.join(about['stages'])}"
+                + (
+                    f"; {found[way]['refused']:,} calls were refused and made again"
+                    if found[way].get("refused")
+                    else ""
+                )
             )
     if profile is None:
         out.print(*(line(text) for text in targets(found)), sep="\n")

@@ -117,7 +117,23 @@ def why(
     as_json: Json = False,
 ) -> None:
     """Explain one decision: what was asked, by whom, what decided, and what to ask for instead."""
-    client = BrokerClient(load(config), tenant)
+    settings = load(config)
+    client = BrokerClient(settings, tenant)
+    record = client.get(f"/api/records/{the_hop(client, what)}")
+    from remit_broker.cli.reasons import reasons, show_reasons
+
+    told = reasons(record, settings.policies)
+    if as_json:
+        say({**record, **told})
+        return
+    for part in record["records"]:
+        for words in explained(part):
+            out.print(words)
+    show_reasons(told)
+
+
+def the_hop(client: BrokerClient, what: str) -> str:
+    """The hop, or refused call, that ``what`` is the unique beginning of. Refuses UNKNOWN_TARGET."""
     hits = [hit for hit in _search(client, what)["found"] if hit["hop"]]
     if len({hit["hop"] for hit in hits}) != 1:
         shown = " ".join(hit["hop"] for hit in hits[:8])
@@ -125,13 +141,7 @@ def why(
             Code.UNKNOWN_TARGET, f"{len(hits) or 'no'} hops begin with {what}", rule="why.id",
             ask=f"one of {shown}" if hits else "remit chain TXN shows the hops of a chain with their ids",
         )  # fmt: skip
-    record = client.get(f"/api/records/{hits[0]['hop']}")
-    if as_json:
-        say(record)
-        return
-    for part in record["records"]:
-        for told in explained(part):
-            out.print(told)
+    return str(hits[0]["hop"])
 
 
 Agent = Annotated[str | None, typer.Option(help="An agent or server: its calls, calls of it, its connections.")]

@@ -24,6 +24,8 @@ from remit_broker.cli import (
     doctor,
     evidence,
     keys,
+    policy,
+    rulings,
     running,
     servers,
     users,
@@ -63,12 +65,14 @@ doctor.register(app)
 callout.register(app)
 demo.register(app)
 servers.register(app)
+rulings.register(app)
 app.add_typer(agents.app, name="agents")
 app.add_typer(approvals.app, name="approvals")
 app.add_typer(servers.app, name="servers")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")
+app.add_typer(policy.app, name="policy")
 app.add_typer(users.app, name="users")
 
 

@@ -113,6 +113,8 @@ def hop_line(opened: dict[str, Any], later: list[dict[str, Any]]) -> Text:
         head += line((f"  asked for an input {'once' if parks == 1 else f'{parks} times'}", "dim"))
     if closed.get("unmetered"):
         head += line(("  unmetered", "yellow"))
+    if opened["decision"]["effect"] == "would_deny":
+        head += line((f"  WOULD DENY {', '.join(opened['decision']['rules'])}", "yellow"))
     head += _labels(opened, later)
     if redacted := sum(len(record.get("redacted", ())) for record in (opened, *later)):
         head += line((f"  redacted {redacted}", "yellow"))

@@ -7,11 +7,11 @@ without it, ``prev`` the hash before it, 64 zeros at ``seq`` 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
 import msgspec
 
-from remit_broker.core.revocations import Entry, What
+from remit_broker.core.revocations import Entry, State, What
 from remit_schemas.canonical import canonical, digest
 from remit_schemas.records import GENESIS
 
@@ -19,24 +19,28 @@ VERSION = 1
 
 
 class AdminRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Something was revoked or reinstated: what, by whom, why. ``at`` is RFC 3339 UTC, as the replica had it that did so."""
+    """Something was revoked or reinstated, observed or enforced, excepted or no longer: what, by whom, why. ``at`` is RFC 3339 UTC,
+    as the replica had it that did so. ``detail``, where there is one, is the JSON of an exception; empty, it is not written.
+    """
 
     v: int = VERSION
     tenant: str
     seq: int
     at: str
-    kind: Literal["revoked", "reinstated"]
+    kind: State
     what: What
     name: str
     who: str
     why: str
     prev: str
     hash: str = ""
+    detail: str = ""
 
     def tells_of(self, entry: Entry) -> bool:
         """Whether this is the record of ``entry``."""
-        mine = (self.tenant, self.what, self.name, self.kind, self.at, self.who, self.why)
-        return mine == (entry.tenant, entry.kind, entry.name, entry.state, entry.at, entry.who, entry.why)
+        mine = (self.tenant, self.what, self.name, self.kind, self.at, self.who, self.why, self.detail)
+        said = (entry.tenant, entry.kind, entry.name, entry.state, entry.at, entry.who, entry.why, entry.detail)
+        return mine == said
 
 
 def follow(last: AdminRecord | None, tenant: str, entry: Entry) -> AdminRecord:
@@ -51,6 +55,7 @@ def follow(last: AdminRecord | None, tenant: str, entry: Entry) -> AdminRecord:
         who=entry.who,
         why=entry.why,
         prev=GENESIS if last is None else last.hash,
+        detail=entry.detail,
     )
     return msgspec.structs.replace(record, hash=_hash(record))
 
@@ -80,7 +85,15 @@ def untold(entries: Sequence[Entry], records: Sequence[AdminRecord]) -> list[Ent
     ]
 
 
+def plain(record: AdminRecord) -> dict[str, Any]:
+    """The record as it is stored and hashed: what has no detail is as it was before there were any."""
+    raw: dict[str, Any] = msgspec.to_builtins(record)
+    if not record.detail:
+        del raw["detail"]
+    return raw
+
+
 def _hash(record: AdminRecord) -> str:
-    raw = msgspec.to_builtins(record)
+    raw = plain(record)
     del raw["hash"]
     return digest(canonical(raw))

@@ -11,7 +11,9 @@ from remit_schemas.errors import Code, refusal
 from remit_schemas.names import DEFAULT_TENANT, Resource
 from remit_schemas.scope import Detail, Scope, parse_scope
 
-What = Literal["agent", "user", "tool", "tenant", "all"]
+What = Literal["agent", "user", "tool", "tenant", "all", "observe", "exception"]
+"""What an entry is about: something that can be stopped, or a ruling about policy (``core/rulings.py``)."""
+State = Literal["revoked", "reinstated", "observed", "enforced", "allowed", "withdrawn"]
 EVERYTHING = "everything"
 """The name of the one entry of kind ``all``."""
 
@@ -19,6 +21,7 @@ EVERYTHING = "everything"
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One thing and what was last said of it. ``name`` is an agent, a user, a tenant, or a resource pattern; ``at`` is RFC 3339 UTC.
 
+    Of a ruling ``name`` is ``policy <id>``, ``server <name>``, or the id of a refused call, and ``detail`` the JSON of an exception.
     ``tenant`` is where that name means something. An entry of kind ``all`` is every tenant's and stands in the default one.
     """
 
@@ -27,7 +30,8 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     who: str
     at: str
     why: str = ""
-    state: Literal["revoked", "reinstated"] = "revoked"
+    state: State = "revoked"
+    detail: str = ""
     tenant: str = DEFAULT_TENANT
 
     def __str__(self) -> str:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
+from remit_broker.core.question import facts_read
+
 UNPROJECTED: Final = {".": {"left": {"Var": "context"}, "attr": "args_unprojected"}}
 
 
@@ -57,3 +59,29 @@ def _nodes(value: Any) -> Iterator[Any]:
         node = pending.pop()
         yield node
         pending.extend(node.values() if isinstance(node, dict) else node if isinstance(node, list) else ())
+
+
+def widened(body: dict[str, Any]) -> dict[str, Any]:
+    """A policy without all that its conditions ask of arguments: it holds wherever ``body`` could hold with some of them."""
+    kept = []
+    for condition in body["conditions"]:
+        if condition["kind"] == "unless":
+            kept += [condition] if not _reads(condition["body"]) else []
+        else:
+            kept += [{"kind": "when", "body": part} for part in conjuncts(condition["body"]) if not _reads(part)]
+    return {**body, "conditions": kept}
+
+
+def _reads(node: Any) -> bool:
+    """Whether arguments are looked at, or could be: where the context is handed on as a whole it is not known what of it is used."""
+    read = facts_read([{"conditions": node}])
+    return bool(read & {"args", "args_unprojected"})
+
+
+def conjuncts(body: Any) -> Iterator[Any]:
+    """What all has to hold: the parts of ``a && b && c``, in order."""
+    if isinstance(body, dict) and isinstance(both := body.get("&&"), dict):
+        yield from conjuncts(both["left"])
+        yield from conjuncts(both["right"])
+    else:
+        yield body

@@ -57,6 +57,8 @@ class BusEdge:
     ) -> None:
         """``soon`` says when what was taken in hand begins: much at once would keep the broker from hearing anything else."""
         self._soon = soon
+        self._to_begin = 0
+        self._begun = asyncio.Event()
         self._nc, self._tenant, self._ports = nc, tenant, ports
         self._attach, self._published = attach, published
         self._running: set[asyncio.Task[Any]] = set()
@@ -84,6 +86,9 @@ class BusEdge:
         """Take no more requests, give running hops ``seconds`` to end, then cancel them (each is closed all the same)."""
         if self._subscription is not None and not self._nc.is_closed:
             await self._subscription.unsubscribe()
+        # INVARIANT: what was taken in hand is answered (test_what_waits_to_begin_when_a_broker_stops_is_answered).
+        while self._to_begin:
+            await self._begun.wait()
         if self._running:
             await asyncio.wait(self._running, timeout=seconds)
         for task in self._running:
@@ -179,9 +184,14 @@ class BusEdge:
 
     def _take(self, caller: str, work: Coroutine[Any, Any, Any]) -> None:
         self._in_hand[caller] += 1
+        self._to_begin += 1
+        self._begun.clear()
         self._soon(lambda: self._begin(caller, work))
 
     def _begin(self, caller: str, work: Coroutine[Any, Any, Any]) -> None:
+        self._to_begin -= 1
+        if not self._to_begin:
+            self._begun.set()
         self._spawn(work).add_done_callback(lambda _: self._give_back(caller))
 
     def _give_back(self, caller: str) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
+from remit_broker.core.history import facts_of
 from remit_broker.core.obligations import Cap
 from remit_broker.core.policy import Action, PolicyRequest
-from remit_broker.hop.hop import Hop
+from remit_broker.hop.hop import Denied, Hop
 from remit_broker.hop.label import marked
 from remit_broker.ports import Ports
 from remit_schemas.budget import ONE_CALL
@@ -19,8 +20,9 @@ async def authorize(hop: Hop, ports: Ports) -> Hop:
     # INVARIANT: the record names the registry that the target was read from, so that a target which has changed since is not
     # dispatched (test_a_definition_that_changes_while_a_call_waits_its_turn_is_not_called).
     epochs = Epochs(policy=ports.policy.revision, registry=hop.registry, revocations=hop.revocations)
-    verdict = ports.policy.decide(question(hop, ports, _action(hop), hop.findings))
-    hop = hop.with_(verdict=verdict, epochs=epochs)
+    asked = question(hop, ports, _action(hop), hop.findings)
+    verdict = ports.policy.decide(asked)
+    hop = hop.with_(verdict=verdict, epochs=epochs, facts=facts_of(asked))
     if not verdict.allowed:
         raise denied(hop, verdict.code or Code.POLICY_DENIED)
     hop = marked(hop)
@@ -36,10 +38,11 @@ def _capped(hop: Hop, cap: Cap) -> Hop:
     child, at = hop.given, hop.ask.at
     budget, price = cap.of(child.budget), hop.aim.price.join(ONE_CALL)
     if not price.within(budget):
-        raise refusal(
+        no = refusal(
             Code.POLICY_DENIED, f"{hop.resource} costs {price}, and policy leaves it {budget}",
             rule=", ".join(hop.judged.decision.rules), ask="ask an operator for a larger @cap in that policy",
         )  # fmt: skip
+        raise Denied(no, hop)
     if cap.seconds is None:
         return hop.with_(child=msgspec.structs.replace(child, budget=budget))
     end = min(hop.deadline, int(at * 1000) + cap.seconds * 1000)
@@ -98,7 +101,7 @@ def question(
     )
 
 
-def denied(hop: Hop, code: Code) -> Exception:
+def denied(hop: Hop, code: Code) -> Denied:
     """The refusal of a verdict: its public reason, the policy that decided and what to ask for."""
     verdict = hop.judged
     rule = ", ".join(verdict.decision.rules) or "policy.default-deny"
@@ -107,4 +110,4 @@ def denied(hop: Hop, code: Code) -> Exception:
     ask = "ask an operator to permit it in a policy"
     if hop.request.detach:
         ask = 'call it within this task, or ask an operator to permit Action::"detach" for it in a policy'
-    return refusal(code, what, rule=rule, ask=verdict.ask or ask, cause=verdict.cause)
+    return Denied(refusal(code, what, rule=rule, ask=verdict.ask or ask, cause=verdict.cause), hop)

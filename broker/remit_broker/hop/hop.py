@@ -12,10 +12,20 @@ from remit_broker.core.policy import Verdict
 from remit_broker.core.registry import Target
 from remit_schemas.budget import Budget
 from remit_schemas.envelope import Error, InputRequired, Request, Result
-from remit_schemas.errors import ErrorBody
+from remit_schemas.errors import ErrorBody, Refusal
 from remit_schemas.grant import Grant
 from remit_schemas.names import Resource
-from remit_schemas.records import Decision, Epochs, Finding, HopClosed, HopOpened, HopParked, HopRefused, HopResumed
+from remit_schemas.records import (
+    Decision,
+    Epochs,
+    Facts,
+    Finding,
+    HopClosed,
+    HopOpened,
+    HopParked,
+    HopRefused,
+    HopResumed,
+)
 from remit_schemas.scope import Scope
 
 
@@ -82,6 +92,8 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     # authorize
     verdict: Verdict | None = None
     epochs: Epochs | None = None
+    facts: Facts | None = None
+    """What policy was asked, for the record."""
     # transform
     args: dict[str, Any] = {}
     args_digest: str = ""
@@ -169,6 +181,14 @@ class Inspected(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     redacted: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     endorsed: bool = False
+
+
+class Denied(Refusal):
+    """A refusal that brings the hop as it was judged, so that its record names the decision."""
+
+    def __init__(self, no: Refusal, hop: Hop) -> None:
+        super().__init__(no.body, no.cause)
+        self.hop = hop
 
 
 class Closed(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ import msgspec
 
 from remit_broker.core.caps import Whose
 from remit_broker.core.fold import Fold
+from remit_broker.core.history import opening
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.approve import still_approved
 from remit_broker.hop.hop import Hop
@@ -176,6 +177,7 @@ def intent(hop: Hop, ports: Ports, fold: Fold) -> HopOpened:
             idem=idempotency(hop, ports),
             approval=hop.approval,
             link=trace.traceparent if trace else None,
+            facts=opening(hop.facts),
         )
     )
 

@@ -17,7 +17,7 @@ from remit_broker.hop.approve import Demanded, approve
 from remit_broker.hop.authorize import authorize
 from remit_broker.hop.close import close
 from remit_broker.hop.dispatch import dispatch, stop
-from remit_broker.hop.hop import Ask, Closed, Hop, Refused
+from remit_broker.hop.hop import Ask, Closed, Denied, Hop, Refused
 from remit_broker.hop.inspect import inspect
 from remit_broker.hop.inspect_result import inspect_result
 from remit_broker.hop.keep import keep
@@ -85,7 +85,13 @@ class Trail:
         """Run ``stages`` in order."""
         for stage in stages:
             self.stage = stage.__name__
-            self.hop = await stage(self.hop, ports)
+            try:
+                self.hop = await stage(self.hop, ports)
+            except Denied as no:
+                # INVARIANT: the record of a denial names the decision, its revision and what was asked
+                # (test_an_edit_is_taken_while_the_broker_runs_and_the_revision_is_in_every_record).
+                self.hop = no.hop
+                raise
             ports.failpoints.hit(self.stage)
 
 

@@ -43,6 +43,7 @@ async def refuse(hop: Hop, stage: str, error: BaseException, ports: Ports, resou
             decision=verdict.decision if verdict else None,
             findings=hop.findings[:32],
             link=hop.request.trace.traceparent if hop.request.trace else None,
+            facts=hop.facts,
         )
     )
     record = msgspec.structs.replace(record, cause=cause[:512])

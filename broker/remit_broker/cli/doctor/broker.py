@@ -12,7 +12,7 @@ SILENT: Final = 2.0
 BEHIND: Final = 5000
 SAME: Final = {
     "keys": "bring the first broker's keys to the others: remit keys export, remit keys import",
-    "policy": "give all the same policies; they are read at the start",
+    "policy": "give all the same policies; each broker takes what changes in its own folder",
     "config": "give all the same issuer, limits, policy, prices, labels, endorsers, content, tool_groups, caps, rates and tenants",
     "version": "run the same version everywhere once an upgrade is done",
 }
@@ -54,6 +54,11 @@ def replicas(status: dict[str, Any]) -> Iterator[Finding]:
             yield wrong(
                 "replicas", f"{one['replica']} on {one.get('host')} has been silent for {one['silent']:.0f} s",
                 "see that it runs; its hops are closed once their grants have expired",
+            )  # fmt: skip
+        if bad := one.get("policy_trouble"):
+            yield wrong(
+                "policies", f"{one['replica']} on {one.get('host')} does not take an edit that is not valid: {bad}",
+                "mend the file: remit policy check; until then the policies before it are in force",
             )  # fmt: skip
     group = status["group"]
     if group["alive"] < group["expected"]:

@@ -13,14 +13,16 @@ from starlette.routing import Route
 
 from remit_broker.core import nkey
 from remit_broker.core.accounts import KINDS
+from remit_broker.core.history import past_of
 from remit_broker.core.issuers import Ability
 from remit_broker.core.listing import ChainFilter
 from remit_broker.core.near import meant
 from remit_broker.core.registry import Principal
 from remit_broker.core.times import rfc3339
+from remit_broker.edges.http import policy
 from remit_broker.edges.http.approvals import Approvals, Say
 from remit_broker.edges.http.desk import PARAMETER, Call, Desk, desk_for
-from remit_broker.edges.http.guard import Handler, answering, body_of
+from remit_broker.edges.http.guard import Handler, answering, body_of, typed
 from remit_broker.edges.http.operators import Caller, Operator, lacking, require
 from remit_broker.edges.http.revocations import Stop, unknown_tenant
 from remit_broker.hop.begin import Wish, open_as, open_for
@@ -111,13 +113,14 @@ class Api:
             ("POST", "/api/revocations/reinstate", "operate", self._reinstate),
             ("GET", "/api/find/{prefix}", "read", self._find),
             ("GET", "/api/records/{hop}", "read", self._record),
+            *policy.ROUTES,
         ]
         fault = self._fault
         return [Route(at, answering(self._known(do, need), fault), methods=[verb]) for verb, at, need, do in table]
 
     def _known(self, do: Callable[[Request, Call], Awaitable[Any]], ability: Ability | None) -> Handler:
         """``do`` for callers with ``ability``; with None it asks for itself."""
-        reads = do in (self._grant, self._add_agent, self._revoke, self._reinstate, self._decide)
+        reads = do in (self._grant, self._add_agent, self._revoke, self._reinstate, self._decide, *policy.READS)
 
         async def handler(request: Request) -> Response:
             caller = await self._operator.known(request)
@@ -131,7 +134,7 @@ class Api:
         return handler
 
     async def _grant(self, request: Request, at: Call) -> Any:
-        wish, caller = await _typed(request, Delegate), at.caller
+        wish, caller = await typed(request, Delegate), at.caller
         if wish.token and (wish.user or wish.roles or wish.groups):
             raise refusal(
                 Code.MALFORMED,
@@ -193,7 +196,7 @@ class Api:
         return {"agents": [_described(p, at) for p in at.desk.directory.principals()]}
 
     async def _add_agent(self, request: Request, at: Call) -> Any:
-        new = await _typed(request, NewAgent)
+        new = await typed(request, NewAgent)
         if not is_principal(new.name):
             raise refusal(
                 Code.MALFORMED, f"{new.name!r} cannot name an agent", rule="agents.name",
@@ -266,7 +269,7 @@ class Api:
         return {"txn": fold.txn, "state": fold.state, "spent": fold.nodes[fold.root].spent}
 
     async def _revoke(self, request: Request, at: Call) -> Any:
-        wish = await _typed(request, Revocation)
+        wish = await typed(request, Revocation)
         others = wish.all or not wish.agent is wish.user is wish.tool is wish.tenant is None
         if (wish.grant is not None) + (wish.txn is not None) + others != 1:
             raise refusal(
@@ -286,7 +289,7 @@ class Api:
         return {"txn": fold.txn, "revoked": jti, "seq": fold.seq}
 
     async def _reinstate(self, request: Request, at: Call) -> Any:
-        wish = await _typed(request, Stop)
+        wish = await typed(request, Stop)
         return await self._stopping(wish, at).kill.reinstate(wish, at.who)
 
     async def _list_approvals(self, request: Request, at: Call) -> Any:
@@ -299,7 +302,7 @@ class Api:
         return await self._approvals.shown(at.tenant, str(request.path_params["id"]), at.desk.ports)
 
     async def _decide(self, request: Request, at: Call) -> Any:
-        said = await _typed(request, Say)
+        said = await typed(request, Say)
         await self._caught_up()
         by = _approver(at.caller, at.tenant)
         return await self._approvals.decided(str(request.path_params["id"]), said, by, at.desk.ports)
@@ -344,10 +347,14 @@ class Api:
         if not hits:
             raise refusal(Code.UNKNOWN_TARGET, f"no hop {hop[:64]}", rule="api.unknown-hop", ask="remit chain TXN")
         if hits[0].kind == "refused":
-            return {"txn": hits[0].txn, "hop": hop, "records": [await self._index.refusal(at.tenant, hop)]}
+            refused = await self._index.refusal(at.tenant, hop)
+            asked = past_of(refused, refused["user"] or "") if refused else None
+            return {"txn": hits[0].txn, "hop": hop, "records": [refused], "asked": asked}
         entries = await self._index.chain(at.tenant, hits[0].txn or "")
         mine = [entry["record"] for entry in entries if entry["record"]["hop"] == hop]
-        return {"txn": hits[0].txn, "hop": hop, "records": mine}
+        opened = next((record for record in mine if record["kind"] == "hop.opened"), None)
+        asked = past_of(opened, entries[0]["record"]["user"]) if opened else None
+        return {"txn": hits[0].txn, "hop": hop, "records": mine, "asked": asked}
 
     def _txn(self, request: Request) -> str:
         txn = str(request.path_params["txn"])
@@ -397,11 +404,3 @@ async def _no_body(request: Request) -> None:
     # What is not read cannot be obeyed, but somebody meant something by it: another id than the path's, a command.
     if await body_of(request):
         raise refusal(Code.MALFORMED, "nothing is read from a body here", rule="api.body", ask="send no body")
-
-
-async def _typed(request: Request, kind: type[Any]) -> Any:
-    raw = await body_of(request)
-    try:
-        return msgspec.convert(raw, kind, strict=True)
-    except (msgspec.ValidationError, ValueError) as error:
-        raise refusal(Code.MALFORMED, f"the body is not right: {error}", rule="api.body", ask="see the docs") from None

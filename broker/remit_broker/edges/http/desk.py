@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from remit_broker.core.near import meant
 from remit_broker.edges.http.operators import Caller, elsewhere
+from remit_broker.edges.http.policy import PolicyDesk
 from remit_broker.edges.http.revocations import KillSwitch
 from remit_broker.ports import Directory, Ports
 from remit_schemas.errors import Code, refusal
@@ -38,6 +39,7 @@ class Desk:
     directory: Directory
     kill: KillSwitch
     servers: Servers
+    policy: PolicyDesk
 
 
 @dataclass(frozen=True)

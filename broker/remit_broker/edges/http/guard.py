@@ -88,3 +88,12 @@ def answering(handler: Handler, fault: Callable[[str, BaseException], None]) -> 
             )
 
     return answer
+
+
+async def typed(request: Request, kind: type[Any]) -> Any:
+    """The JSON body as a ``kind``. Refuses MALFORMED."""
+    raw = await body_of(request)
+    try:
+        return msgspec.convert(raw, kind, strict=True)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise refusal(Code.MALFORMED, f"the body is not right: {error}", rule="api.body", ask="see the docs") from None

@@ -134,7 +134,7 @@ class KillSwitch:
 def _entry(record: AdminRecord) -> Entry:
     return Entry(
         kind=record.what, name=record.name, who=record.who, at=record.at, why=record.why, state=record.kind,
-        tenant=record.tenant,
+        tenant=record.tenant, detail=record.detail,
     )  # fmt: skip
 
 
