@@ -29,10 +29,16 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["a", "b", "roles", "sub"]), inner, max_size=4),
     max_leaves=12,
 )  # fmt: skip
-CLAIMS = st.dictionaries(
-    st.sampled_from(["sub", "tid", "roles", "groups", "realm_access", "_claim_names", "hasgroups"]), JSON
-)
 NAMES = st.text("abcxyz-", min_size=1, max_size=6)
+# As often as not what an issuer does send: claims of which none fits would try refusals alone.
+LISTED = st.lists(NAMES, max_size=4) | NAMES | JSON
+CLAIMS = st.fixed_dictionaries(
+    {"sub": st.just("ann") | JSON, "tid": st.just("1") | JSON},
+    optional={
+        "roles": LISTED, "groups": LISTED, "realm_access": st.fixed_dictionaries({"roles": LISTED}) | JSON,
+        "_claim_names": st.just({"groups": "src1"}) | JSON, "hasgroups": st.booleans(),
+    },
+)  # fmt: skip
 SOURCES = st.builds(
     Source,
     claim=st.sampled_from(["roles", "groups", "realm_access.roles", ("roles", "realm_access.roles")]),
