@@ -1,7 +1,11 @@
-"""Users of a real OpenID provider: logged in as a browser does it, and everything that happens to a provider while a broker runs."""
+"""Users of a real OpenID provider: logged in as a browser does it, and everything that happens to a provider while a broker runs.
+
+The broker runs in the loop of the test: what a browser or Node takes its time for is done in a thread.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -64,26 +68,31 @@ async def house(provider: OpenIdProvider, tmp_path_factory: pytest.TempPathFacto
 
 
 async def test_whoever_logged_in_opens_a_task_as_themself(house: House, provider: OpenIdProvider) -> None:
-    first = await house.opened(provider.login("ann")["access_token"])
+    first = await house.opened((await asyncio.to_thread(provider.login, "ann"))["access_token"])
     assert {name: first[name] for name in ("user", "tenant", "roles", "groups", "client", "issuer", "auth")} == {
         "user": "ann", "tenant": "default", "roles": ["analyst"], "groups": ["audit", "research"], "client": "portal",
         "issuer": provider.url, "auth": "oidc:corp",
     }  # fmt: skip
-    assert (await house.opened(provider.login("bob")["access_token"]))["roles"] == ["guest"]
+    assert (await house.opened((await asyncio.to_thread(provider.login, "bob"))["access_token"]))["roles"] == ["guest"]
 
 
 async def test_other_tokens_of_the_same_provider_are_refused(house: House, provider: OpenIdProvider) -> None:
     """All genuine, all signed by the right key: for another audience, another application, of another kind, with too many groups."""
-    tokens = provider.login("ann")
+    tokens = await asyncio.to_thread(provider.login, "ann")
     assert await house.refused(tokens["id_token"]) == "identity.type"
     assert (
-        await house.refused(provider.login("ann", resource="https://mail.example")["access_token"])
+        await house.refused(
+            (await asyncio.to_thread(provider.login, "ann", resource="https://mail.example"))["access_token"]
+        )
         == "identity.audience"
     )
-    assert await house.refused(provider.login("ann", client="stranger")["access_token"]) == "identity.client"
-    assert await house.refused(provider.login("many")["access_token"]) == "identity.overage"
+    assert (
+        await house.refused((await asyncio.to_thread(provider.login, "ann", client="stranger"))["access_token"])
+        == "identity.client"
+    )
+    assert await house.refused((await asyncio.to_thread(provider.login, "many"))["access_token"]) == "identity.overage"
     head, payload, signature = tokens["access_token"].split(".")
-    other = provider.login("bob")["access_token"].split(".")
+    other = (await asyncio.to_thread(provider.login, "bob"))["access_token"].split(".")
     assert await house.refused(f"{head}.{other[1]}.{signature}") == "identity.signature"
     assert await house.refused(f"{head}.{payload}.{other[2]}") == "identity.signature"
 
@@ -92,16 +101,16 @@ async def test_id_tokens_are_accepted_where_the_table_says_so(provider: OpenIdPr
     ids = table(provider, accept=["id"], audience=["portal"], claims={"roles": "roles"})
     async with running_broker(tmp_path, {"issuers": [ids]}) as lab:
         house = House(lab, await lab.agent("desk"))
-        tokens = provider.login("ann")
+        tokens = await asyncio.to_thread(provider.login, "ann")
         assert (await house.opened(tokens["id_token"]))["roles"] == ["analyst"]
         assert await house.refused(tokens["access_token"]) == "identity.type"
 
 
 async def test_keys_that_change_while_the_broker_runs_are_noticed(house: House, provider: OpenIdProvider) -> None:
-    old = provider.login("ann")["access_token"]
+    old = (await asyncio.to_thread(provider.login, "ann"))["access_token"]
     await house.opened(old)
-    provider.rotate("second")
-    fresh = provider.login("ann")["access_token"]
+    await asyncio.to_thread(provider.rotate, "second")
+    fresh = (await asyncio.to_thread(provider.login, "ann"))["access_token"]
     assert jwt.get_unverified_header(fresh)["kid"] == "second-rsa"
     house.later(11)
     assert (await house.opened(fresh))["user"] == "ann"
@@ -110,22 +119,22 @@ async def test_keys_that_change_while_the_broker_runs_are_noticed(house: House, 
 
 
 async def test_an_outage_is_bridged_with_known_keys_and_not_for_ever(house: House, provider: OpenIdProvider) -> None:
-    token = provider.login("ann")["access_token"]
+    token = (await asyncio.to_thread(provider.login, "ann"))["access_token"]
     await house.opened(token)
-    provider.stop()
+    await asyncio.to_thread(provider.stop)
     house.later(400)
     assert (await house.opened(token))["user"] == "ann"
     assert "corp" in house.lab.broker.health.issuers.troubles()  # type: ignore[union-attr]
     house.later(600)
     assert await house.refused(token) == "identity.unavailable"
-    provider.start()
+    await asyncio.to_thread(provider.start)
     house.later(20)
     assert (await house.opened(token))["user"] == "ann"
 
 
 async def test_a_provider_that_hangs_holds_nobody_up_for_long(house: House, provider: OpenIdProvider) -> None:
     """It takes connections and says nothing: known keys are used after one time-out, and the others do not wait for it again."""
-    token = provider.login("ann")["access_token"]
+    token = (await asyncio.to_thread(provider.login, "ann"))["access_token"]
     await house.opened(token)
     process = provider._process
     assert process is not None
@@ -147,11 +156,11 @@ async def test_another_provider_at_the_same_address_is_another(
     house: House, provider: OpenIdProvider, tmp_path: Path
 ) -> None:
     """An issuer is its keys, not its port: after a fetch nothing that the old ones signed counts."""
-    token = provider.login("ann")["access_token"]
+    token = (await asyncio.to_thread(provider.login, "ann"))["access_token"]
     await house.opened(token)
-    provider.stop()
+    await asyncio.to_thread(provider.stop)
     provider.draw_keys("third")
-    provider.start()
+    await asyncio.to_thread(provider.start)
     house.later(400)
     assert await house.refused(token) == "identity.key"
-    assert (await house.opened(provider.login("ann")["access_token"]))["user"] == "ann"
+    assert (await house.opened((await asyncio.to_thread(provider.login, "ann"))["access_token"]))["user"] == "ann"
