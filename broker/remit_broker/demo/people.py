@@ -35,6 +35,11 @@ def planner(path: str) -> Agent:
         """Send on what it was told, whatever it is."""
         return await _code(hop.call(f"agent/{RESEARCHER}/remember", note=note))
 
+    @me.skill(needs=[])
+    async def publish(hop: Hop, what: str) -> str:
+        """Would send it out; the policy of the demonstration has a person look at it first."""
+        return f"published for {hop.user}: {what}"
+
     return me
 
 

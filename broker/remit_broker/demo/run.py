@@ -32,6 +32,13 @@ from remit_schemas.keys import KeySet
 from remit_schemas.names import Kind, Resource
 from remit_schemas.scope import Scope, parse_scope
 
+APPROVED = """\
+@id("publishing-is-approved")
+@reason("what is published cannot be taken back")
+@approve("read what is published")
+permit (principal, action == Action::"delegate", resource == Skill::"agent/planner/publish");
+"""
+
 Say = Callable[[str], None]
 
 ATTACH_SECONDS = 20
@@ -62,6 +69,7 @@ async def demo(folder: Path, say: Say) -> Shown:
     text = file.read_text(encoding="utf-8")
     file.write_text(text.replace("\n[prices]", "\n# [prices]") + PRICES, encoding="utf-8")
     settings = load(str(file))
+    (settings.policies / "demo.cedar").write_text(APPROVED, encoding="utf-8")
     repository, which = find_repository(folder)
     async with AsyncExitStack() as stack:
         broker = await stack.enter_async_context(Broker(settings))
@@ -77,6 +85,7 @@ async def demo(folder: Path, say: Say) -> Shown:
         opened = await _delegate(broker)
         say(f"{getpass.getuser()} hands a task to {DESK}: txn {opened.txn}")
         result = await _work(paths[DESK], opened, str(repository))
+        await _publish(broker, paths[DESK], opened, say)
         attempts = await intrude(paths[RESEARCHER])
         await close_txn("default", opened.txn, getpass.getuser(), "closed", broker.ports)
         return await _captured(broker, opened.txn, result, attempts)
@@ -131,6 +140,28 @@ async def _work(path: str, opened: Opened, repository: str) -> Any:
             except Refused:
                 continue  # it is in the records
         return result
+
+
+async def _publish(broker: Broker, path: str, opened: Opened, say: Say) -> None:
+    """A call that a person has to approve: refused, approved by the API as an operator would, and made again, the same."""
+    async with Agent(DESK, credentials=path).task(opened.grant) as task:
+        wishes: dict[str, Any] = {"args": {"what": "the last three commits"}, "budget": "usd=0.001,calls=2"}
+        try:
+            await task.call(f"agent/{PLANNER}/publish", **wishes)
+        except Refused as no:
+            if no.approval is None:
+                raise
+            await _approve(broker, no.approval)
+            say(f"{getpass.getuser()} approves {no.approval}, and the identical call goes through")
+            await task.call(f"agent/{PLANNER}/publish", approval=no.approval, **wishes)
+
+
+async def _approve(broker: Broker, name: str) -> None:
+    headers = {"Authorization": f"Bearer {broker.keys.local_token}"}
+    async with httpx.AsyncClient(base_url=broker.http, headers=headers, trust_env=False) as api:
+        shown = (await api.get(f"/api/approvals/{name}")).raise_for_status().json()
+        said = {"verdict": "approve", "reason": "I have read it", "args_digest": shown["args_digest"]}
+        (await api.post(f"/api/approvals/{name}", json=said)).raise_for_status()
 
 
 async def _captured(broker: Broker, txn: str, result: Any, attempts: list[Attempt]) -> Shown:
