@@ -17,6 +17,7 @@ import pytest_asyncio
 
 from remit_broker.adapters import nats_config
 from remit_broker.core.bus_permissions import account_of
+from remit_broker.core.evidence import read, verify_evidence
 from remit_broker.core.issuers import ALL
 from remit_broker.core.registry import Principal
 from remit_broker.core.user_tokens import Identity
@@ -26,6 +27,7 @@ from remit_broker.testing import running_broker
 from remit_schemas import subjects
 from remit_schemas.envelope import Result
 from remit_schemas.errors import Refusal
+from remit_schemas.keys import KeySet
 from tests.support.raw import Arena, RawAgent, arena_on, error_of, skill, tool
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -469,3 +471,65 @@ async def test_a_tenant_cannot_use_up_the_connections_of_another(
             await RawAgent(lab, "alice", "agent", A).connect()
         for _ in range(2):
             await arena.agent("alice", tenant=B)
+
+
+async def test_tasks_of_a_removed_tenant_come_to_their_end(tmp_path: Path) -> None:
+    async with running_broker(tmp_path, {"tenants": {B: {}}}) as lab:
+        await lab.agent("alice", tenant=B)
+        root = await lab.grant("alice", "mcp/**", tenant=B, ttl=1)
+    async with running_broker(tmp_path) as lab:
+        async with asyncio.timeout(30):
+            while (await lab.broker.ledger.newest(B, root.txn)).state == "open":
+                await asyncio.sleep(0.1)
+        with pytest.raises(nats.errors.Error):
+            raw = RawAgent(lab, "alice", "agent", B)
+            lab.seeds[f"{B}/alice"] = json.loads((tmp_path / "credentials" / B / "alice.json").read_text())["nkey_seed"]
+            await raw.connect()
+
+
+async def test_one_id_in_two_tenants_is_two_tasks(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids are drawn at random; were they ever the same, each tenant would still have its own records, accounts and endings."""
+    drawn = "c0ffee" * 5 + "ab"
+    ids = town.lab.broker.ports.ids
+    with monkeypatch.context() as patch:
+        patch.setattr(type(ids), "txn", lambda self: drawn)
+        patch.setattr(type(ids), "hop", lambda self: "a1" * 8)
+        roots = {tenant: await town.grant(tenant, user=f"of-{tenant}") for tenant in (A, B)}
+    assert roots[A].txn == roots[B].txn == drawn
+    calls = {
+        tenant: asyncio.create_task(town[tenant, "alice"].call(ASK, drawn, roots[tenant].grant)) for tenant in (A, B)
+    }
+    taken = {tenant: await town[tenant, "bob"].took(drawn) for tenant in (A, B)}
+    body = await town[A, "alice"].error(ASK, drawn, roots[B].grant)
+    assert body.rule == "grant.tenant"
+    assert (await town.ask("POST", f"/api/chains/{drawn}/close?tenant={A}")).status_code == 200
+    assert error_of(await calls[A]).code == "CANCELLED"
+    assert not calls[B].done()
+    await taken[B].done("still here")
+    final = (await calls[B])[-1]
+    assert isinstance(final, Result) and final.value == "still here"
+    for tenant in (A, B):
+        records = (await town.told(f"/api/chains/{drawn}?tenant={tenant}"))["records"]
+        assert {record["tenant"] for record in records} == {tenant} and records[0]["user"] == f"of-{tenant}"
+        evidence = await town.told(f"/api/chains/{drawn}/evidence?tenant={tenant}")
+        keys = KeySet.from_jwks(town.lab.broker.keys.jwks())
+        found = verify_evidence(read(json.dumps(evidence).encode()), keys, frozenset())
+        assert found.verified, found
+
+
+async def test_an_approval_of_another_tenant_is_neither_shown_nor_decided(town: Town) -> None:
+    mail = await town.arena.agent("mail", "mcp", tenant=B)
+    await mail.serve({"name": "send", "inputSchema": {"type": "object"}})
+    root = await town.grant(B)
+    asked = await town[B, "alice"].error("mcp/mail/send", root.txn, root.grant)
+    assert asked.code == "APPROVAL_REQUIRED" and asked.approval
+    for name in (asked.approval, asked.approval[:6]):
+        for method, body in (("GET", None), ("POST", {"verdict": "approve"})):
+            refused = await town.ask(method, f"/api/approvals/{name}", body)
+            assert refused.status_code == 404 and asked.approval not in refused.json()["error"]["ask"]
+    assert (await town.told("/api/approvals?state=all"))["approvals"] == []
+    listed = (await town.told(f"/api/approvals?tenant={B}"))["approvals"]
+    assert [row["id"] for row in listed] == [asked.approval]
+    assert (
+        await town.ask("POST", f"/api/approvals/{asked.approval}?tenant={B}", {"verdict": "approve"})
+    ).status_code == 200

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import nats
 import pytest
@@ -25,6 +26,7 @@ from remit_broker.adapters.nats_server import find_binary
 from remit_broker.core import callout_probe, nkey
 from remit_broker.testing import running_broker
 from tests.support.nats import running_bus
+from tests.support.raw import arena_on, tool
 
 Edit = Callable[[str], str]
 
@@ -36,11 +38,11 @@ def free_port() -> int:
 
 
 @contextlib.asynccontextmanager
-async def serving(folder: Path, edit: Edit = lambda text: text) -> AsyncIterator[str]:
+async def serving(folder: Path, edit: Edit = lambda text: text, tenants: tuple[str, ...] = ()) -> AsyncIterator[str]:
     """A server with what `remit init --nats-config` prints for ``folder``, changed by ``edit``; its URL."""
     nodes = parse_nodes(f"127.0.0.1:{free_port()}")
     keys = KeyFiles.open(folder / "data", create=True)
-    text = edit(node_config(keys, nodes, 1, str(folder / "store"), "always"))
+    text = edit(node_config(keys, nodes, 1, str(folder / "store"), "always", tenants))
     config = folder / "nats.conf"
     config.write_text(text)
     process = await asyncio.create_subprocess_exec(
@@ -70,6 +72,27 @@ def drop(pattern: str, put: str = "") -> Edit:
         return changed
 
     return edit
+
+
+async def test_tenants_are_on_a_server_that_was_printed_with_them(tmp_path: Path):
+    async with serving(tmp_path, tenants=("acme",)) as url:
+        wanted: dict[str, Any] = {"bus": {"url": url}, "tenants": {"acme": {}}}
+        async with running_broker(tmp_path, wanted) as first, arena_on(first) as arena:
+            alice = await arena.agent("alice", tenant="acme")
+            files = await arena.agent("files", "mcp", tenant="acme")
+            await files.serve(tool("read"))
+            root = await first.grant("alice", "mcp/**", tenant="acme")
+            call = asyncio.create_task(alice.result("mcp/files/read", root.txn, root.grant))
+            await (await files.took(root.txn)).done("here")
+            assert (await call).value == "here"
+
+
+async def test_a_tenant_that_the_server_does_not_have_is_said(tmp_path: Path):
+    async with serving(tmp_path) as url:
+        with pytest.raises(ConfigError) as no:
+            async with running_broker(tmp_path, {"bus": {"url": url}, "tenants": {"acme": {}}}):
+                pass
+    assert "bus-acme" in no.value.message and "--nats-config" in no.value.ask
 
 
 async def test_a_broker_runs_on_what_is_printed(tmp_path: Path):

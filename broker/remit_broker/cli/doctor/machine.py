@@ -30,15 +30,16 @@ def look(settings: Settings) -> Iterator[Finding]:
     """Configuration, policies, keys, servers, ports; then files, disk and index."""
     for part in checks(settings):
         yield ok(part.check, part.said) if part.ok else wrong(part.check, part.said, part.ask)
-    yield _files(settings.data)
+    yield _files(settings)
     yield from _disk(settings.data)
     yield _index(settings.data / "index" / "index.db")
 
 
-def _files(data: Path) -> Finding:
+def _files(settings: Settings) -> Finding:
+    data = settings.data
     open_to_others = [
         path
-        for folder in PRIVATE
+        for folder in (*PRIVATE, *(f"credentials/{tenant}" for tenant in settings.others))
         if (data / folder).is_dir()
         for path in (data / folder, *(data / folder).iterdir())
         if not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) & 0o077
@@ -116,7 +117,8 @@ def _index(file: Path) -> Finding:
 
 def credentials(settings: Settings, bus: str) -> Finding:
     """Whether the credentials kept here lead to the bus. ``bus`` is one URL or several."""
-    files = sorted(settings.credentials.glob("*.json")) if settings.credentials.is_dir() else []
+    folders = [settings.credentials_of(tenant) for tenant in settings.tenants]
+    files = [file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.json"))]
     for file in files:
         try:
             told = json.loads(read_private(file, 256 * 1024)).get("bus")
