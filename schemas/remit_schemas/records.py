@@ -259,7 +259,8 @@ class ApprovalRequested(_Record, frozen=True, tag="approval.requested"):
     An approval is for this and nothing else: the bytes of ``args_digest`` (keyed, as that of ``hop.opened``; what was redacted is
     not in them) to ``resource`` as ``definition`` describes it, along ``chain`` (from the user's first agent to the caller), under
     the policies of ``decision``, with no other ``labels`` in the chain and no wider ``scope`` for the callee. ``needs`` is what each
-    policy that demands it wants, all of them until ``exp`` (Unix seconds). ``resumes`` is the parked hop that is to go on with the
+    policy that demands it wants, all of them until ``exp`` (Unix seconds). Whoever approves it vouches for what is sent: it loses the
+    labels ``endorses``. ``resumes`` is the parked hop that is to go on with the
     input of ``input_digest``.
     """
 
@@ -282,6 +283,7 @@ class ApprovalRequested(_Record, frozen=True, tag="approval.requested"):
     labels: tuple[str, ...] = ()
     resumes: str | None = None
     input_digest: str = ""
+    endorses: tuple[str, ...] = ()
 
 
 class ApprovalDecided(_Record, frozen=True, tag="approval.decided"):

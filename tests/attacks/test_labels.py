@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from remit_broker.adapters.cedar import packaged
 from remit_broker.core.labels import MAX_LABELS
+from remit_broker.hop.decide import Approver, decide
 from remit_broker.hop.txn import Opened
 from remit_broker.testing import running_broker
 from remit_schemas.envelope import Error, Event, Frame, InputRequired, Progress, Result, Started
@@ -34,6 +35,17 @@ POLICY = """
 @ask("send it from a task of its own")
 forbid (principal, action == Action::"call", resource in Server::"mail")
 when { context.labels.contains("web") };
+
+@id("letters-are-read-first")
+@reason("a letter was written from what the web says")
+@approve("a person has read the letter")
+@endorse("untrusted,web")
+permit (principal, action == Action::"delegate", resource == Skill::"agent/carol/post")
+when { context.labels.contains("web") };
+
+@id("olga-decides")
+@reason("Olga reads what is to be posted")
+permit (principal == User::"olga", action == Action::"approve", resource);
 
 @id("may-detach")
 @reason("work may go on")
@@ -124,7 +136,7 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
         await servers["mail"].serve(tool("send"))
         await servers["files"].serve(tool("read"), tool("write"), tool("of"))
         await agents["bob"].serve(skill("work"))
-        await agents["carol"].serve(skill("help"))
+        await agents["carol"].serve(skill("help"), skill("post"))
         await agents["dora"].serve(skill("rate"))
         await agents["bob"].wait_for_input()
         yield Stage(arena, {**agents, **servers})
@@ -376,6 +388,30 @@ async def test_an_error_of_an_endorser_keeps_its_labels(stage: Stage) -> None:
     await fetches(stage.dora, dora.taken)
     body = ErrorBody(code=Code.INTERNAL, message=WORDS, rule="dora", ask="", retryable=False, effect="happened")
     await dora.say(Error(error=body))
+    assert await sends(stage.alice, root) == "no-mail-after-web"
+
+
+async def test_an_approval_lowers_what_it_names_alone(stage: Stage) -> None:
+    """A person has read the letter: Carol may post it. Other words, and what Alice does next, are as before."""
+    root, post = await stage.root(), "agent/carol/post"
+    await fetches(stage.alice, root)
+    await stage.alice.result("mcp/files/of", root.txn, root.grant, {"customer": 7})
+    asked = await stage.alice.error(post, root.txn, root.grant, {"text": "read"})
+    assert asked.code == "APPROVAL_REQUIRED" and asked.approval
+    request = (await stage.records(root.txn, "approval.requested"))[-1]
+    assert (request["labels"], request["endorses"]) == (["customer:7", *WEB], WEB)
+    ports = stage.arena.lab.broker.ports
+    olga = Approver(who="test:olga", user="olga", tenant="default", auth="test")
+    await decide(root.txn, asked.approval, "approve", "read it", olga, ports)
+    other = await stage.alice.error(post, root.txn, root.grant, {"text": WORDS})
+    assert other.code == "APPROVAL_REQUIRED" and other.approval != asked.approval
+    carol = await stage.call(stage.alice, stage.carol, post, root, args={"text": "read"})
+    assert await sends(stage.carol, carol.taken) == "sent"
+    await carol.end()
+    opened = [one for one in await stage.records(root.txn, "hop.opened") if one["resource"] == post]
+    assert [(one["labels"], one["lowered"], one["approval"]) for one in opened] == [
+        (["customer:7"], WEB, asked.approval)
+    ]
     assert await sends(stage.alice, root) == "no-mail-after-web"
 
 

@@ -330,6 +330,47 @@ async def test_a_user_opens_tasks_for_nobody_else(house: House) -> None:
     assert (first["user"], first["roles"], first["auth"], first["issuer"]) == ("bob", ["analyst"], "corp:olga", "")
 
 
+async def test_a_user_closes_their_own_tasks_and_no_others(house: House) -> None:
+    ann, bob = ({"Authorization": f"Bearer {house.issuer.token(roles=[], sub=user)}"} for user in ("ann", "bob"))
+    body = {
+        "agent": "portal", "scopes": [{"type": "remit", "resource": "**"}], "budget": {"usd_micros": 1, "tokens": 1, "calls": 1},
+    }  # fmt: skip
+    txn = (await house.http.post("/api/grants", json=body, headers=ann)).json()["txn"]
+    at = f"/api/chains/{txn}/close"
+    refused = await house.http.post(at, headers=bob)
+    assert (refused.status_code, refused.json()["error"]["rule"]) == (403, "operators.operate")
+    assert (await house.http.get(f"/api/chains/{txn}", headers=ann)).status_code == 403
+    closed = await house.http.post(at, headers=ann)
+    assert closed.status_code == 200 and closed.json()["state"] == "closed"
+
+
+async def test_a_user_who_is_revoked_is_no_operator(house: House) -> None:
+    """Nor opens a task, at any door, until they are reinstated."""
+    admin = {"Authorization": f"Bearer {house.issuer.token(roles=['admin'], sub='olga')}"}
+    mallory = house.issuer.token(roles=["admin", "analyst"], sub="mallory")
+    bearer = {"Authorization": f"Bearer {mallory}"}
+    assert (await house.http.get("/api/agents", headers=bearer)).status_code == 200
+    stop: dict[str, Any] = {"user": "mallory", "why": "left"}
+    unseen = await house.http.post("/api/revocations", json=stop, headers=admin)
+    assert (unseen.status_code, unseen.json()["error"]["rule"]) == (404, "revoke.unknown")
+    stop["unseen"] = True
+    assert (await house.http.post("/api/revocations", json=stop, headers=admin)).status_code == 200
+    try:
+        refused = await house.http.get("/api/agents", headers=bearer)
+        assert (refused.status_code, refused.json()["error"]["rule"]) == (403, "revoked.user")
+        assert (
+            await house.http.post("/api/revocations/reinstate", json={"user": "mallory"}, headers=bearer)
+        ).status_code == 403
+        for way in WAYS:
+            with pytest.raises((Refused, Rejected)) as caught:
+                await getattr(house, way)(mallory)
+            assert "revoked.user" in (getattr(caught.value, "rule", ""), str(caught.value))
+    finally:
+        back = await house.http.post("/api/revocations/reinstate", json={"user": "mallory"}, headers=admin)
+    assert back.status_code == 200, back.text
+    assert (await house.http.get("/api/agents", headers=bearer)).status_code == 200
+
+
 async def test_the_secret_of_the_data_folder_is_no_key_to_this_door(house: House) -> None:
     """With http.auth = "issuer" the local token opens nothing."""
     bearer = {"Authorization": f"Bearer {house.lab.broker.keys.local_token}"}

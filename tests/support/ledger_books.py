@@ -341,6 +341,7 @@ class Books:
     def _approved(self, record: Json, parent: Account, resource: str) -> None:
         """What is opened with an approval is what was approved, once, in time."""
         if (name := record.get("approval")) is None:
+            self._need(not record.get("lowered"), "labels.lowered", record, "nobody approved that labels are taken")
             return
         approval = self.approvals.get(name)
         if approval is None:
@@ -363,6 +364,8 @@ class Books:
         self._need(
             set(record["labels"]) <= set(asked["labels"]), "approval.other", record, "more labels than were shown"
         )
+        vouched = set(record.get("lowered", ())) <= set(asked.get("endorses", ()))
+        self._need(vouched, "labels.lowered", record, "more is taken away than was approved")
         asker = self.accounts[asked["hop"]]
         self._need(not any(one.revoked for one in asker.upwards()), "use.after-revoke", record, "who asked was revoked")
         approval.used_by = record["hop"]

@@ -399,6 +399,7 @@ PLANTED: dict[str, tuple[str, Callable[[Story], None]]] = {
     "an input without what its caller knows": ("labels.lost", _change(6, labels=[])),
     "a call without what its caller knows": ("labels.lost", _change(8, labels=[])),
     "a label that is lost on the way up": ("labels.lost", _change(7, labels=[])),
+    "a call from which nobody may take a label": ("labels.lowered", _change(8, labels=[], lowered=["web"])),
     "a label that nobody may lower": ("labels.lowered", _change(3, labels=[], lowered=["web"])),
     "a refused call that is a hop": ("refusal.opened", _refused_and_opened),
     "a refusal that was rewritten": ("refusal.hash", _refusal_rewritten),

@@ -20,8 +20,8 @@ from remit_schemas.errors import Code
 from remit_schemas.names import is_principal, is_tenant
 
 MAX_FILE: Final = 1 << 20
-ANNOTATIONS: Final = ("id", "reason", "ask", "code", "approve", "redact", "cap", "label")
-OBLIGATIONS: Final = ("approve", "redact", "cap", "label")
+ANNOTATIONS: Final = ("id", "reason", "ask", "code", "approve", "redact", "cap", "label", "endorse")
+OBLIGATIONS: Final = ("approve", "redact", "cap", "label", "endorse")
 CODES: Final = (Code.POLICY_DENIED, Code.CONTENT_DENIED)
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -183,7 +183,7 @@ def _rule(where: str, body: dict[str, Any]) -> Rule:
     forbid = body["effect"] == "forbid"
     if misplaced := [key for key in (OBLIGATIONS if forbid else ("code",)) if key in said]:
         raise ConfigError(f"{at}: @{misplaced[0]} has no meaning on a {body['effect']}",
-                          "@approve, @redact, @cap and @label belong to a permit, @code to a forbid")  # fmt: skip
+                          "@approve, @redact, @cap, @label and @endorse belong to a permit, @code to a forbid")  # fmt: skip
     _fitting(at, body, said)
     try:
         return Rule(
@@ -196,6 +196,7 @@ def _rule(where: str, body: dict[str, Any]) -> Rule:
             redact=parse_classes(text) if (text := said.get("redact")) else (),
             cap=parse_cap(text) if (text := said.get("cap")) else None,
             label=parse_labels(text) if (text := said.get("label")) else (),
+            endorse=parse_labels(text) if (text := said.get("endorse")) else (),
         )
     except BadObligation as bad:
         raise ConfigError(f"{at}: {bad.why}", bad.ask) from None
@@ -203,6 +204,8 @@ def _rule(where: str, body: dict[str, Any]) -> Rule:
 
 def _fitting(at: str, body: dict[str, Any], said: dict[str, str | None]) -> None:
     """Obligations only where they can be kept. Raises :class:`ConfigError`."""
+    if "endorse" in said and "approve" not in said:
+        raise ConfigError(f"{at} takes labels away, and nobody vouches for it", "only with @approve beside it")
     for key, what in (("approve", "asks for approval of"), ("cap", "caps")):
         if key in said and (beside := sorted(_actions(body) - OBLIGING)):
             raise ConfigError(f"{at} {what} {_BESIDE.get(beside[0], beside[0])}",

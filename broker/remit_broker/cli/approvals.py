@@ -101,6 +101,8 @@ def _show(told: dict[str, Any]) -> None:
         out.print(line((f"  redacted {', '.join(told['redacted'])}", "yellow")))
     if told["labels"]:
         out.print(line(f"  labels {', '.join(told['labels'])}"))
+    if told["endorses"]:
+        out.print(line((f"  who approves it vouches for it: {', '.join(told['endorses'])} is taken away", "yellow")))
     for vote in told["votes"]:
         out.print(line(f"  {vote['who']}: {vote['verdict']}{': ' + vote['reason'] if vote['reason'] else ''}"))
     if told["kept"]:

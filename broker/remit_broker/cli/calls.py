@@ -149,7 +149,8 @@ def _grant(
         return
     client, (resource, caller) = BrokerClient(settings, tenant), wanted
     wish = {
-        "user": getpass.getuser(),
+        # By an issuer's token it is whom the token names.
+        "user": "" if settings.config.http.auth == "issuer" else getpass.getuser(),
         "agent": caller,
         "scopes": [{"type": "remit", "resource": resource}],
         "budget": msgspec.to_builtins(parse_budget("usd=0.1,tokens=100000,calls=20")),

@@ -166,6 +166,9 @@ def revoke(
     tool: Tool = None,
     tenant: Stopped = None,
     everything: All = False,
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="With --user: also one for whom no task was ever opened.")
+    ] = False,
     why: Why = "",
     config: Config = None,
     as_json: Json = False,
@@ -175,7 +178,7 @@ def revoke(
     client = BrokerClient(load(config), tenant)
     if txn is not None:
         wish["txn"] = whole(client, txn)
-    told = client.post("/api/revocations", {**wish, "why": why})
+    told = client.post("/api/revocations", {**wish, "why": why, **({"unseen": True} if unseen else {})})
     if as_json:
         say(told)
     elif "seq" in told:

@@ -126,6 +126,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     scope: tuple[Detail, ...]
     resumes: str | None = None
     input_digest: str = ""
+    endorses: tuple[str, ...] = ()
     action: str = ""
     rules: tuple[str, ...] = ()
     """Those that demand it now; a record of a call does not say which these were, nor its action."""
@@ -146,7 +147,8 @@ def differs(asked: ApprovalRequested, call: Call) -> str:
         return "action"
     if not set(call.rules) <= {need.rule for need in asked.needs}:
         return "rules"
-    if not set(call.labels) <= set(asked.labels):
+    # INVARIANT: an approval takes away no label that was not named to who gave it (test_an_approval_lowers_what_it_names_alone).
+    if not set(call.labels) <= set(asked.labels) or not set(call.endorses) <= set(asked.endorses):
         return "labels"
     return "" if _within(call.scope, asked.scope) else "scope"
 
@@ -266,7 +268,8 @@ def _call_of(fold: Fold, record: HopOpened | HopResumed) -> Call:
         definition=definition,
         args_digest=record.args_digest,
         revision=record.decision.revision,
-        labels=record.labels,
+        labels=(*record.labels, *record.lowered),
+        endorses=record.lowered,
         scope=record.scope,
         resumes=resumes,
         input_digest=given,

@@ -391,6 +391,7 @@ def _decide(fold: Fold, record: ApprovalDecided) -> Fold:
 def _use(fold: Fold, record: HopOpened | HopResumed) -> Fold:
     """``fold`` without the approval that ``record`` uses up, if it uses one."""
     if record.approval is None:
+        _require(not record.lowered, "labels are lowered, and nobody approved it")
         return fold
     _require(not (why := bad_use(fold, record)), why)
     used = replace(fold.requests[record.approval], used_by=record.hop)

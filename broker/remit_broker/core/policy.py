@@ -73,8 +73,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     ``code`` is set when it is no. ``approve`` are the ids of the policies that permit it only with an approval,
     and ``approvals`` what each of them demands, ``redact`` the classes of findings to replace, ``cap`` what the call may be
-    given at most, ``label`` what its data is to be labelled with. ``reason`` and ``ask`` are the public texts of the policies
-    that decided; ``cause`` is for operators only.
+    given at most, ``endorse`` the labels that whoever approves it takes away, ``label`` what its data is to be labelled with.
+    ``reason`` and ``ask`` are the public texts of the policies that decided; ``cause`` is for operators only.
     """
 
     allowed: bool
@@ -85,6 +85,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     redact: tuple[str, ...] = ()
     cap: Cap | None = None
     label: tuple[str, ...] = ()
+    endorse: tuple[str, ...] = ()
     reason: str = ""
     ask: str = ""
     cause: str = ""
@@ -102,6 +103,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     redact: tuple[str, ...] = ()
     cap: Cap | None = None
     label: tuple[str, ...] = ()
+    endorse: tuple[str, ...] = ()
 
 
 # Answers
@@ -125,6 +127,7 @@ def verdict_of(allowed: bool, rules: Iterable[Rule], revision: str) -> Verdict:
         approvals=tuple(rule.approve for rule in approve if rule.approve),
         redact=_all(rule.redact for rule in deciding),
         cap=strictest(rule.cap for rule in deciding if rule.cap),
+        endorse=_all(rule.endorse for rule in deciding),
         label=tuple(sorted(normal(name for rule in deciding for name in rule.label))),
         reason=_reasons(approve or deciding),
         ask=_asks(approve or deciding),

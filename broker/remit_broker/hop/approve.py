@@ -7,6 +7,7 @@ from typing import NoReturn
 from remit_broker.core.approvals import Approval, Call, bad_use, differs, identical
 from remit_broker.core.fold import Fold
 from remit_broker.core.times import rfc3339
+from remit_broker.hop.endorse import vouched
 from remit_broker.hop.hop import Hop
 from remit_broker.ports import Ports
 from remit_schemas.errors import Code, Refusal, refusal
@@ -51,7 +52,7 @@ async def approve(hop: Hop, ports: Ports) -> Hop:
     if state == "waiting":
         raise Demanded
     if state == "approved" and stands(found, ports):
-        return hop.with_(approval=found.id)
+        return vouched(hop.with_(approval=found.id))
     _ended(found, "revoked" if state == "approved" else state)
 
 
@@ -87,6 +88,7 @@ def call_of(hop: Hop, ports: Ports) -> Call:
         scope=hop.given.scope.details,
         resumes=None if hop.parked is None else hop.parked.hop,
         input_digest=hop.input_digest,
+        endorses=hop.judged.endorse,
         action=action_of(hop),
         rules=hop.judged.approve,
     )

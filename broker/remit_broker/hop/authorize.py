@@ -94,7 +94,7 @@ def question(
         actors=actors,
         tiers=tuple(sorted(tiers)),
         findings=tuple(sorted({finding.kind for finding in findings})) if findings else (),
-        labels=hop.labels if labels is None else labels,
+        labels=(*hop.labels, *hop.lowered) if labels is None else labels,
         target_labels=hop.brings,
         left=hop.above.left,
         now=int(hop.ask.at),

@@ -1,6 +1,6 @@
-"""The only way down for labels beside a person's approval: a result that fits the narrow schema its endorser declares.
+"""The two ways down for labels: a person vouches for what is sent, or a result fits the narrow schema its endorser declares.
 
-Only results: an error, a request for an input and what comes before the end are never endorsed.
+An error, a request for an input and what comes before the end are never endorsed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,12 @@ from remit_broker.hop.hop import Hop
 from remit_schemas.canonical import canonical
 from remit_schemas.envelope import Error, InputRequired, Result
 from remit_schemas.records import Finding
+
+
+def vouched(hop: Hop) -> Hop:
+    """The hop whose approval was given: these bytes go on without the labels that policy lets it take away."""
+    taken = set(hop.judged.endorse) & set(hop.labels)
+    return hop.with_(labels=tuple(sorted(set(hop.labels) - taken)), lowered=tuple(sorted(taken)))
 
 
 def endorsed(hop: Hop, final: Result | Error | InputRequired | None, findings: tuple[Finding, ...]) -> Any:

@@ -105,6 +105,8 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     # approve
     approval: str | None = None
     """The approval that opening this uses up."""
+    lowered: tuple[str, ...] = ()
+    """The labels that whoever approved it took from what is sent."""
     # open
     opened: HopOpened | HopResumed | None = None
     token: str = ""

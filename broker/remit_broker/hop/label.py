@@ -27,12 +27,13 @@ async def labelled(hop: Hop, ports: Ports, replaced: tuple[str, ...] = ()) -> Ho
     sent = normal(known | declared.sent(args) | ports.limits.labels.of_findings(_kinds(hop.findings), replaced))
     if hop.request.detach:
         # The broker answers, not the target.
-        hop = hop.with_(labels=tuple(sorted(sent)), brings=(), endorser="", lowers=())
+        hop = hop.with_(labels=tuple(sorted(sent)), lowered=(), brings=(), endorser="", lowers=())
     else:
         brings = normal(declared.answers.of(args) | hop.past.reached.get(hop.aim.callee, NONE))
         endorser = hop.aim.endorser
         hop = hop.with_(
             labels=tuple(sorted(sent)),
+            lowered=(),
             brings=tuple(sorted(brings)),
             endorser=endorser.name if endorser else "",
             lowers=tuple(sorted(endorser.lowers)) if endorser else (),

@@ -171,6 +171,7 @@ def intent(hop: Hop, ports: Ports, fold: Fold) -> HopOpened:
             redacted=hop.redacted,
             labels=hop.labels,
             brings=hop.brings,
+            lowered=hop.lowered,
             endorser=hop.endorser,
             lowers=hop.lowers,
             idem=idempotency(hop, ports),

@@ -124,6 +124,7 @@ def _record(hop: Hop, ports: Ports, fold: Fold) -> ApprovalRequested:
             labels=hop.labels,
             resumes=None if hop.parked is None else hop.parked.hop,
             input_digest=hop.input_digest,
+            endorses=verdict.endorse,
         )
     )
     if len(msgspec.json.encode(record)) > MAX_RECORD:

@@ -93,6 +93,7 @@ def resumption(hop: Hop, parked: Node, ports: Ports, fold: Fold) -> HopResumed:
             labels=hop.labels,
             approval=hop.approval,
             brings=hop.brings,
+            lowered=hop.lowered,
             endorser=hop.endorser,
             lowers=hop.lowers,
             link=trace.traceparent if trace else None,

@@ -27,6 +27,7 @@ from remit_broker.edges.http.operators import Caller, Operator, lacking, require
 from remit_broker.edges.http.revocations import Stop, unknown_tenant
 from remit_broker.hop.begin import Wish, open_as, open_for
 from remit_broker.hop.decide import Approver
+from remit_broker.hop.revoked import withheld
 from remit_broker.hop.txn import Delegation, close_txn, open_txn, revoke
 from remit_broker.ports import Index
 from remit_schemas.budget import Budget
@@ -104,7 +105,7 @@ class Api:
             ("GET", "/api/chains", "read", self._chains),
             ("GET", "/api/chains/{txn}", "read", self._chain),
             ("GET", "/api/chains/{txn}/evidence", "read", self._export),
-            ("POST", "/api/chains/{txn}/close", "operate", self._close),
+            ("POST", "/api/chains/{txn}/close", None, self._close),
             ("GET", "/api/approvals", "read", self._list_approvals),
             ("GET", "/api/approvals/{id}", "read", self._approval),
             ("POST", "/api/approvals/{id}", "approve", self._decide),
@@ -127,6 +128,10 @@ class Api:
             if ability is not None:
                 require(caller, ability)
             call = Call(caller, desk_for(self._desks, request, caller))
+            # INVARIANT: a user who is revoked is no operator either (test_a_user_who_is_revoked_is_no_operator).
+            revocations = call.desk.ports.revocations
+            if caller.identity is not None and (found := revocations.check((), caller.identity.user)):
+                raise withheld(found)
             if not reads:
                 await _no_body(request)
             return JSONResponse(msgspec.to_builtins(await do(request, call)))
@@ -264,9 +269,22 @@ class Api:
         return await self._evidence(at.tenant, self._txn(request))
 
     async def _close(self, request: Request, at: Call) -> Any:
+        await self._own(self._txn(request), at)
         work = close_txn(at.tenant, self._txn(request), at.who, "closed", at.desk.ports)
         fold = await self._existing(work, self._txn(request), at)
         return {"txn": fold.txn, "state": fold.state, "spent": fold.nodes[fold.root].spent}
+
+    async def _own(self, txn: str, at: Call) -> None:
+        """Refuses POLICY_DENIED to whoever is neither an operator nor the user of that very task, be there one or not."""
+        if "operate" in at.caller.abilities:
+            return
+        proved = at.caller.identity
+        try:
+            fold = await at.desk.ports.ledger.newest(at.tenant, txn)
+        except Refusal:
+            fold = None
+        if fold is None or proved is None or fold.user != proved.user:
+            raise lacking(at.caller, "operate")
 
     async def _revoke(self, request: Request, at: Call) -> Any:
         wish = await typed(request, Revocation)

@@ -110,6 +110,7 @@ def described(fold: Fold, approval: Approval, ports: Ports) -> dict[str, Any]:
         "findings": [msgspec.to_builtins(finding) for finding in asked.findings],
         "redacted": asked.redacted,
         "labels": asked.labels,
+        "endorses": asked.endorses,
         "scope": [msgspec.to_builtins(detail) for detail in asked.scope],
         "args_digest": asked.args_digest,
         "args_size": asked.args_size,

@@ -19,7 +19,10 @@ MAX_WHY = 512
 
 
 class Stop(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``POST /api/revocations/reinstate``, and all of ``POST /api/revocations`` but grants and txns: exactly one of the five."""
+    """``POST /api/revocations/reinstate``, and all of ``POST /api/revocations`` but grants and txns: exactly one of the five.
+
+    ``unseen`` is for a user for whom no task was ever opened, whom an issuer may know all the same.
+    """
 
     agent: str | None = None
     user: str | None = None
@@ -27,6 +30,7 @@ class Stop(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     tenant: str | None = None
     all: bool = False
     why: str = ""
+    unseen: bool = False
 
     def what(self) -> tuple[What, str]:
         """The one thing that is named. Refuses MALFORMED where it is not exactly one."""
@@ -59,7 +63,7 @@ class KillSwitch:
     async def revoke(self, wish: Stop, who: str) -> dict[str, Any]:
         """Stop something on every replica, then record it. Refuses UNKNOWN_TARGET, with similar names, for what nobody knows."""
         kind, name = wish.what()
-        await self._known(kind, name)
+        await self._known(kind, name, wish.unseen)
         entry = self._entry(wish, who)
         # INVARIANT: a stop waits for no record, and what a crash keeps from being recorded is recorded at the next start
         # (test_what_was_stopped_and_not_recorded_is_recorded_at_the_next_start).
@@ -110,7 +114,7 @@ class KillSwitch:
         tenant = DEFAULT_TENANT if kind == "all" else self._tenant
         return Entry(kind=kind, name=name, who=who, at=at, why=why, tenant=tenant)
 
-    async def _known(self, kind: What, name: str) -> None:
+    async def _known(self, kind: What, name: str, unseen: bool) -> None:
         if kind == "agent":
             names = [principal.name for principal in self._directory.principals()]
             if name not in names:
@@ -124,11 +128,11 @@ class KillSwitch:
                 )
         elif kind == "tenant" and name != self._tenant:
             raise unknown_tenant(name, [self._tenant])
-        elif kind == "user":
+        elif kind == "user" and not unseen:
             page = await self._index.chains(self._tenant, ChainFilter(user=name, limit=1))
             if not page.rows:
                 near = _near(name, await self._index.users(self._tenant))
-                raise _unknown(f"no task was ever opened for {name[:64]!r}", near, "remit chains")
+                raise _unknown(f"no task was ever opened for {name[:64]!r}", near, "remit chains, or say --unseen")
 
 
 def _entry(record: AdminRecord) -> Entry:
