@@ -20,7 +20,11 @@ def credentials_file(
     """Draw an nkey and write the credentials file (0600) of ``name``; the path and the public key, which is all that is told."""
     seed = new_user_seed()
     path = folder / f"{name}.json"
-    private_folder(path.parent, create=True)
+    if tenant != DEFAULT_TENANT:
+        # First the folder that it stands in: made on the way, others could look into it
+        # (test_the_first_agent_of_a_tenant_makes_folders_that_nobody_else_reads).
+        private_folder(folder.parent, create=True)
+    private_folder(folder, create=True)
     told = {"agent": name, "kind": kind, "tenant": tenant, **known, "nkey_seed": seed}
     write_private(path, json.dumps(told, indent=1).encode())
     return path, nkey.public_of("U", seed)

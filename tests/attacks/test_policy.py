@@ -281,6 +281,12 @@ async def test_an_exception_is_made_only_of_what_policy_refused(stage: Stage) ->
     await stage.alice.error(READ, root.txn, root.grant)
     with pytest.raises(Refusal, match="no policy that could be excepted"):
         await desk.allow(Allow(hop=(await lab.refusals(root.txn))[0]["hop"], seconds=60), "op")
+    # What policy permitted, and something else refused.
+    poor = await lab.grant("alice", "mcp/**", budget="calls=1")
+    await stage.alice.call(READ, poor.txn, poor.grant)
+    assert (await stage.alice.error(READ, poor.txn, poor.grant)).code == "BUDGET_EXCEEDED"
+    with pytest.raises(Refusal, match="no policy that could be excepted"):
+        await desk.allow(Allow(hop=(await lab.refusals(poor.txn))[0]["hop"], seconds=60), "op")
     for hop, seconds in (("f" * 16, 60), ("f" * 16, 0), ("f" * 16, 10**9)):
         with pytest.raises(Refusal):
             await desk.allow(Allow(hop=hop, seconds=seconds), "op")

@@ -490,16 +490,18 @@ async def test_tasks_of_a_removed_tenant_come_to_their_end(tmp_path: Path) -> No
 async def test_one_id_in_two_tenants_is_two_tasks(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids are drawn at random; were they ever the same, each tenant would still have its own records, accounts and endings."""
     drawn = "c0ffee" * 5 + "ab"
-    ids = town.lab.broker.ports.ids
+    ids = type(town.lab.broker.ports.ids)
     with monkeypatch.context() as patch:
-        patch.setattr(type(ids), "txn", lambda self: drawn)
-        patch.setattr(type(ids), "hop", lambda self: "a1" * 8)
+        patch.setattr(ids, "txn", lambda self: drawn)
+        patch.setattr(ids, "hop", lambda self: "a1" * 8)
         roots = {tenant: await town.grant(tenant, user=f"of-{tenant}") for tenant in (A, B)}
+        patch.setattr(ids, "hop", lambda self: "b2" * 8)
+        calls, taken = {}, {}
+        for tenant in (A, B):
+            calls[tenant] = asyncio.create_task(town[tenant, "alice"].call(ASK, drawn, roots[tenant].grant))
+            taken[tenant] = await town[tenant, "bob"].took(drawn)
     assert roots[A].txn == roots[B].txn == drawn
-    calls = {
-        tenant: asyncio.create_task(town[tenant, "alice"].call(ASK, drawn, roots[tenant].grant)) for tenant in (A, B)
-    }
-    taken = {tenant: await town[tenant, "bob"].took(drawn) for tenant in (A, B)}
+    assert taken[A].dispatch.hop == taken[B].dispatch.hop == "b2" * 8
     body = await town[A, "alice"].error(ASK, drawn, roots[B].grant)
     assert body.rule == "grant.tenant"
     assert (await town.ask("POST", f"/api/chains/{drawn}/close?tenant={A}")).status_code == 200

@@ -125,6 +125,7 @@ def replica(name: str, **fields: Any) -> dict[str, Any]:
         ({"policy": "x"}, "they differ in policy: a p, b x"),
         ({"config": "x"}, "they differ in config: a c, b x"),
         ({"silent": 9.0}, "b on h has been silent for 9 s"),
+        ({"policy_trouble": "bad.cedar:2: no"}, "b on h does not take an edit that is not valid: bad.cedar:2: no"),
     ],
 )
 def test_replicas_that_are_silent_or_of_another_mind_are_named(second: dict[str, Any], said: str) -> None:

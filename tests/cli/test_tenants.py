@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from remit_broker.adapters.private_files import private_folder
+from remit_broker.credentials import credentials_file
 from tests.support.cli import SERVER, Running, new_folder, remit, running, until
 
 
@@ -44,6 +46,15 @@ def test_an_agent_of_a_tenant_has_its_credentials_by_themselves(shared: Running)
     assert names == {"default": ["planner"], "acme": ["planner", "writer"]}
     shared.json("agents", "remove", "writer", "--tenant", "acme")
     assert not path.exists()
+
+
+def test_the_first_agent_of_a_tenant_makes_folders_that_nobody_else_reads(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "credentials"
+    private_folder(folder.parent, create=True)
+    for tenant in ("acme", "default"):
+        path, _ = credentials_file(folder / tenant if tenant != "default" else folder, "planner", "agent", {}, tenant)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [stat.S_IMODE(one.stat().st_mode) for one in (folder, folder / "acme")] == [0o700, 0o700]
 
 
 def test_a_server_and_a_call_of_a_tenant_are_its_own(shared: Running) -> None:

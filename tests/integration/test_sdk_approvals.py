@@ -141,7 +141,7 @@ async def test_a_hop_parks_until_it_is_decided_and_goes_on_where_it_was(desk: De
         Agent("boss", desk.boss).task(root.grant) as task,
     ):
         with pytest.raises(InputNeeded) as need:
-            await task.call(ASK)
+            await task.call(ASK, ttl="8s")
         asked = need.value.request["approval"]
         assert asked["id"] == await desk.waiting(root.txn) and asked["url"].endswith(asked["id"])
         assert await desk.state(root.txn, need.value.id) == "parked", "it holds nothing while a person thinks"

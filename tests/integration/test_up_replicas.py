@@ -163,6 +163,28 @@ async def test_when_the_supervisor_ends_nothing_is_left(tmp_path: Path, how: sig
         assert len(ready["replicas"]) == 2
 
 
+async def test_all_replicas_take_an_edit_of_the_policies(tmp_path: Path):
+    async with process_lab(tmp_path) as lab:
+        await lab.start("", "--replicas", "2")
+
+        async def told(key: str) -> set[str]:
+            return {one[key] for one in (await lab.api("GET", "/api/status"))["replicas"]}
+
+        (before,) = await told("policy")
+        folder = tmp_path / "policies"
+        (folder / "own.cedar").write_text(
+            '@id("own") @reason("r") forbid (principal, action == Action::"call", resource);'
+        )
+        async with asyncio.timeout(30):
+            while len(after := await told("policy")) != 1 or after == {before}:
+                await asyncio.sleep(0.1)
+        (folder / "own.cedar").write_text("forbid (")
+        async with asyncio.timeout(30):
+            while not all("own.cedar" in trouble for trouble in await told("policy_trouble")):
+                await asyncio.sleep(0.1)
+        assert await told("policy") == after
+
+
 async def test_a_configuration_that_no_replica_can_start_on_ends_it_with_its_words(tmp_path: Path):
     async with process_lab(tmp_path) as lab:
         (tmp_path / "policies" / "default.cedar").write_text("permit(")

@@ -88,7 +88,7 @@ class Registry:
 class Quiet(NothingRevoked):
     """Nothing is revoked but in the ledger."""
 
-    async def announce(self, jti: str) -> None:
+    async def announce(self, tenant: str, jti: str) -> None:
         pass
 
 

@@ -20,6 +20,8 @@ from remit_schemas.scope import Scope, parse_scope
 from tests.simulation.loop import simulate
 from tests.simulation.world import Replica, World
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
 SEEDS = 300
 CALLS = 12
 INBOX = "_INBOX_{}.aaaaaaaaaaaaaaaaaaaaaaaa.r{}"
