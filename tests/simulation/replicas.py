@@ -85,6 +85,9 @@ class Permissive:
         return self._no if request.resource.op == "forbidden" else self._yes
 
 
+_POLICY = Permissive()
+
+
 class Blind:
     """Detectors that find nothing."""
 
@@ -141,6 +144,9 @@ class SimBroker(app.Broker):
     def _observe(self) -> Any:
         return Witness(self._told)
 
+    def _police(self) -> Any:
+        return _POLICY
+
     async def _serve(self, server: Any) -> None:
         pass
 
@@ -151,7 +157,7 @@ class SimBroker(app.Broker):
 @contextmanager
 def wired() -> Iterator[None]:
     """While a run lasts, the parts that are left out are left out."""
-    schemas, policy, blind = JsonSchemas(), Permissive(), Blind()
+    schemas, blind = JsonSchemas(), Blind()
 
     def index(_: Path) -> Any:
         process = PROCESS.get()
@@ -163,7 +169,6 @@ def wired() -> Iterator[None]:
         (app, "KeyFiles", type("Keys", (), {"open": staticmethod(lambda *_, **__: _FILES)})),
         (app, "bind_http", _Nothing),
         (app, "answer_callout", _no_callout),
-        (app, "CedarEngine", type("Cedar", (), {"load": staticmethod(lambda *_: policy)})),
         (app, "ContentDetectors", lambda *_, **__: blind),
         (app, "require_servers", _left_out),
         (app, "JsonSchemas", lambda: schemas),
