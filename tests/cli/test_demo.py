@@ -6,7 +6,6 @@ import json
 import os
 import re
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,16 @@ from tests.support.cli import Result, remit, running
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any], Result, float]]:
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any], Result]]:
     """A demonstration outside of any checkout, without a network, whose folder is kept."""
     here = tmp_path_factory.mktemp("demo")
     nowhere = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
-    begun = time.monotonic()
     done = remit("demo", "--json", "--keep", str(here / "kept"), cwd=here, env=nowhere)
     assert done.code == 0, done.err
-    yield here / "kept", done.json(), done, time.monotonic() - begun
+    yield here / "kept", done.json(), done
 
 
-def test_it_takes_less_than_15_seconds(kept: tuple[Path, dict[str, Any], Result, float]) -> None:
-    assert kept[3] < 15
-
-
-def test_it_is_the_json_of_the_contract(kept: tuple[Path, dict[str, Any], Result, float]) -> None:
+def test_it_is_the_json_of_the_contract(kept: tuple[Path, dict[str, Any], Result]) -> None:
     shown = kept[1]
     assert list(shown) == ["txn", "hops", "attempts", "evidence", "result"]
     assert re.fullmatch("[0-9a-f]{32}", shown["txn"])
@@ -46,7 +40,7 @@ def test_it_is_the_json_of_the_contract(kept: tuple[Path, dict[str, Any], Result
 
 
 def test_an_allowed_chain_of_three_hops_ends_in_the_real_server(
-    kept: tuple[Path, dict[str, Any], Result, float],
+    kept: tuple[Path, dict[str, Any], Result],
 ) -> None:
     hops = {hop["hop"]: hop for hop in kept[1]["hops"] if hop["decision"] == "allow"}
     (leaf,) = [hop for hop in hops.values() if hop["target"] == "mcp/git/git_log"]
@@ -57,14 +51,22 @@ def test_an_allowed_chain_of_three_hops_ends_in_the_real_server(
     assert "the schemas as they were installed" in json.dumps(kept[1]["result"]), "the commit that it really read"
 
 
-def test_hops_are_refused_for_reasons_of_different_kinds(kept: tuple[Path, dict[str, Any], Result, float]) -> None:
+def test_hops_are_refused_for_reasons_of_different_kinds(kept: tuple[Path, dict[str, Any], Result]) -> None:
     codes = {hop["code"] for hop in kept[1]["hops"] if hop["decision"] == "deny"}
     assert {"OUT_OF_SCOPE", "BUDGET_EXCEEDED", "CYCLE"} <= codes
     assert codes & {"POLICY_DENIED", "CONTENT_DENIED", "APPROVAL_REQUIRED"}
 
 
+def test_what_anybody_may_have_written_keeps_a_chain_from_sending_mail(
+    kept: tuple[Path, dict[str, Any], Result],
+) -> None:
+    (mail,) = [hop for hop in kept[1]["hops"] if hop["target"] == "agent/planner/mail"]
+    assert (mail["decision"], mail["code"]) == ("deny", "POLICY_DENIED")
+    assert "no-mail-after-foreign-text" in mail["reason"] or "such chains send no mail" in mail["reason"]
+
+
 def test_an_agent_that_goes_to_the_bus_is_stopped_by_the_server_each_time(
-    kept: tuple[Path, dict[str, Any], Result, float],
+    kept: tuple[Path, dict[str, Any], Result],
 ) -> None:
     for attempt in kept[1]["attempts"]:
         subject = attempt["what"].split()[-1]
@@ -72,22 +74,25 @@ def test_an_agent_that_goes_to_the_bus_is_stopped_by_the_server_each_time(
         assert subject.lower() in attempt["stopped_by"].lower()
 
 
-def test_it_says_which_server_and_which_data_it_uses(kept: tuple[Path, dict[str, Any], Result, float]) -> None:
+def test_it_says_which_server_and_which_data_it_uses(kept: tuple[Path, dict[str, Any], Result]) -> None:
     assert "mcp-server-git" in kept[2].err
     assert "a repository made of the installed files of remit_schemas" in kept[2].err
 
 
 def test_the_kept_folder_goes_on_with_the_same_ledger_and_keys(
-    kept: tuple[Path, dict[str, Any], Result, float], tmp_path: Path
+    kept: tuple[Path, dict[str, Any], Result], tmp_path: Path
 ) -> None:
-    folder, shown, _, _ = kept
+    folder, shown, _ = kept
     with running(folder) as broker:
         found = broker.json("chain", shown["txn"])
         assert found["records"][-1]["kind"] == "txn.closed"
         assert {record["hop"] for record in found["refusals"]} == {
             hop["hop"] for hop in shown["hops"] if hop["decision"] == "deny"
         }
-        assert "agent/planner/plan" in broker.remit("chain", shown["txn"][:8]).out
+        tree = broker.remit("chain", shown["txn"][:8]).out
+        assert "agent/planner/plan" in tree and "redacted 1" in tree and "grace" not in tree
+        author = next(one for one in found["records"] if one["kind"] == "hop.closed" and one["redacted"])
+        assert [one["kind"] for one in author["findings"]] == ["pii.email"]
         broker.json("evidence", "export", shown["txn"], "-o", str(tmp_path / "e.json"))
         import httpx
 

@@ -29,7 +29,8 @@ def test_with_everything_well_each_part_is_looked_at(broker: Running) -> None:
     remit("agents", "add", "doctored", "-c", str(broker.folder))
     found = states(broker.folder, 0)
     assert set(found) == {
-        "configuration", "policies", "keys", "limits", "servers", "nats-server", "ports", "files", "disk", "fsync", "index", "bus",
+        "configuration", "policies", "users", "keys", "limits", "servers",
+        "nats-server", "ports", "files", "disk", "fsync", "index", "bus",
         "durability", "clock", "streams", "callout", "credentials", "broker", "replicas", "index lag", "orphans",
     }  # fmt: skip
     assert all(one["state"] in ("ok", "note") for parts in found.values() for one in parts), found

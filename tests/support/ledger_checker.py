@@ -180,10 +180,20 @@ class Checker:
         self._ended.add(event["call"])
         if kind == "input_required":
             self._must_be(where, (txn, str(hop), "hop.parked"), "released", event)
+        elif self._unheard(frame, txn, hop):
+            self._must_be(where, (txn, str(hop), "hop.parked"), "told to wait again", event)
         elif kind == "result" or (frame.get("cost") is not None and hop):
             closing = self._must_be(where, (txn, str(hop), "hop.closed"), "released", event)
             if closing is not None:
                 self._as_closed(where, frame, closing["record"])
+
+    def _unheard(self, frame: Json, txn: str, hop: str | None) -> bool:
+        """Nobody heard the input of a hop that was to go on: nothing happened, and it waits for another attempt."""
+        return (
+            frame["frame"] == "error"
+            and frame["error"].get("effect") == "none"
+            and (txn, str(hop), "hop.resumed") in self._by_place
+        )
 
     def _as_closed(self, where: str, frame: Json, closing: Json) -> None:
         """What was released is what the record says."""

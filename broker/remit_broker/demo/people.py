@@ -35,6 +35,16 @@ def planner(path: str) -> Agent:
         """Send on what it was told, whatever it is."""
         return await _code(hop.call(f"agent/{RESEARCHER}/remember", note=note))
 
+    @me.skill(needs=[f"agent/{RESEARCHER}/*"])
+    async def ask_author(hop: Hop) -> str:
+        """Whom to ask: the researcher knows an address, and tells of it."""
+        return str(await hop.call(f"agent/{RESEARCHER}/author"))
+
+    @me.skill(needs=[])
+    async def mail(hop: Hop, text: str) -> str:
+        """Would send a mail; the policy of the demonstration lets no chain do so that has read what anybody may have written."""
+        return f"sent for {hop.user}: {text}"
+
     @me.skill(needs=[])
     async def publish(hop: Hop, what: str) -> str:
         """Would send it out; the policy of the demonstration has a person look at it first."""
@@ -57,6 +67,11 @@ def researcher(path: str) -> Agent:
             await _code(hop.call(f"agent/{PLANNER}/plan", question="again?", repository=repository)),
         ]
         return {"commits": log, "refused": refused}
+
+    @me.skill(needs=[])
+    async def author(hop: Hop) -> str:
+        """An address: personal data, which the policy of the demonstration has replaced wherever it goes."""
+        return "ask " + "grace" + "@" + "example.com about it"
 
     @me.skill(needs=[])
     async def remember(hop: Hop, note: str) -> str:

@@ -37,6 +37,17 @@ APPROVED = """\
 @reason("what is published cannot be taken back")
 @approve("read what is published")
 permit (principal, action == Action::"delegate", resource == Skill::"agent/planner/publish");
+
+@id("no-mail-after-foreign-text")
+@reason("text that anybody may have written has reached this chain, and such chains send no mail")
+@ask("send it from a task that has not read it")
+forbid (principal, action == Action::"delegate", resource == Skill::"agent/planner/mail")
+when { context.labels.contains("untrusted") };
+
+@id("personal-data-is-replaced")
+@reason("personal data is replaced in what comes back")
+@redact("pii")
+permit (principal, action == Action::"release", resource);
 """
 
 Say = Callable[[str], None]
@@ -45,6 +56,8 @@ ATTACH_SECONDS = 20
 SCOPES = ("agent/planner/*", "agent/researcher/*", "mcp/git/git_log", "mcp/git/git_reset")
 BUDGET = "usd=0.05,tokens=1000,calls=30"
 PRICES = '\n[prices]\n"mcp/git/*" = "usd=0.001,calls=1"\n'
+# Whoever may commit writes what a history says.
+SOURCES = '\n[labels]\n"mcp/git/git_log" = ["untrusted"]\n'
 # The shape of a credential that was never issued; put together here so that no scanner of sources stops at it.
 LOOKS_SECRET = "deploy with " + "ghp_" + "A1b2C3d4E5f6G7h8I9j0K1l2M3n4O5p6Q7r8"
 
@@ -67,7 +80,9 @@ async def demo(folder: Path, say: Say) -> Shown:
     server_command(folder)  # before anything is written: is it there?
     file = write_starter(folder, "local", 0)
     text = file.read_text(encoding="utf-8")
-    file.write_text(text.replace("\n[prices]", "\n# [prices]") + PRICES, encoding="utf-8")
+    for table in ("prices", "labels"):
+        text = text.replace(f"\n[{table}]", f"\n# [{table}]")
+    file.write_text(text + PRICES + SOURCES, encoding="utf-8")
     settings = load(str(file))
     (settings.policies / "demo.cedar").write_text(APPROVED, encoding="utf-8")
     repository, which = find_repository(folder)
@@ -129,14 +144,20 @@ async def _delegate(broker: Broker) -> Opened:
 
 
 async def _work(path: str, opened: Opened, repository: str) -> Any:
-    """The user's own first agent: one thing that works, and two that are refused further down."""
+    """The user's own first agent: what works, one answer with a part replaced, and what is refused, here or further down."""
     async with Agent(DESK, credentials=path).task(opened.grant) as task:
         result = await task.call(
             f"agent/{PLANNER}/plan", question="What changed last?", repository=repository, budget="usd=0.03,calls=12"
         )
-        for skill, args in (("overspend", {"repository": repository}), ("leak", {"note": LOOKS_SECRET})):
+        tries: tuple[tuple[str, dict[str, str]], ...] = (
+            ("ask_author", {}),
+            ("mail", {"text": "what the history says"}),
+            ("overspend", {"repository": repository}),
+            ("leak", {"note": LOOKS_SECRET}),
+        )
+        for skill, args in tries:
             try:
-                await task.call(f"agent/{PLANNER}/{skill}", args=dict(args), budget="usd=0.004,calls=3")
+                await task.call(f"agent/{PLANNER}/{skill}", args=args, budget="usd=0.004,calls=3")
             except Refused:
                 continue  # it is in the records
         return result
