@@ -8,8 +8,9 @@ ARGS ?=
 .DEFAULT_GOAL := help
 MINUTES ?= 5
 SEED ?=
+AGENTGOVBENCH ?=
 
-.PHONY: help setup check test guards chaos simulate simulate-long simulate-bugs demo bench format lock clean
+.PHONY: help setup check test guards chaos simulate simulate-long simulate-bugs govbench demo bench format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +41,9 @@ simulate-bugs: setup ## find every bug that can be planted, each within SEEDS=10
 
 chaos: setup ## kill, freeze and cut off real processes under load, then check every promise (MINUTES=30 SEED=… ARGS='--only cluster')
 	$(BIN)/python -m tests.chaos.run --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+govbench: setup ## the governance scenarios of a checkout of AgentGovBench, against real brokers (AGENTGOVBENCH=DIR)
+	@$(BIN)/python -m tests.conformance.govbench "$(AGENTGOVBENCH)"
 
 demo: setup ## a task through three agents and a real MCP server, refusals, and the proof of it
 	$(BIN)/remit demo $(ARGS)
