@@ -54,7 +54,7 @@ def test_json_that_is_meant_for_another_command_is_left_to_it(idle: Path) -> Non
 
 def test_an_error_body_has_every_field_of_the_contract(idle: Path) -> None:
     assert set(remit("chains", "-c", str(idle), "--json").error) == {
-        "code", "message", "rule", "ask", "retryable", "retry_after", "approval_url", "effect", "txn", "hop",
+        "code", "message", "rule", "ask", "retryable", "retry_after", "approval_url", "effect", "txn", "hop", "approval",
     }  # fmt: skip
 
 

@@ -15,7 +15,8 @@ import msgspec
 import pytest
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, get_current_span, use_span
 
-from remit_broker.edges.attach import HttpSource, Timing, source
+from remit_broker.edges.attach.source import HttpSource, source
+from remit_broker.edges.attach.timing import Timing
 from remit_schemas.callee import answer_subject
 from remit_schemas.envelope import MAX_ENVELOPE, Error, Part, Progress, Result, Started
 from remit_schemas.errors import Code, ErrorBody

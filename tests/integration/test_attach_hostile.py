@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from remit_broker.edges.attach import HttpSource, source
 from remit_broker.edges.attach.serve import MAX_CALLS
 from remit_broker.edges.attach.server_log import MAX_BYTES
+from remit_broker.edges.attach.source import HttpSource, source
 from remit_schemas.envelope import Started
 from remit_schemas.errors import Code
 from tests.support.attach_broker import definitions

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from remit_broker.adapters.keyfiles import new_user_seed
-from remit_broker.edges.attach import AttachWorker, read_credentials
+from remit_broker.edges.attach.credentials import read_credentials
+from remit_broker.edges.attach.worker import AttachWorker
 from remit_schemas.errors import Code
 from tests.support.attach_broker import FakeBroker
 from tests.support.attach_fixture import HASTY, Attached, eventually, well_behaved

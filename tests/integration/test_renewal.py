@@ -11,7 +11,8 @@ from nats.aio.msg import Msg
 
 from remit import Agent, Hop, open_task
 from remit.overlap import Overlap
-from remit_broker.edges.attach import AttachWorker, Report, read_credentials
+from remit_broker.edges.attach.credentials import read_credentials
+from remit_broker.edges.attach.worker import AttachWorker, Report
 from remit_broker.testing import running_broker
 from tests.support.attach_fixture import HASTY, Attached, well_behaved
 

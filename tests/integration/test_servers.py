@@ -11,14 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from remit_broker.edges.attach import (
-    ServerEntry,
-    ServersFileError,
-    ServerState,
-    ServerSupervisor,
-    source,
-    write_servers,
-)
+from remit_broker.edges.attach.servers_file import ServerEntry, ServersFileError, write_servers
+from remit_broker.edges.attach.source import source
+from remit_broker.edges.attach.supervisor import ServerState, ServerSupervisor
 from tests.support.attach_broker import FakeBroker
 from tests.support.attach_fixture import HASTY, SERVERS, alive, eventually
 from tests.support.local_nats import local_nats
@@ -137,7 +132,7 @@ async def test_a_killed_worker_is_started_again_and_leaves_no_server_behind(mach
 SUPERVISE = """
 import asyncio, sys
 from pathlib import Path
-from remit_broker.edges.attach import ServerSupervisor
+from remit_broker.edges.attach.supervisor import ServerSupervisor
 
 async def main():
     folder = Path(sys.argv[1])

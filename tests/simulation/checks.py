@@ -87,7 +87,8 @@ class Checks:
         self.timely = True
         """Whether all clocks are right."""
         self._lost_at = -1.0
-        self._lost_seqs: set[int] = set()
+        self._lost_seqs: dict[int, str] = {}
+        """The messages that a power cut took, and the hash of each one's record."""
         self._lost_to: set[Process] = set()
         """Replicas that knew of something that was lost."""
         self._stored_at: dict[int, float] = {}
@@ -180,6 +181,10 @@ class Checks:
             self.say("refused", record["caller"], record["resource"], record["code"], record["rule"], record["count"])
 
     def _record(self, key: tuple[str, str], seq: int, record: dict[str, Any]) -> None:
+        if self._lost_seqs.get(seq) == record["hash"]:
+            # Its writer had no answer and has appended it again, where it was: nobody has lost anything by it.
+            del self._lost_seqs[seq]
+            self._count_losers()
         self.stored[seq] = (key, record)
         self._stored_at[seq] = self.loop.now
         kind, hop = record["kind"], record["hop"]
@@ -229,10 +234,9 @@ class Checks:
         self.strict = False
         self.looked.clear()
         self._lost_at = self.loop.now
-        self._lost_seqs |= {kept.seq for kept in lost}
-        self._lost_to = {process for process, seqs in self._knows.items() if seqs & self._lost_seqs}
         for kept in lost:
             _, record = self.stored.pop(kept.seq)
+            self._lost_seqs.setdefault(kept.seq, record["hash"])
             self.say("lost", kept.seq, record["kind"], record["hop"])
             self.totals["records lost"] += 1
             if record["kind"] == "hop.opened":
@@ -240,12 +244,16 @@ class Checks:
                 self._opened.pop(record["hop"], None)
             elif record["kind"] == "hop.closed":
                 self._closed.pop(record["hop"], None)
+        self._count_losers()
         self.checker = Checker(self.caps)
         for _, record in self.stored.values():
             self.checker._books.setdefault(
                 (record["tenant"], record["txn"]), Books((record["tenant"], record["txn"]))
             ).add(record)
         self._found = len(self.checker.violations)
+
+    def _count_losers(self) -> None:
+        self._lost_to = {process for process, seqs in self._knows.items() if seqs & self._lost_seqs.keys()}
 
     def knows(self, process: Process | None, seq: int) -> None:
         """The server has told a replica that a message of the ledger is stored."""

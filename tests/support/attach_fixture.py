@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
-from remit_broker.edges.attach import AttachWorker, Report, Source, Timing, read_credentials, source
+from remit_broker.edges.attach.credentials import read_credentials
+from remit_broker.edges.attach.source import Source, source
+from remit_broker.edges.attach.timing import Timing
+from remit_broker.edges.attach.worker import AttachWorker, Report
 from tests.support.attach_broker import FakeBroker
 from tests.support.local_nats import local_nats
 

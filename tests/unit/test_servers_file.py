@@ -8,16 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remit_broker.edges.attach import (
-    HttpSource,
-    ServerEntry,
-    ServersFileError,
-    SourceError,
-    StdioSource,
-    read_servers,
-    source,
-    write_servers,
-)
+from remit_broker.edges.attach.servers_file import ServerEntry, ServersFileError, read_servers, write_servers
+from remit_broker.edges.attach.source import HttpSource, SourceError, StdioSource, source
 
 WORD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
 

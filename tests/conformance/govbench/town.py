@@ -16,7 +16,9 @@ import httpx
 
 from remit import Agent, Hop, Refused, ToolFailed, open_task
 from remit_broker.core.issuers import DEV_PATH
-from remit_broker.edges.attach import AttachWorker, read_credentials, source
+from remit_broker.edges.attach.credentials import read_credentials
+from remit_broker.edges.attach.source import source
+from remit_broker.edges.attach.worker import AttachWorker
 from remit_broker.testing import Lab, running_broker
 from remit_schemas.names import Resource
 from tests.conformance.govbench import mapping

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from remit_broker.edges.attach.servers_file import ServerEntry, read_servers
-from remit_broker.edges.attach.session import Timing
 from remit_broker.edges.attach.source import INHERITED, HttpSource
+from remit_broker.edges.attach.timing import Timing
 
 _STOP: Final = 15.0
 """Seconds in which a worker ends its server and itself, before both are killed."""

@@ -15,8 +15,9 @@ from remit_broker.edges.attach.definitions import offer
 from remit_broker.edges.attach.link import Link
 from remit_broker.edges.attach.serve import Calls, Trust
 from remit_broker.edges.attach.server_log import ServerLog
-from remit_broker.edges.attach.session import ServerError, Timing, ToolSession, first_cause, open_session
+from remit_broker.edges.attach.session import ServerError, ToolSession, first_cause, open_session
 from remit_broker.edges.attach.source import Source, SourceError
+from remit_broker.edges.attach.timing import Timing
 from remit_schemas.control import parse_control
 from remit_schemas.errors import Code, Refusal
 from remit_schemas.keys import KeySet
