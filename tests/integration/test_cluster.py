@@ -77,7 +77,7 @@ async def test_an_attached_server_and_an_agent_find_the_bus_by_the_first_server_
 def on_cluster(lab: ProcessLab, cluster: Cluster) -> None:
     """Give the folder of a broker the bus and the keys of the cluster, as an operator does."""
     text = lab.config.read_text(encoding="utf-8")
-    text = text.replace('# url = ""', f'url = "{cluster.url}"').replace("# replicas = 1", "replicas = 3")
+    text = text.replace('# url = ""', f'url = "{cluster.url}"', 1).replace("# replicas = 1", "replicas = 3")
     lab.config.write_text(text, encoding="utf-8")
     data = lab.folder / "data"
     data.mkdir(mode=0o700, exist_ok=True)

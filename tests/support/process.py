@@ -56,6 +56,7 @@ class ProcessLab:
         assert self.process.stdout is not None
         self.said = (await asyncio.wait_for(self.process.stdout.readline(), SECONDS)).decode()
         ready: dict[str, Any] = json.loads(self.said)
+        assert "nats" in ready, self.said
         self.url = ready["nats"]
         token = (self.folder / "data" / "keys" / "local.token").read_text(encoding="utf-8").strip()
         self.http = httpx.AsyncClient(
