@@ -174,7 +174,6 @@ async def test_running_work_is_cancelled_and_its_hop_closed(arena: Arena, kind: 
     await helper.nc.subscribe(ctl, cb=stop)
     await taken.say(Started(connection=helper.connection))
     await helper.nc.flush()
-    lab.broker.revocations._heard[1:] = []
     with contextlib.ExitStack() as stack:
         # The word to the callee is what is looked at here, so its connection is not cut under it.
         cutter = pytest.MonkeyPatch()
