@@ -69,7 +69,8 @@ async def decided(caller: Any, about: Asked, wait: Wait) -> None:
         except Refused as no:
             if no.rule in ("approval.waiting", "client.deadline"):
                 continue
-            if not no.retryable:
+            # Too little time was left for this one question: what counts is the time for the answer.
+            if not no.retryable and no.code is not Code.DEADLINE_EXCEEDED:
                 raise
             await asyncio.sleep(min(no.retry_after or _PAUSE, left))
     raise refused(

@@ -98,8 +98,11 @@ async def test_running_descendants_end_at_every_replica_with_who_and_why(
         await known(first, second)
         wish = {key: value if value != "" else root.txn if key == "txn" else jti(root) for key, value in wish.items()}
         running = [task for _ in range(6) for task in await deep(alice, helper, files, root)]
-        replicas = {taken.dispatch.replica for taken in files.work(root.txn)}
-        assert replicas == {first.broker.replica, second.broker.replica}, "one replica did it all"
+        both = {first.broker.replica, second.broker.replica}
+        # The server draws which replica takes a call: until each has some.
+        while {taken.dispatch.replica for taken in files.work(root.txn)} != both:
+            assert len(running) < 36, "one replica did it all"
+            running += await deep(alice, helper, files, root)
         said = await told(second, "/api/revocations", **wish, why="a drill")
         # Where only the tool is stopped, the helper's own work goes on.
         stopped = running[1::2] if what in ("tool", "server at the end") else running
@@ -112,7 +115,7 @@ async def test_running_descendants_end_at_every_replica_with_who_and_why(
         records = await everything(first, second, root.txn)
         closed = {r["hop"]: r for r in records if r["kind"] == "hop.closed"}
         ran = [r for r in records if r["kind"] == "hop.opened" and r["resource"] == READ]
-        assert len(ran) == 6 and all(closed[r["hop"]]["outcome"] == "cancelled" for r in ran)
+        assert len(ran) == len(running) // 2 and all(closed[r["hop"]]["outcome"] == "cancelled" for r in ran)
         if rule == "grant.revoked":
             recorded = next(r for r in records if r["kind"] == "grant.revoked")
         else:
