@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from remit_broker.adapters.detectors import ContentDetectors
@@ -83,6 +83,17 @@ def test_redacted_json_contains_nothing_that_is_found_again(value: Any):
     names = {finding.where for finding in DETECTORS.scan(changed) if finding.kind.startswith(UNREDACTABLE)}
     assert all(finding.where in names for finding in DETECTORS.scan(changed))
     assert DETECTORS.redact(changed, CLASSES) == (changed, ())
+
+
+@given(st.text(max_size=6), st.text(max_size=6))
+@settings(deadline=None, max_examples=60)
+@example("", "\xa0")
+@example("é", "\U0001f600")
+def test_what_is_found_within_a_character_takes_all_of_it(before: str, after: str):
+    """An escape takes the byte after it, which may be the first of several that make a character."""
+    changed, _ = DETECTORS.redact(f"{before}\x1b{after}", CLASSES)
+    assert "\x1b" not in changed or not DETECTORS.scan(changed)
+    assert changed == changed.encode(errors="surrogatepass").decode(errors="surrogatepass")
 
 
 @settings(deadline=None, max_examples=120)

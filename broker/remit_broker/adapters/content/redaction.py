@@ -35,7 +35,7 @@ class Redaction:
     def _text(self, value: str, path: Path, spans: Sequence[Span], whole: bool) -> str:
         text = encode(value)
         self.changed[path] = None
-        found = cover(spans)
+        found = cover([_widened(text, span) for span in spans])
         if whole:
             return self._placeholder(found[0].kind, text).decode()
         parts, at = [], 0
@@ -49,3 +49,16 @@ class Redaction:
         if number is None:
             number = self._numbers[kind, text] = self._last[kind] = self._last.get(kind, 0) + 1
         return f"[redacted:{kind}#{number}]".encode()
+
+
+def _widened(text: bytes, span: Span) -> Span:
+    """``span`` from the first byte of a character to the last one of a character: patterns are of bytes.
+
+    INVARIANT: no part of a character is left (test_what_is_found_within_a_character_takes_all_of_it).
+    """
+    start, end = span.start, span.end
+    while 0 < start < len(text) and text[start] & 0xC0 == 0x80:
+        start -= 1
+    while end < len(text) and text[end] & 0xC0 == 0x80:
+        end += 1
+    return Span(start, end, span.kind)
