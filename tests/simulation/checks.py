@@ -433,8 +433,13 @@ class Checks:
         """Each request became at most one hop or one refusal; ``exactly``: one of them."""
         for caller in sorted(self._requests):
             requests, services = self._requests[caller], self._services[caller]
-            # Where nobody could know in time whether its intent is stored, a call is refused and is a hop all the same.
-            both = sum(1 for one in self.refusals if one["caller"] == caller and one["hop"] in self._opened)
+            # Where nobody could know in time whether its intent is stored, a call is refused and is a hop all the same. A refusal
+            # that stands for several names one of their hops.
+            both = sum(
+                one["count"] if one["rule"] == "ledger.unreachable" else int(one["hop"] in self._opened)
+                for one in self.refusals
+                if one["caller"] == caller
+            )
             ended = self._opens[caller] + self._refused[caller] - both
             if ended > requests + services:
                 self.broken("refusal.counted-twice", caller, f"{requests} requests became {ended} hops and refusals")
