@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,17 +17,9 @@ from remit_schemas.keys import KeySet
 from remit_schemas.names import is_op, token, untoken
 from remit_schemas.records import GENESIS, hash_of, parse_record, plain
 from remit_schemas.scope import Scope, parse_scope
+from tools.vectors import generate
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
-
-
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_vectors", SCHEMAS / "generate_vectors.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def document(name: str) -> dict[str, Any]:
@@ -45,9 +35,9 @@ GRANTS, BUNDLES, RECORDS, SCOPES, NAMES = map(document, ("grants", "bundles", "r
 
 
 def test_the_committed_vectors_are_those_the_generator_writes() -> None:
-    fresh = generator().generate()
+    fresh = generate()
     committed = {path.name: path.read_text() for path in (SCHEMAS / "vectors").iterdir()}
-    assert committed == fresh, "run: python schemas/generate_vectors.py"
+    assert committed == fresh, "run: python -m tools.vectors"
 
 
 @pytest.mark.parametrize("case", named("grants"))
