@@ -1,0 +1,34 @@
+"""The configuration: one TOML file, every key checked, every mistake named with its place and what is allowed."""
+
+from remit_broker.config.keys import (
+    ApprovalsConfig,
+    BusConfig,
+    Config,
+    ContentConfig,
+    HttpConfig,
+    LimitsConfig,
+    PolicyConfig,
+    ResultsConfig,
+    TracesConfig,
+)
+from remit_broker.config.parts import cycle, default_rates
+from remit_broker.config.reading import FILE, Settings, find, load, settings
+
+__all__ = [
+    "FILE",
+    "ApprovalsConfig",
+    "BusConfig",
+    "Config",
+    "ContentConfig",
+    "HttpConfig",
+    "LimitsConfig",
+    "PolicyConfig",
+    "ResultsConfig",
+    "Settings",
+    "TracesConfig",
+    "cycle",
+    "default_rates",
+    "find",
+    "load",
+    "settings",
+]

@@ -1,0 +1,136 @@
+"""What ``remit.toml`` may say: every key with its type, its bounds and its default."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from remit_broker.core.issuers import DevelopmentConfig, IssuerConfig
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class BusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``url`` names an external NATS server, or those of a cluster, separated by commas; empty, an embedded one listens on
+    ``port`` (0: a free one).
+
+    ``callout`` is who says which agents may connect: this broker, or processes of `remit callout`. ``connection_ttl`` is the life
+    of a connection's permissions in seconds. ``ledger_bytes`` caps the ledger (0: by the disk alone); from nine tenths of it on
+    nothing new is opened.
+    """
+
+    url: str = ""
+    port: Port = 0
+    sync: Literal["always", "default"] = "always"
+    replicas: Literal[1, 3, 5] = 1
+    callout: Literal["broker", "process"] = "broker"
+    connection_ttl: Annotated[float, msgspec.Meta(ge=5, le=7 * 86400)] = 86400.0
+    ledger_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+
+
+class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The HTTP edge. ``auth`` is how a caller is known: ``local`` (the OS user, by a 0600 token file) and ``open`` (everybody on
+    this machine is ``open_user``) need loopback, ``issuer`` is a user's token. ``hosts`` are names beside loopback under which
+    it is reached, as the header Host says them.
+    """
+
+    host: str = "127.0.0.1"
+    port: Port = 7480
+    auth: Literal["local", "open", "issuer"] = "local"
+    open_user: str = "everybody"
+    hosts: tuple[str, ...] = ()
+
+
+class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Caps of a hop. Times are seconds. ``allow_cycles`` lists ``"caller>callee"`` pairs that may close a loop."""
+
+    hop_ttl: Annotated[float, msgspec.Meta(gt=0, le=28_800)] = 3600.0
+    orphan_grace: Annotated[float, msgspec.Meta(ge=0)] = 30.0
+    txn_idle: Annotated[float, msgspec.Meta(ge=1)] = 900.0
+    replica_silence: Annotated[float, msgspec.Meta(ge=3)] = 30.0
+    calls_per_second: Annotated[float, msgspec.Meta(ge=0.001)] = 200.0
+    target_calls_per_second: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    burst: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 400
+    concurrency: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 2048
+    result_bytes: Annotated[int, msgspec.Meta(ge=1 << 20, le=32 << 20)] = 16 << 20
+    connections_per_agent: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 256
+    drain: Seconds = 5.0
+    allow_cycles: tuple[str, ...] = ()
+
+
+class ResultsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Results that callers asked to be kept: for ``ttl`` seconds, all together at most ``bytes``."""
+
+    ttl: Annotated[float, msgspec.Meta(ge=10, le=86400)] = 900.0
+    bytes: Annotated[int, msgspec.Meta(ge=64 << 20, le=2**50)] = 1 << 30
+
+
+class ApprovalsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Approvals by people: a request waits for ``ttl`` seconds, an approval can be used for ``use`` seconds.
+
+    With ``four_eyes`` nobody approves a call that is made on their own behalf, whatever policy says. ``url`` is where approvers
+    find the broker, if not at ``http``. ``webhook`` is told of each request; ``webhook_allow`` are networks that are not public and
+    may be sent to all the same, such as ``10.1.0.0/16``.
+    """
+
+    ttl: Annotated[float, msgspec.Meta(ge=1, le=28_800)] = 3600.0
+    use: Annotated[float, msgspec.Meta(ge=1, le=28_800)] = 900.0
+    four_eyes: bool = False
+    url: str = ""
+    webhook: str = ""
+    webhook_allow: tuple[str, ...] = ()
+
+
+class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where spans go by OTLP/HTTP; the standard ``OTEL_EXPORTER_OTLP_*`` variables win. Empty: nowhere."""
+
+    endpoint: str = ""
+
+
+class PolicyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What policies see as ``context.environment``: the name of this installation, such as ``production``."""
+
+    environment: str = ""
+
+
+class ContentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Entities that Presidio looks for beside the detectors, and the language it is told; empty: it is not used.
+
+    ``labels`` are those of data in which something of a class or kind was found, and not replaced.
+    """
+
+    presidio: tuple[str, ...] = ()
+    presidio_language: str = "en"
+    labels: dict[str, tuple[str, ...]] = {}
+
+
+class TenantConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[tenants.NAME]``: that there is this tenant, beside the default one, which is always there."""
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything ``remit.toml`` may say. Paths are relative to the file's folder."""
+
+    issuer: str = "http://127.0.0.1:7480"
+    data: str = "data"
+    policies: str = "policies"
+    bus: BusConfig = BusConfig()
+    http: HttpConfig = HttpConfig()
+    limits: LimitsConfig = LimitsConfig()
+    results: ResultsConfig = ResultsConfig()
+    approvals: ApprovalsConfig = ApprovalsConfig()
+    traces: TracesConfig = TracesConfig()
+    content: ContentConfig = ContentConfig()
+    issuers: tuple[IssuerConfig, ...] = ()
+    development: DevelopmentConfig = DevelopmentConfig()
+    policy: PolicyConfig = PolicyConfig()
+    prices: dict[str, str] = {}
+    models: dict[str, str] = {}
+    labels: dict[str, tuple[str, ...]] = {}
+    endorsers: tuple[dict[str, Any], ...] = ()
+    tool_groups: dict[str, tuple[str, ...]] = {}
+    caps: dict[str, dict[str, dict[str, str]]] = {}
+    rates: dict[str, dict[str, str]] = {}
+    tenants: dict[str, TenantConfig] = {}
