@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -19,22 +18,21 @@ from remit_broker.bus_port import (
     at_once,
 )
 from remit_broker.core.accounts import Reservation
-from remit_broker.core.admin import AdminRecord
 from remit_broker.core.arguments import Arguments
 from remit_broker.core.caps import Whose
-from remit_broker.core.fold import Fold, Node
+from remit_broker.core.fold import Node
 from remit_broker.core.issuers import OperatorRole
 from remit_broker.core.label_sources import NO_LABELS, LabelSources
-from remit_broker.core.listing import ApprovalRow, ChainFilter, ChainPage, HopHit
 from remit_broker.core.policy import PolicyRequest, Verdict
-from remit_broker.core.registry import Attachment, Principal, Target
+from remit_broker.core.registry import Principal, Target
 from remit_broker.core.revocations import Entry
 from remit_broker.core.user_tokens import Identity
+from remit_broker.ledger_port import Ledger
 from remit_schemas.approval import Decided
 from remit_schemas.budget import Budget
 from remit_schemas.grant import Claims, Grant
 from remit_schemas.names import Resource
-from remit_schemas.records import Finding, Following, HopClosed, HopOpened, HopRefused, TxnOpened
+from remit_schemas.records import Finding, HopClosed, HopOpened, HopRefused, TxnOpened
 
 T = TypeVar("T")
 
@@ -57,48 +55,6 @@ class Ids(Protocol):
 
     def hop(self) -> str:
         """A new hop id: 16 lower-case hex digits, never all zero."""
-
-
-class LostRace(NamedTuple):
-    """Another append came first: the decision was made on a past that is no longer the newest. ``fold`` is the newest."""
-
-    fold: Fold
-
-
-class Turn(Protocol):
-    """The right to append to one txn in this replica; other replicas still race through the compare-and-set."""
-
-    @property
-    def fold(self) -> Fold:
-        """The newest fold known."""
-
-    async def append(self, record: Following, grant: str | None) -> Fold | LostRace:
-        """Append a sealed record that follows :attr:`fold`. Durable when it returns a Fold. Refuses LEDGER_UNAVAILABLE."""
-
-
-class Ledger(Protocol):
-    """The one truth: an append-only sequence of records per txn."""
-
-    async def create(self, record: TxnOpened, grant: str) -> Fold:
-        """Start a txn that this broker drew. Refuses LEDGER_UNAVAILABLE."""
-
-    async def fold(self, tenant: str, txn: str) -> Fold:
-        """What this replica knows of ``txn``: an append would find out if it is behind.
-
-        Refuses an unknown txn, a gap, or an unreachable ledger.
-        """
-
-    async def newest(self, tenant: str, txn: str) -> Fold:
-        """The fold as the ledger has it now. :meth:`fold` may be behind what another replica has appended."""
-
-    async def closing(self, tenant: str, txn: str, hop: str) -> HopClosed:
-        """The record that closed a hop. Refuses LEDGER_UNAVAILABLE where there is none."""
-
-    async def grant(self, tenant: str, txn: str, rec: str) -> str:
-        """The grant that the record with the hash ``rec`` authorised. Refuses LEDGER_UNAVAILABLE where there is none."""
-
-    def turn(self, tenant: str, txn: str) -> AbstractAsyncContextManager[Turn]:
-        """Wait for this replica's turn to append to ``txn``."""
 
 
 class Refusals(Protocol):
@@ -148,29 +104,6 @@ class Revocations(Protocol):
 
     def silence(self, replica: str) -> float:
         """For how many seconds a replica has certainly said nothing; 0 while this one cannot tell."""
-
-
-class RevocationList(Revocations, Protocol):
-    """Revocations as operators see them."""
-
-    def entries(self) -> list[Entry]:
-        """What was last said of each thing, in force or reinstated, oldest first."""
-
-    async def put(self, entry: Entry) -> None:
-        """Write an entry. Durable, and seen by this replica, when it returns. Refuses LEDGER_UNAVAILABLE."""
-
-    async def announce(self, jti: str) -> None:
-        """Say to every replica that a grant was revoked in the ledger. Best effort, never raises: the record alone decides."""
-
-
-class AdminLog(Protocol):
-    """What operators did, in one chain of sealed records."""
-
-    async def append(self, entry: Entry) -> AdminRecord:
-        """Append the record of ``entry``; durable when it returns. Refuses LEDGER_UNAVAILABLE: then it may be there or not."""
-
-    async def history(self) -> list[AdminRecord]:
-        """All records, oldest first. Refuses LEDGER_UNAVAILABLE where they cannot be read."""
 
 
 class PolicyEngine(Protocol):
@@ -334,65 +267,6 @@ class Failpoints(Protocol):
         """Does nothing, unless this process was started to die here."""
 
 
-class Index(Protocol):
-    """Questions about many txns, answered from a projection of the ledger that can always be rebuilt."""
-
-    async def chains(self, tenant: str, wanted: ChainFilter) -> ChainPage:
-        """A page of txns, newest first. Refuses MALFORMED for a bad cursor."""
-
-    async def chain(self, tenant: str, txn: str) -> list[dict[str, Any]]:
-        """The entries of a txn in order, each ``{"record": …, "grant": token or None}``."""
-
-    async def refusals(self, tenant: str, txn: str) -> list[dict[str, Any]]:
-        """Refused calls of one txn, in the order in which they were written."""
-
-    async def refusal(self, tenant: str, hop: str) -> dict[str, Any] | None:
-        """The record of a refused call by its id."""
-
-    async def decisions(self, tenant: str, after: int, kind: str, limit: int) -> list[tuple[int, dict[str, Any], str]]:
-        """Records of calls that were ``opened`` or ``refused``, in order after a place: each with its place and its user."""
-
-    async def hops_like(self, tenant: str, prefix: str, limit: int = 10) -> list[HopHit]:
-        """Hops and refusals whose id begins with ``prefix``; ``<txn>.<hop>`` (each or its beginning) narrows."""
-
-    async def approvals(self, tenant: str, prefix: str = "", limit: int = 500) -> list[ApprovalRow]:
-        """Requests for approvals, newest first, whose id begins with ``prefix``; ``<txn>.<id>`` (each or its beginning) narrows."""
-
-    async def users(self, tenant: str) -> list[str]:
-        """Everybody a task was ever opened for, up to ten thousand."""
-
-    async def find(self, tenant: str, prefix: str, limit: int = 10) -> list[str]:
-        """The ids of txns that begin with ``prefix``."""
-
-    async def near(self, tenant: str, txn: str) -> list[str]:
-        """Ids of txns that begin as ``txn`` does, those that agree for longest first."""
-
-
-class Directory(Registry, Protocol):
-    """The registry as operators see it."""
-
-    def principals(self) -> list[Principal]:
-        """Everybody, by name."""
-
-    def attachment(self, name: str) -> Attachment | None:
-        """What a principal serves."""
-
-    def targets(self) -> list[Resource]:
-        """Everything that is served."""
-
-    def quarantined(self, name: str) -> list[Resource]:
-        """Tools whose definition waits to be accepted."""
-
-    async def add(self, principal: Principal) -> None:
-        """Register. Refuses CONFLICT."""
-
-    async def remove(self, name: str) -> None:
-        """Forget. Refuses UNKNOWN_TARGET."""
-
-    async def accept(self, name: str) -> list[str]:
-        """Accept changed definitions; the names that were waiting."""
-
-
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Caps and defaults of a hop. Times are in seconds.
 
@@ -444,22 +318,18 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
 __all__ = [
     "MAX_FRAMES",
     "Accounts",
-    "AdminLog",
     "Bus",
     "CallerCancelled",
     "Channel",
     "Clock",
     "Detectors",
     "Digester",
-    "Directory",
     "Failpoints",
     "Identities",
     "Ids",
-    "Index",
     "Kept",
     "Ledger",
     "Limits",
-    "LostRace",
     "Mint",
     "Observer",
     "Parties",
@@ -470,11 +340,9 @@ __all__ = [
     "Refusals",
     "Registry",
     "Results",
-    "RevocationList",
     "Revocations",
     "Room",
     "Schemas",
-    "Turn",
     "Withdrawn",
     "at_once",
 ]

@@ -24,7 +24,8 @@ from remit_broker.edges.attach.supervisor import ServerSupervisor
 from remit_broker.edges.bus import BusEdge
 from remit_broker.edges.http.revocations import KillSwitch
 from remit_broker.hop.parts import PartsRoom
-from remit_broker.ports import Clock, Index, Ports, RevocationList
+from remit_broker.operator_ports import Index, RevocationList
+from remit_broker.ports import Clock, Ports
 from remit_schemas.errors import Code, Refusal, refusal
 
 

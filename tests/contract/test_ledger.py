@@ -11,7 +11,7 @@ from remit_broker.adapters.jetstream import ApiError, JetStream
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.ledger_memory import STREAM
 from remit_broker.core.fold import Fold
-from remit_broker.ports import LostRace
+from remit_broker.ledger_port import LostRace
 from remit_schemas.budget import ONE_CALL, ZERO, Budget
 from remit_schemas.errors import Code, Refusal
 from tests.contract.stores import Store, contract

@@ -13,7 +13,7 @@ from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.jetstream import JetStream
 from remit_broker.adapters.jetstream_ledger import STREAM, JetStreamLedger
 from remit_broker.core.fold import Fold
-from remit_broker.ports import LostRace
+from remit_broker.ledger_port import LostRace
 from remit_schemas.budget import ONE_CALL, Budget
 from tests.support.local_nats import LocalNats, local_nats
 from tests.support.story import TXN, hop_id, opened, opening

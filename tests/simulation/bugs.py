@@ -23,7 +23,7 @@ from remit_broker.core.accounts import Account
 from remit_broker.hop import close, dispatch, pipeline, txn, verify
 from remit_broker.hop import open as opening
 from remit_broker.hop.inspect import inspect
-from remit_broker.ports import LostRace
+from remit_broker.ledger_port import LostRace
 from remit_schemas.budget import ZERO
 from remit_schemas.callee import check_dispatch
 from remit_schemas.errors import Code, Refusal

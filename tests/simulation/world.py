@@ -25,7 +25,8 @@ from remit_broker.core.registry import Annotations, Principal, Target
 from remit_broker.hop.hop import Ask
 from remit_broker.hop.parts import PartsRoom
 from remit_broker.hop.pipeline import govern
-from remit_broker.ports import Limits, LostRace, Parties, Ports, Recipient
+from remit_broker.ledger_port import LostRace
+from remit_broker.ports import Limits, Parties, Ports, Recipient
 from remit_schemas.budget import Budget
 from remit_schemas.control import Control
 from remit_schemas.envelope import Dispatch, Error, Frame, Result, encode

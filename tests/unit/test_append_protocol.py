@@ -11,7 +11,7 @@ import pytest
 from remit_broker.adapters.jetstream import IN_FLIGHT, Ack, Message, Unreachable
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.core.fold import Fold
-from remit_broker.ports import LostRace
+from remit_broker.ledger_port import LostRace
 from remit_schemas.errors import Code, Refusal
 from remit_schemas.records import Record, plain
 from tests.support.fake_jetstream import FakeJetStream, Trouble, ack_lost, answers, never_sent

@@ -12,7 +12,7 @@ from remit_broker.adapters.jetstream import EXPECT_SUBJECT, IN_FLIGHT, WRONG_LAS
 from remit_broker.adapters.jetstream import _Fault as Fault
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.core.fold import Fold
-from remit_broker.ports import LostRace
+from remit_broker.ledger_port import LostRace
 from tests.support.fake_jetstream import FakeJetStream
 from tests.support.story import hop_id, opened, opening
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from remit_broker.core.fold import Fold, apply
 from remit_broker.hop.txn import close_txn
-from remit_broker.ports import LostRace
+from remit_broker.ledger_port import LostRace
 from tests.support.story import as_stored, closing, ending, opened, opening
 
 

@@ -52,7 +52,7 @@ from remit_broker.adapters.ledger_room import Room
 from remit_broker.adapters.ledger_stream import MAY_DIFFER, SUBJECTS, settings
 from remit_broker.adapters.ledger_suspicion import SECONDS, Suspicion, suspected
 from remit_broker.core.fold import Corrupt, Fold
-from remit_broker.ports import LostRace
+from remit_broker.ledger_port import LostRace
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.records import (
     Following,

@@ -8,7 +8,8 @@ from remit_broker.core.tree import WHOLE_HOLD
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.label import labels_back, lowered
 from remit_broker.hop.open import own_hold
-from remit_broker.ports import LostRace, Ports, Turn
+from remit_broker.ledger_port import LostRace, Turn
+from remit_broker.ports import Ports
 from remit_schemas.budget import ONE_CALL, ZERO, Budget
 from remit_schemas.envelope import Error, Result
 from remit_schemas.errors import Code, Effect, ErrorBody

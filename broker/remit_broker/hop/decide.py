@@ -12,7 +12,8 @@ from remit_broker.core.policy import PolicyRequest
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.revoked import may_decide, withheld
-from remit_broker.ports import LostRace, Ports
+from remit_broker.ledger_port import LostRace
+from remit_broker.ports import Ports
 from remit_schemas.approval import Decided
 from remit_schemas.canonical import canonical_document
 from remit_schemas.errors import Code, Refusal, refusal

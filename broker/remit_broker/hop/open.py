@@ -13,7 +13,8 @@ from remit_broker.core.times import rfc3339
 from remit_broker.hop.approve import still_approved
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.resume import resumption, same_call
-from remit_broker.ports import LostRace, Ports, Turn
+from remit_broker.ledger_port import LostRace, Turn
+from remit_broker.ports import Ports
 from remit_schemas.budget import ONE_CALL, ZERO, Budget
 from remit_schemas.canonical import canonical
 from remit_schemas.errors import Code, refusal

@@ -7,7 +7,8 @@ from remit_broker.core.times import rfc3339
 from remit_broker.hop.close import abandon, own_cost, reported, reserved, sweep
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.label import labels_back
-from remit_broker.ports import LostRace, Ports
+from remit_broker.ledger_port import LostRace
+from remit_broker.ports import Ports
 from remit_schemas.budget import ZERO
 from remit_schemas.errors import ErrorBody
 from remit_schemas.records import HopParked, seal

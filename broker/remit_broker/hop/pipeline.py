@@ -29,7 +29,8 @@ from remit_broker.hop.request import request
 from remit_broker.hop.resolve import resolve
 from remit_broker.hop.transform import transform
 from remit_broker.hop.verify import verify
-from remit_broker.ports import LostRace, Ports, Recipient
+from remit_broker.ledger_port import LostRace
+from remit_broker.ports import Ports, Recipient
 from remit_schemas.envelope import Error, InputRequired, Result
 from remit_schemas.errors import Code, ErrorBody, refusal
 from remit_schemas.records import HopClosed, HopOpened, HopParked

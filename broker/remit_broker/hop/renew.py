@@ -12,7 +12,8 @@ from remit_broker.hop.hop import Hop
 from remit_broker.hop.narrow import GRANT_TTL
 from remit_broker.hop.revoked import may_decide, withheld
 from remit_broker.hop.verify import holder
-from remit_broker.ports import LostRace, Ports
+from remit_broker.ledger_port import LostRace
+from remit_broker.ports import Ports
 from remit_schemas.errors import Code, refusal
 from remit_schemas.grant import Claims, parse
 from remit_schemas.names import Jti, parse_resource

@@ -12,7 +12,8 @@ from remit_broker.core.near import by_beginning, meant
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.close import sweep
 from remit_broker.hop.revoked import may_decide, withheld
-from remit_broker.ports import LostRace, Ports, Turn
+from remit_broker.ledger_port import LostRace, Turn
+from remit_broker.ports import Ports
 from remit_schemas.budget import Budget
 from remit_schemas.errors import Code, refusal
 from remit_schemas.grant import Claims

@@ -29,7 +29,7 @@ from remit_broker.hop.begin import Wish, open_as, open_for
 from remit_broker.hop.decide import Approver
 from remit_broker.hop.revoked import withheld
 from remit_broker.hop.txn import Delegation, close_txn, open_txn, revoke
-from remit_broker.ports import Index
+from remit_broker.operator_ports import Index
 from remit_schemas.budget import Budget
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.names import is_principal, is_txn

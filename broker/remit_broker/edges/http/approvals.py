@@ -12,7 +12,8 @@ from remit_broker.core.listing import ApprovalRow
 from remit_broker.core.showing import hidden, visible_json
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.decide import Approver, Verdict, decide, fits, request_of
-from remit_broker.ports import Index, Ports
+from remit_broker.operator_ports import Index
+from remit_broker.ports import Ports
 from remit_schemas.errors import Code, refusal
 
 STATES = ("waiting", "approved", "denied", "used", "expired", "void", "all")

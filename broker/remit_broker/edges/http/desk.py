@@ -12,7 +12,8 @@ from remit_broker.core.near import meant
 from remit_broker.edges.http.operators import Caller, elsewhere
 from remit_broker.edges.http.policy import PolicyDesk
 from remit_broker.edges.http.revocations import KillSwitch
-from remit_broker.ports import Directory, Ports
+from remit_broker.operator_ports import Directory
+from remit_broker.ports import Ports
 from remit_schemas.errors import Code, refusal
 from remit_schemas.names import DEFAULT_TENANT
 

@@ -16,7 +16,8 @@ from remit_broker.core.rulings import DEFAULT_DENY, MAX_LIFE, Exempt
 from remit_broker.core.times import rfc3339
 from remit_broker.core.what_if import WhatIf, outcome_of
 from remit_broker.edges.http.guard import typed
-from remit_broker.ports import AdminLog, Index, Ports, RevocationList
+from remit_broker.operator_ports import AdminLog, Index, RevocationList
+from remit_broker.ports import Ports
 from remit_schemas.errors import Code, refusal
 from remit_schemas.names import is_principal, parse_resource
 

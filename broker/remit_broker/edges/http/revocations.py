@@ -11,7 +11,8 @@ from remit_broker.core.admin import AdminRecord, broken
 from remit_broker.core.listing import ChainFilter
 from remit_broker.core.revocations import EVERYTHING, Entry, What, pattern
 from remit_broker.core.times import rfc3339
-from remit_broker.ports import AdminLog, Clock, Directory, Index, RevocationList
+from remit_broker.operator_ports import AdminLog, Directory, Index, RevocationList
+from remit_broker.ports import Clock
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.names import DEFAULT_TENANT
 
