@@ -19,22 +19,16 @@ from remit_broker import __version__, identity
 from remit_broker.adapters.admin_stream import AdminStream
 from remit_broker.adapters.agreement import agree, shared
 from remit_broker.adapters.cedar import CedarEngine
-from remit_broker.adapters.content.presidio import presidio
-from remit_broker.adapters.detectors import ContentDetectors
 from remit_broker.adapters.errors import ConfigError, ServiceError
 from remit_broker.adapters.jetstream import JetStream, Unreachable
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
-from remit_broker.adapters.json_schema import JsonSchemas
 from remit_broker.adapters.kept_results import ARGUMENTS, KvResults
 from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.adapters.kick import Cutter
 from remit_broker.adapters.kv_accounts import KvAccounts
-from remit_broker.adapters.ledger_suspicion import SECONDS as CERTAIN
-from remit_broker.adapters.mint import HmacDigester, KeyMint
 from remit_broker.adapters.nats_bus import NatsBus
 from remit_broker.adapters.nats_checks import require_servers
 from remit_broker.adapters.nats_connect import Connections, connect_all
-from remit_broker.adapters.nats_evict import Evictor
 from remit_broker.adapters.nats_presence import Connected
 from remit_broker.adapters.observer import OtlpSpans, RecordObserver
 from remit_broker.adapters.outbound import Outbound
@@ -46,14 +40,12 @@ from remit_broker.adapters.registries import Registries
 from remit_broker.adapters.registry import KvRegistry
 from remit_broker.adapters.revocations import KvRevocations
 from remit_broker.adapters.sqlite_index import SqliteIndex
-from remit_broker.adapters.stream_tail import Regressed
 from remit_broker.adapters.tasks import ended
-from remit_broker.adapters.world import Failpoints, RandomIds, SystemClock
+from remit_broker.adapters.world import SystemClock
+from remit_broker.commons import Stored, shared_ports
 from remit_broker.config import Settings
 from remit_broker.core.addresses import network
 from remit_broker.core.effective import ineffective
-from remit_broker.core.evidence import export
-from remit_broker.core.revocations import Entry
 from remit_broker.edges.attach.servers_file import ServersFileError
 from remit_broker.edges.bus import BusEdge
 from remit_broker.edges.callout import Admitted
@@ -62,16 +54,16 @@ from remit_broker.edges.http.api import Api
 from remit_broker.edges.http.app import HttpServer, application
 from remit_broker.edges.http.desk import Desk
 from remit_broker.edges.http.policy import PolicyDesk
+from remit_broker.enforcement import enforce
 from remit_broker.gate import answer_callout
 from remit_broker.health import Health
 from remit_broker.notices import Notices
-from remit_broker.ports import Limits, Ports
+from remit_broker.ports import Ports
 from remit_broker.premises import Place, bind_http, embed
+from remit_broker.projection import Projection
 from remit_broker.tenants import Tenant, without_tenant
 from remit_broker.upkeep import Upkeep
-from remit_schemas.errors import Code, refusal
-from remit_schemas.keys import KeySet
-from remit_schemas.names import DEFAULT_TENANT, Jti
+from remit_schemas.names import DEFAULT_TENANT
 
 log = logging.getLogger("remit")
 
@@ -244,42 +236,17 @@ class Broker:
         await arguments.start(
             self.nats.core.jetstream(), config.bus.replicas, config.approvals.ttl, config.results.bytes
         )
-        published = KeySet.from_jwks(self.keys.jwks())
         self.health.issuers = issuers = identity.issuers(config, self.place.url or self.http, clock)
-        common = {
-            "ids": RandomIds(),
-            "ledger": self.ledger,
-            "refusals": self.refusals,
-            "policy": self._police(),
-            "detectors": ContentDetectors(
-                presidio(config.content.presidio, config.content.presidio_language), config.limits.result_bytes
-            ),
-            "schemas": JsonSchemas(),
-            "mint": KeyMint(config.issuer, self.keys.signing, published, clock),
-            "digester": HmacDigester(self.keys.digest_key),
-            "accounts": self.accounts,
-            "results": self.results,
-            "arguments": arguments,
-            "observer": self.observer,
-            "failpoints": Failpoints(),
-            "environment": config.policy.environment,
-            "limits": Limits(
-                hop_ttl=config.limits.hop_ttl,
-                concurrency=config.limits.concurrency,
-                replica_silence=config.limits.replica_silence,
-                approval_ttl=config.approvals.ttl,
-                approval_use=config.approvals.use,
-                four_eyes=config.approvals.four_eyes,
-                approval_url=f"{(config.approvals.url or self.http or config.issuer).rstrip('/')}/api/approvals/",
-                allowed_cycles=self.settings.cycles,
-                labels=self.settings.labels,
-            ),
-            "identities": issuers,
-        }
+        stored = Stored(self.ledger, self.refusals, self.accounts, self.results, arguments)
+        common = shared_ports(self.settings, self.keys, clock, stored, self.http) | {
+            "policy": self._police(), "observer": self.observer, "identities": issuers,
+        }  # fmt: skip
         self.tenants = {name: await self._tenant(name) for name in self.settings.tenants}
         for tenant in self.tenants.values():
             tenant.wire(common, self.settings, clock)
-        self._enforce()
+        cutter = Cutter(self.observer.fault)
+        self._stack.push_async_callback(cutter.stop)
+        enforce(self.revocations, self.tenants, cutter, self.nats.sys, clustered=bool(config.bus.url))
 
     def _police(self) -> CedarEngine:
         """The policies, kept at what their folder says, and what operators say about them."""
@@ -323,52 +290,30 @@ class Broker:
             return found.ports
         return without_tenant(self.ports, self._new_registry(tenant=tenant))
 
-    def _enforce(self) -> None:
-        """What is revoked ends where it runs: hops of this replica are withdrawn, connections of an agent cut."""
-        cutter = Cutter(self.observer.fault)
-        self._stack.push_async_callback(cutter.stop)
-        for tenant in self.tenants.values():
-            evict = Evictor(self.nats.sys, clustered=bool(self.settings.config.bus.url), tenant=tenant.name)
-            tenant.evict_by(evict)
-            self.revocations.on_entry(functools.partial(_heard, tenant, cutter, evict))
-            tenant.bus.on_suspect = functools.partial(_suspect, tenant, cutter)
-
-        def grant(name: str, jti: Jti) -> None:
-            if (tenant := self.tenants.get(name)) is not None:
-                tenant.bus.suspect(jti.txn)
-
-        self.revocations.on_grant = grant
-
     async def _project(self) -> None:
-        self.index = await SqliteIndex.open(self.settings.data / "index" / "index.db")
+        self._projection = await Projection.open(
+            self.settings.data / "index" / "index.db",
+            self.nats.core,
+            self.ledger,
+            self.refusals,
+            clustered=self.settings.config.bus.replicas > 1,
+        )
         self._stack.push_async_callback(self.index.close)
-        try:
-            await self.index.check(self.nats.core, CERTAIN if self.settings.config.bus.replicas > 1 else 0.0)
-        except Regressed as lost:
-            raise ConfigError(
-                f"the ledger lost records that were acknowledged: {lost}",
-                "restore the data folder from a backup, or find out who touched it; nothing is written on it until then",
-            ) from None
-        # INVARIANT: a txn that lost its end is not used (test_a_flipped_bit_in_the_end_of_a_txn_is_not_taken_for_its_end).
-        self.ledger.witnessed(self.index.head)
         self.health.index = self.index
-        self._task(self._follow())
+        self._task(self._projection.follow(self.nats.core, self.observer))
 
-    async def _follow(self) -> None:
-        certain = CERTAIN if self.settings.config.bus.replicas > 1 else 0.0
-        await self.index.run(self.nats.core, self.ledger.halt, certain)
-        self.observer.fault("index", RuntimeError(self.index.halted or "the projection ended"))
+    @property
+    def index(self) -> SqliteIndex:
+        """The index of the one process of a group that has one."""
+        return self._projection.index
 
     async def caught_up(self) -> None:
-        """Wait until what was written before is in the index, so that nobody misses what they just did."""
-        try:
-            await self.index.wait_for(self.ledger.high)
-            await self.index.wait_for_refusals(self.refusals.high)
-        except TimeoutError:
-            raise refusal(
-                Code.LEDGER_UNAVAILABLE, "the index is behind the ledger", rule="index.behind", ask="try again shortly",
-                retry_after=1.0, cause=self.index.halted or "",
-            ) from None  # fmt: skip
+        """Wait until what was written before is in the index. Refuses LEDGER_UNAVAILABLE."""
+        await self._projection.caught_up()
+
+    async def evidence(self, tenant: str, txn: str) -> dict[str, Any]:
+        """The evidence of one txn. Refuses UNKNOWN_TARGET."""
+        return await self._projection.evidence(tenant, txn, self.keys.jwks())
 
     async def _take_requests(self) -> None:
         told = {**self.published(), "models": msgspec.to_builtins(self.settings.models)}
@@ -415,14 +360,6 @@ class Broker:
         )
         self._stack.push_async_callback(server.stop)
 
-    async def evidence(self, tenant: str, txn: str) -> dict[str, Any]:
-        """The evidence of one txn. Refuses UNKNOWN_TARGET."""
-        await self.caught_up()
-        entries = await self.index.chain(tenant, txn)
-        if not entries:
-            raise refusal(Code.UNKNOWN_TARGET, f"no txn {txn}", rule="api.unknown-txn", ask="remit chains lists them")
-        return export(entries, await self.index.refusals(tenant, txn), self.keys.jwks())
-
     def _task(self, work: Any) -> None:
         task = asyncio.create_task(work)
 
@@ -449,15 +386,3 @@ async def _close(connections: Connections) -> None:
     for connection in connections:
         with contextlib.suppress(Exception):
             await connection.close()
-
-
-def _heard(tenant: Tenant, cutter: Cutter, evict: Evictor, entry: Entry) -> None:
-    if entry.kind != "all" and entry.tenant != tenant.name:
-        return
-    tenant.bus.withdraw(entry)
-    if entry.state == "revoked" and entry.kind in ("agent", "tenant"):
-        cutter.cut(evict, lambda: tenant.cut_off(entry))
-
-
-def _suspect(tenant: Tenant, cutter: Cutter, txn: str) -> None:
-    cutter.begin(tenant.withdraw(txn))

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from remit_broker import app
+from remit_broker import app, commons, projection
 from remit_broker.adapters.json_schema import JsonSchemas
 from remit_broker.adapters.keyfiles import NATS_SEEDS, GrantKey, KeyFiles
 from remit_broker.config import Config, Settings
@@ -169,10 +169,10 @@ def wired() -> Iterator[None]:
         (app, "KeyFiles", type("Keys", (), {"open": staticmethod(lambda *_, **__: _FILES)})),
         (app, "bind_http", _Nothing),
         (app, "answer_callout", _no_callout),
-        (app, "ContentDetectors", lambda *_, **__: blind),
+        (commons, "ContentDetectors", lambda *_, **__: blind),
         (app, "require_servers", _left_out),
-        (app, "JsonSchemas", lambda: schemas),
-        (app, "SqliteIndex", type("Index", (), {"open": staticmethod(index)})),
+        (commons, "JsonSchemas", lambda: schemas),
+        (projection, "SqliteIndex", type("Index", (), {"open": staticmethod(index)})),
     ]
     before = [(where, name, getattr(where, name)) for where, name, _ in changes]
     for where, name, value in changes:

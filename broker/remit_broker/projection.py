@@ -1,0 +1,72 @@
+"""The index of a broker with the HTTP edge: checked before anything is written, kept up, and asked for what must not lag."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nats.aio.client import Client
+
+from remit_broker.adapters.errors import ConfigError
+from remit_broker.adapters.jetstream_ledger import JetStreamLedger
+from remit_broker.adapters.ledger_suspicion import SECONDS as CERTAIN
+from remit_broker.adapters.refusal_stream import RefusalStream
+from remit_broker.adapters.sqlite_index import SqliteIndex
+from remit_broker.adapters.stream_tail import Regressed
+from remit_broker.core.evidence import export
+from remit_broker.ports import Observer
+from remit_schemas.errors import Code, refusal
+
+
+class Projection:
+    """The index and the streams it follows. ``clustered`` says that the ledger has several replicas."""
+
+    def __init__(
+        self, index: SqliteIndex, ledger: JetStreamLedger, refusals: RefusalStream, *, clustered: bool
+    ) -> None:
+        self.index, self._ledger, self._refusals = index, ledger, refusals
+        self._certain = CERTAIN if clustered else 0.0
+
+    @classmethod
+    async def open(
+        cls, path: Path, nats: Client, ledger: JetStreamLedger, refusals: RefusalStream, *, clustered: bool
+    ) -> Projection:
+        """Open the index and check the ledger against it. Raises :class:`ConfigError` for a ledger that lost records."""
+        self = cls(await SqliteIndex.open(path), ledger, refusals, clustered=clustered)
+        try:
+            await self.index.check(nats, self._certain)
+        except BaseException as error:
+            await self.index.close()
+            if not isinstance(error, Regressed):
+                raise
+            raise ConfigError(
+                f"the ledger lost records that were acknowledged: {error}",
+                "restore the data folder from a backup, or find out who touched it; nothing is written on it until then",
+            ) from None
+        # INVARIANT: a txn that lost its end is not used (test_a_flipped_bit_in_the_end_of_a_txn_is_not_taken_for_its_end).
+        ledger.witnessed(self.index.head)
+        return self
+
+    async def follow(self, nats: Client, observer: Observer) -> None:
+        """Project both streams until cancelled; an end by itself is told."""
+        await self.index.run(nats, self._ledger.halt, self._certain)
+        observer.fault("index", RuntimeError(self.index.halted or "the projection ended"))
+
+    async def caught_up(self) -> None:
+        """Wait until what was written before is in the index, so that nobody misses what they just did."""
+        try:
+            await self.index.wait_for(self._ledger.high)
+            await self.index.wait_for_refusals(self._refusals.high)
+        except TimeoutError:
+            raise refusal(
+                Code.LEDGER_UNAVAILABLE, "the index is behind the ledger", rule="index.behind", ask="try again shortly",
+                retry_after=1.0, cause=self.index.halted or "",
+            ) from None  # fmt: skip
+
+    async def evidence(self, tenant: str, txn: str, jwks: dict[str, Any]) -> dict[str, Any]:
+        """The evidence of one txn, with ``jwks`` as the keys it claims. Refuses UNKNOWN_TARGET."""
+        await self.caught_up()
+        entries = await self.index.chain(tenant, txn)
+        if not entries:
+            raise refusal(Code.UNKNOWN_TARGET, f"no txn {txn}", rule="api.unknown-txn", ask="remit chains lists them")
+        return export(entries, await self.index.refusals(tenant, txn), jwks)
