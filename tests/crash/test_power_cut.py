@@ -18,7 +18,7 @@ import pytest
 
 from tests.chaos.processes import children
 from tests.crash.test_storage import audited
-from tests.support.process import ProcessLab
+from tests.support.process import NotReady, ProcessLab
 from tests.support.raw import RawAgent, Taken, skill
 
 pytestmark = [
@@ -87,7 +87,7 @@ async def test_a_power_cut_loses_nothing_or_is_noticed(tmp_path: Path, sync: str
         lab = again
         try:
             await lab.start()
-        except KeyError:
+        except NotReady:
             assert sync == "default", "an acknowledged record was on the disk"
             assert "lost records that were acknowledged" in lab.said
             assert code == 1

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from remit_schemas.envelope import Error, Result
-from tests.support.process import ProcessLab
+from tests.support.process import NotReady, ProcessLab
 from tests.support.raw import RawAgent, Taken, skill
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -129,7 +129,7 @@ async def started(base: Base) -> AsyncIterator[ProcessLab | str]:
     try:
         try:
             await lab.start()
-        except KeyError:
+        except NotReady:
             assert lab.process is not None and await lab.died() != 0
             yield lab.said
             return

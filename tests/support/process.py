@@ -21,6 +21,10 @@ from remit_schemas.names import Kind
 SECONDS = 40.0
 
 
+class NotReady(Exception):  # noqa: N818 - an answer, as those of the product are
+    """The broker did not start; its first line says why."""
+
+
 class ProcessLab:
     """A folder with a configuration, and at most one broker process on it. ``seeds`` and ``url`` are what raw agents need."""
 
@@ -45,7 +49,7 @@ class ProcessLab:
         return lab
 
     async def start(self, failpoint: str = "", *words: str) -> dict[str, Any]:
-        """Start a broker that will die at ``failpoint``, where one is named; returns its first line when it is ready.
+        """Start a broker that will die at ``failpoint``, where one is named; its first line when it is ready. Raises :class:`NotReady`.
 
         ``words`` are further words of ``remit up``.
         """
@@ -56,7 +60,8 @@ class ProcessLab:
         assert self.process.stdout is not None
         self.said = (await asyncio.wait_for(self.process.stdout.readline(), SECONDS)).decode()
         ready: dict[str, Any] = json.loads(self.said)
-        assert "nats" in ready, self.said
+        if "nats" not in ready:
+            raise NotReady(self.said)
         self.url = ready["nats"]
         token = (self.folder / "data" / "keys" / "local.token").read_text(encoding="utf-8").strip()
         self.http = httpx.AsyncClient(
