@@ -469,7 +469,7 @@ async def test_only_the_holder_of_the_root_grant_closes_a_txn(stage: Stage) -> N
 
 
 async def test_a_service_that_does_not_exist_is_refused(stage: Stage) -> None:
-    for op in ("grant/mint", "txn/open", "registry/add", "attach/remove"):
+    for op in ("grant/mint", "txn/reopen", "registry/add", "attach/remove"):
         body = await stage.mallory.error(f"remit/{op}", "new", None)
         assert (body.code, body.rule) == ("UNKNOWN_TARGET", "service.unknown")
 

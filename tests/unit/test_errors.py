@@ -79,7 +79,7 @@ def test_a_body_has_every_field_of_the_contract() -> None:
     body = msgspec.to_builtins(ErrorBody(code=Code.CYCLE, message="m"))
     assert body == {
         "code": "CYCLE", "message": "m", "rule": "", "ask": "", "retryable": False, "retry_after": None,
-        "approval_url": None, "effect": "none", "txn": None, "hop": None,
+        "approval_url": None, "effect": "none", "txn": None, "hop": None, "approval": None,
     }  # fmt: skip
     assert msgspec.convert(body, ErrorBody) == ErrorBody(code=Code.CYCLE, message="m")
 
