@@ -1,6 +1,6 @@
 """`python -m tools.prove_guards` (`make guards`): a test that holds a guarantee fails when its guard is taken away.
 
-`tests/guards.toml` names, for each claim of `docs/guarantees.md`, the guard in the code and the test that holds it. In a
+`tests/guards/` names, for each claim of `docs/guarantees.md`, the guard in the code and the test that holds it. In a
 copy of the tree this removes one guard after the other and runs exactly that test. Only a test that *fails* proves
 something: one that passes (a survivor), cannot be collected, breaks in a fixture or runs out of time does not.
 """
@@ -26,7 +26,7 @@ from queue import SimpleQueue
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-GUARDS: Final = "tests/guards.toml"
+GUARDS: Final = "tests/guards"
 COPIED: Final = ("schemas", "agents_sdk", "broker", "tests", "docs", "pyproject.toml")
 IMPORTED: Final = {"schemas": "remit_schemas", "agents_sdk": "remit", "broker": "remit_broker"}
 SECONDS: Final = 150.0
@@ -96,19 +96,22 @@ class Outcome:
 
 
 def read_guards(path: Path = ROOT / GUARDS) -> list[Guard]:
-    """The entries of the file, in order. Raises ValueError for what is no entry."""
-    whole = tomllib.loads(path.read_text(encoding="utf-8"))
-    return [_guard(number, raw) for number, raw in enumerate(whole.pop("guard", []), 1)]
+    """The entries of every file of that folder, in order. Raises ValueError for what is no entry."""
+    guards: list[Guard] = []
+    for file in sorted(path.glob("*.toml")):
+        whole = tomllib.loads(file.read_text(encoding="utf-8"))
+        guards += [_guard(f"{file.name}: entry {number}", raw) for number, raw in enumerate(whole.pop("guard", []), 1)]
+    return guards
 
 
-def _guard(number: int, raw: dict[str, Any]) -> Guard:
+def _guard(place: str, raw: dict[str, Any]) -> Guard:
     if unknown := raw.keys() - _KEYS:
-        raise ValueError(f"entry {number}: {', '.join(sorted(unknown))} is not one of {', '.join(sorted(_KEYS))}")
+        raise ValueError(f"{place}: {', '.join(sorted(unknown))} is not one of {', '.join(sorted(_KEYS))}")
     try:
         edits = (_edit(raw), *(_edit({"file": raw["file"], **more}) for more in raw.get("also", [])))
         return Guard(raw["claim"], raw["test"], edits)
     except KeyError as missing:
-        raise ValueError(f"entry {number}: {missing} is missing") from None
+        raise ValueError(f"{place}: {missing} is missing") from None
 
 
 def _edit(raw: dict[str, Any]) -> Edit:

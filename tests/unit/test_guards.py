@@ -1,4 +1,4 @@
-"""``guards.toml`` fits the code and the page of guarantees; that each test fails without its guard is for `make guards`."""
+"""``tests/guards`` fits the code and the page of guarantees; that each test fails without its guard is for `make guards`."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_every_test_that_is_named_exists() -> None:
 
 def test_every_claim_has_a_guard_for_each_of_its_tests_and_every_guard_is_claimed() -> None:
     proven = {(guard.claim, guard.test) for guard in GUARDS}
-    assert claimed() - proven == set(), "these claims of docs/guarantees.md have no entry in tests/guards.toml"
-    assert proven - claimed() == set(), "these entries of tests/guards.toml stand nowhere in docs/guarantees.md"
+    assert claimed() - proven == set(), "these claims of docs/guarantees.md have no entry in tests/guards"
+    assert proven - claimed() == set(), "these entries of tests/guards stand nowhere in docs/guarantees.md"
 
 
 def test_no_entry_is_there_twice() -> None:
