@@ -24,6 +24,7 @@ from remit_broker.cli import (
     doctor,
     evidence,
     keys,
+    mcp,
     policy,
     rulings,
     running,
@@ -64,6 +65,7 @@ bench.register(app)
 doctor.register(app)
 callout.register(app)
 demo.register(app)
+mcp.register(app)
 servers.register(app)
 rulings.register(app)
 app.add_typer(agents.app, name="agents")
