@@ -63,6 +63,7 @@ def test_without_a_broker_the_command_says_how_to_start_one(tmp_path: Path) -> N
     assert "no broker runs" in done.err and "remit up" in done.err
 
 
+@pytest.mark.timeout(180)
 def test_a_client_need_not_know_that_its_broker_was_started_again(tmp_path: Path) -> None:
     folder = new_folder(tmp_path)
     first = start(folder)

@@ -163,6 +163,7 @@ def test_every_configuration_key_is_documented() -> None:
         ContentConfig,
         HttpConfig,
         LimitsConfig,
+        McpConfig,
         PolicyConfig,
         ResultsConfig,
         TracesConfig,
