@@ -37,7 +37,7 @@ from remit_broker.ports import Ports
 from remit_schemas.budget import Budget, parse_budget
 from remit_schemas.envelope import Request as Wanted
 from remit_schemas.envelope import Want
-from remit_schemas.errors import Refusal
+from remit_schemas.errors import Code, Refusal
 from remit_schemas.grant import TYP, Grant, parse
 from remit_schemas.names import DEFAULT_TENANT, is_principal
 from remit_schemas.scope import Scope, format_detail
@@ -154,7 +154,11 @@ class Tokens:
             opened = await open_as(identity, wish, holder, tenant, ports)
         except Exception as error:
             refused = await refuse(Hop(ask=ask, id=ports.ids.hop()), "exchange", error, ports, "remit/oauth/token")
-            raise as_oauth(refused.body) from None
+            no = as_oauth(refused.body)
+            # Here it is the user's token that is not accepted, whoever was to hold the grant (RFC 8693 §2.2.2).
+            if refused.body.code is Code.POLICY_DENIED:
+                no = OAuthError("invalid_request", refused.body)
+            raise no from None
         return _issued(opened.grant, opened.exp - ports.clock.now(), Scope.of(scopes))
 
     async def _of_user(self, subject: str, tenant: str) -> Ports:
