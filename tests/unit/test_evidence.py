@@ -31,6 +31,7 @@ from tests.support.evidence import (
     Case,
     closed_case,
     long_case,
+    reproved,
     resealed,
 )
 from tests.support.story import ROOT, TXN, hop_id
@@ -325,6 +326,7 @@ def test_a_refusal_of_another_txn_is_found(evidence: Evidence) -> None:
     refusal = evidence["refusals"][1]
     refusal["txn"] = "b" * 32
     refusal["hash"] = hash_of(refusal)
+    reproved(evidence)
     assert bad(evidence)[1].startswith("refusal 1:")
 
 
