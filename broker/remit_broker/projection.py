@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import sqlite3
 from pathlib import Path
 from typing import Any, Final
@@ -61,9 +62,9 @@ class Projection:
         while True:
             await asyncio.sleep(CHECKPOINT_SECONDS)
             try:
-                await self.index.checkpoint()
-            except sqlite3.Error as error:
-                observer.fault("checkpoint", error)
+                # A disk that is full is said by the projection: what was not signed now is signed later.
+                with contextlib.suppress(sqlite3.OperationalError):
+                    await self.index.checkpoint()
             except Regressed as lost:
                 self._ledger.halt(str(lost))
                 observer.fault("checkpoint", lost)
@@ -92,7 +93,8 @@ class Projection:
         if not entries:
             raise refusal(Code.UNKNOWN_TARGET, f"no txn {txn}", rule="api.unknown-txn", ask="remit chains lists them")
         refusals = await self.index.refusals(tenant, txn)
-        await self.index.checkpoint()
+        with contextlib.suppress(sqlite3.OperationalError):
+            await self.index.checkpoint()
         proofs = await self.index.proofs.of(entries, refusals)
         if proofs is None:
             raise refusal(
