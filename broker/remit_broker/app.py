@@ -21,6 +21,7 @@ from remit_broker.adapters.admin_stream import AdminStream
 from remit_broker.adapters.agreement import agree, shared
 from remit_broker.adapters.cedar import CedarEngine
 from remit_broker.adapters.errors import ConfigError, ServiceError
+from remit_broker.adapters.index_proofs import signer
 from remit_broker.adapters.jetstream import JetStream, Unreachable
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.kept_results import ARGUMENTS, KvResults
@@ -307,6 +308,8 @@ class Broker:
         self._stack.push_async_callback(self.index.close)
         self.health.index = self.index
         self._task(self._projection.follow(self.nats.core, self.observer))
+        sign = signer(self.settings.config.issuer, self.keys.sealing)
+        self._task(self._projection.seal(sign, self.observer))
 
     @property
     def index(self) -> SqliteIndex:
@@ -345,6 +348,7 @@ class Broker:
         extras = {
             "published": self.published(),
             "evidence": self.evidence,
+            "checkpoints": self._projection.checkpoints,
             "caught_up": self.caught_up,
             "status": self.health.status,
             "budgets": self.accounts.report,
