@@ -97,7 +97,8 @@ async def test_nobody_cancels_anothers_call(front: Front) -> None:
     mine, other = await begun(front), await begun(front)
     slow = asyncio.create_task(mine.ask("tools/call", {"name": "slow", "arguments": {"seconds": 2}}, id="job"))
     await eventually(lambda: any("job" in one.running for one in front.lab.broker._clients._sessions.all()))
-    for wish in ("job", 1, None, [], {"a": 1}):
+    wishes: list[Any] = ["job", 1, None, [], {"a": 1}]
+    for wish in wishes:
         await other.tell("notifications/cancelled", {"requestId": wish})
     assert (await slow)["result"]["structuredContent"] == {"result": "done"}
 
@@ -265,7 +266,11 @@ async def test_a_revoked_user_is_no_client(front: Front) -> None:
 
 async def test_a_stream_holds_one_message_a_line(front: Front) -> None:
     raw = await begun(front)
-    params = {"name": "echo", "arguments": {"text": 'a\n\ndata: {"x":1}\r\n\u2028b'}, "_meta": {"progressToken": "p"}}
+    params: dict[str, Any] = {
+        "name": "echo",
+        "arguments": {"text": 'a\n\ndata: {"x":1}\r\n\u2028b'},
+        "_meta": {"progressToken": "p"},
+    }
     response = await raw.post({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
     (answer,) = said(response)
     assert json.loads(json.dumps(answer))["result"]["structuredContent"]["result"] == params["arguments"]["text"]

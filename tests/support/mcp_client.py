@@ -49,7 +49,7 @@ class Front:
         return attached
 
     @asynccontextmanager
-    async def client(self, path: str = "/mcp/files", token: str | None = None, **rest: Any) -> AsyncIterator[Client]:
+    async def client(self, path: str = "/mcp/files", token: str | None = None, **rest: Any) -> AsyncIterator[Any]:
         """The library's client, of the generation with sessions."""
         headers = {"Authorization": f"Bearer {self.token if token is None else token}"}
         async with httpx2.AsyncClient(headers=headers, timeout=30, trust_env=False) as http:
