@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from remit_schemas.grant import parse
 from tests.support.cli import Result, Running, new_folder, running
 
 PERMIT = '@id("all")\n@reason("all")\npermit(principal, action, resource);\n'
@@ -45,6 +46,26 @@ def test_a_grant_is_a_txn_a_token_and_when_it_ends(broker: Running) -> None:
     assert re.fullmatch("[0-9a-f]{32}", told["txn"])
     assert told["grant"].count(".") == 2
     assert 100 < told["exp"] - time.time() <= 121
+
+
+def test_a_task_has_the_ceiling_of_labels_that_was_asked_for(tmp_path: Path) -> None:
+    """The same call in three tasks: none said, what the tool brings, and unlabelled data alone."""
+    folder = new_folder(tmp_path / "broker")
+    config = folder / "remit.toml"
+    config.write_text(config.read_text().replace("\n[labels]", '\n[labels]\n"mcp/tools/*" = ["confidential"]'))
+    with running(folder) as broker:
+        broker.agent("planner")
+        broker.server("tools")
+        for words, rule in ((), ""), (("--labels", "web, confidential"), ""), (("--labels", ""), "labels.ceiling"):
+            path = granted(broker, tmp_path, *words)
+            done = call(broker, "read_thing", {"name": "x"}, "--grant-file", str(path))
+            assert (done.error["rule"] if done.code else "") == rule, done.err
+        ceilings = [parse(path.read_text().strip()).claims.labels]
+        assert ceilings == [()]
+        done = broker.remit(
+            "grant", "--user", "ann", "--to", "planner", "--scope", "mcp/**", "--labels", "No!", "--json"
+        )
+        assert (done.code, done.error["rule"]) == (1, "txn.labels")
 
 
 def test_without_json_a_grant_is_the_token_alone(broker: Running) -> None:
