@@ -41,14 +41,13 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
 async def test_labels_of_a_call_are_the_ceiling_of_its_callee(lab: Lab) -> None:
     """In tasks of their own: what has come back once is on all that the boss sends from then on."""
     boss = Agent("boss", await lab.agent("boss"))
-    for wish, told in (
-        ({}, "a record"),
-        ({"labels": ["confidential"]}, "a record"),
-        ({"labels": ["internal"]}, "labels.ceiling"),
-    ):
+    wishes: list[tuple[list[str] | None, str]] = [
+        (None, "a record"), (["confidential"], "a record"), (["internal"], "labels.ceiling"),
+    ]  # fmt: skip
+    for labels, told in wishes:
         root = await lab.grant("boss", "mcp/**", "agent/**")
         async with boss.task(root.grant) as task:
-            assert await task.call(WORK, **wish) == told
+            assert await task.call(WORK, labels=labels) == told
     root = await lab.grant("boss", "mcp/**", "agent/**")
     async with boss.task(root.grant) as task:
         with pytest.raises(InputNeeded) as asked:

@@ -27,7 +27,7 @@ def closed(**fields: Any) -> HopClosed:
 
 def test_what_ends_a_hop_fits_into_its_record_whatever_was_found() -> None:
     """The most findings at the longest places, the most labels, the longest texts and hundreds of policies, at once."""
-    most = {
+    most: dict[str, Any] = {
         "findings": summary(DEEP), "labels": LABELS, "reason": "\x07" * 1024,
         "decision": Decision("deny", tuple(f"policy-{number}-{'p' * 50}" for number in range(400)), "f" * 64),
     }  # fmt: skip

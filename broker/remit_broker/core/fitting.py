@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from remit_broker.core.findings import ABRIDGED, class_of
-from remit_schemas.records import MAX_RECORD, Finding, HopClosed, HopParked
+from remit_schemas.records import MAX_RECORD, Decision, Finding, HopClosed, HopParked
 
 Ending = TypeVar("Ending", HopClosed, HopParked)
 
@@ -54,7 +54,7 @@ def _counted(record: Ending, name: Callable[[str], str]) -> Ending:
         counts[name(one.kind)] = counts.get(name(one.kind), 0) + one.count
     if not kept:
         return record
-    found = [Finding(kind, "", count) for kind, count in sorted(counts.items())]
+    found: list[Finding] = [Finding(kind, "", count) for kind, count in sorted(counts.items())]
     return replace(record, findings=(*found, Finding(ABRIDGED, "", len(kept))))
 
 
@@ -68,8 +68,9 @@ def _cut(text: str) -> str:
 
 
 def _rules(record: Ending) -> Ending:
-    said = record.decision
-    if said is None or len(said.rules) <= FEW:
+    said: Decision | None = record.decision
+    rules: tuple[str, ...] = said.rules if said is not None else ()
+    if said is None or len(rules) <= FEW:
         return record
-    more = f"… and {len(said.rules) - FEW} more"
-    return replace(record, decision=replace(said, rules=(*said.rules[:FEW], more)))
+    few = replace(said, rules=(*rules[:FEW], f"… and {len(rules) - FEW} more"))
+    return replace(record, decision=few)
