@@ -26,7 +26,7 @@ from remit.answers import Answer, Answers
 from remit.credentials import Credentials
 from remit.errors import Refused, refused
 from remit.link import OnMessage
-from remit.overlap import Overlap
+from remit.overlap import Renewing
 from remit_schemas.envelope import MAX_ENVELOPE, Request, encode
 from remit_schemas.errors import Code
 from remit_schemas.subjects import inbox_prefix
@@ -36,11 +36,6 @@ log: Final = logging.getLogger("remit")
 CONNECT_SECONDS: Final = 10.0
 _REDIAL: Final = (0.05, 5.0)
 """First and last pause, in seconds, between attempts to connect again."""
-
-_RENEW: Final = 0.6
-"""Part of the life of a connection's permissions after which another one is made."""
-_BOTH: Final = 0.5
-"""Seconds for which both listen: in a cluster, other servers learn of a new listener a little later."""
 
 _AGAIN: Final = 0.1
 """Seconds until what nobody heard is said again."""
@@ -67,8 +62,9 @@ class BusClient:
         self._bus = bus
         self._seed = credentials.nkey_seed if credentials else None
         self._lives = credentials.connection_seconds if credentials else None
-        self._overlap: Overlap | None = None
+        self._renewal = Renewing(self._on_inbox)
         self._renewing: asyncio.Task[None] | None = None
+        self._dialling = asyncio.Lock()
         self._answers = Answers(inbox_prefix(name, self.connection))
         self._on_control: OnMessage = lambda _, __: None
         self._serving: dict[str, tuple[str, OnMessage]] = {}
@@ -87,6 +83,9 @@ class BusClient:
         try:
             async with asyncio.timeout(seconds):
                 await self._dial(seconds)
+            if self._lives is not None and self._renewing is None:
+                renewing = self._renewal.run(self._lives, self._current, self._renewed)
+                self._renewing = asyncio.get_running_loop().create_task(renewing)
         except (TimeoutError, OSError, nats.errors.Error) as error:
             if isinstance(error, nats.errors.AuthorizationError) or "authorization violation" in str(error).lower():
                 raise _stranger(self.name, self._bus) from None
@@ -139,10 +138,7 @@ class BusClient:
                 ping_interval=10,
                 max_outstanding_pings=2,
             )
-            # The one connection hears for the other as well, until that one is alone.
-            overlap = self._overlap
-            hear = overlap.hear_new if overlap is not None else self._hear_alone
-            await client.subscribe(f"{inbox_prefix(self.name, self.connection)}.>", cb=hear)
+            await client.subscribe(f"{inbox_prefix(self.name, self.connection)}.>", cb=self._renewal.hearing())
             self._subscriptions = [
                 await client.subscribe(subject, queue=queue, cb=_handing(on_message))
                 for subject, (queue, on_message) in self._serving.items()
@@ -158,39 +154,27 @@ class BusClient:
         self._nc = client
         self._gone = asyncio.get_running_loop().create_future()
         self._up.set()
-        if self._lives is not None and self._overlap is None:
-            if self._renewing is not None:
-                self._renewing.cancel()
-            self._renewing = asyncio.get_running_loop().create_task(self._renew(self._lives * _RENEW))
 
-    async def _hear_alone(self, message: Msg) -> None:
-        await (self._overlap.hear_old(message) if self._overlap is not None else self._on_inbox(message))
+    def _current(self) -> Callable[[], Awaitable[None]] | None:
+        client, services = self._nc, self._subscriptions
 
-    async def _renew(self, seconds: float) -> None:
-        """A new connection in good time, and then the end of the old one.
+        async def end() -> None:
+            for subscription in services:
+                await subscription.drain()  # type: ignore[no-untyped-call]
+            if client is not None:
+                await client.drain()
 
-        INVARIANT: permissions that run out cost no reply and no call (test_permissions_that_run_out_cost_no_reply).
-        """
-        while True:
-            await asyncio.sleep(seconds)
-            old, services = self._nc, self._subscriptions
-            if old is None:
-                return  # it broke before; whoever connects again begins anew
-            self._overlap = overlap = Overlap(self._on_inbox)
-            try:
-                async with asyncio.timeout(CONNECT_SECONDS):
-                    await self._dial(CONNECT_SECONDS)
-                await asyncio.sleep(_BOTH)
-                with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-                    for subscription in services:
-                        await subscription.drain()  # type: ignore[no-untyped-call]
-                    await old.drain()
-            except (TimeoutError, OSError, nats.errors.Error) as error:
-                log.warning("%s cannot renew its connection: %s", self.name, str(error) or type(error).__name__)
-                seconds = min(seconds, 1.0)
-            finally:
-                await overlap.end()
-                self._overlap = None
+        return end if client is not None else None
+
+    async def _renewed(self) -> bool:
+        """INVARIANT: permissions that run out cost no reply and no call (test_permissions_that_run_out_cost_no_reply)."""
+        try:
+            async with self._dialling, asyncio.timeout(CONNECT_SECONDS):
+                await self._dial(CONNECT_SECONDS)
+        except (TimeoutError, OSError, nats.errors.Error) as error:
+            log.warning("%s cannot renew its connection: %s", self.name, str(error) or type(error).__name__)
+            return False
+        return True
 
     def _lost(self, client: Client) -> None:
         if self._leaving or client is not self._nc:
@@ -208,8 +192,10 @@ class BusClient:
             await asyncio.sleep(pause * (0.5 + secrets.randbelow(1000) / 1000))
             pause = min(pause * 2, longest)
             try:
-                async with asyncio.timeout(CONNECT_SECONDS):
-                    await self._dial(CONNECT_SECONDS)
+                # Perhaps the old one broke while another was made in good time.
+                async with self._dialling, asyncio.timeout(CONNECT_SECONDS):
+                    if self._nc is None:
+                        await self._dial(CONNECT_SECONDS)
             except (TimeoutError, OSError, nats.errors.Error) as error:
                 log.warning("%s cannot connect to %s: %s", self.name, self._bus, str(error) or type(error).__name__)
                 continue

@@ -10,7 +10,7 @@ import pytest
 from nats.aio.msg import Msg
 
 from remit import Agent, Hop, open_task
-from remit.overlap import Overlap
+from remit.overlap import End, Hand, Overlap, Renewing
 from remit_broker.edges.attach.credentials import read_credentials
 from remit_broker.edges.attach.worker import AttachWorker, Report
 from remit_broker.testing import running_broker
@@ -87,3 +87,81 @@ async def test_while_two_connections_listen_each_message_is_handed_on_once_and_i
     await overlap.end()
     await overlap.hear_new(message("alone"))
     assert heard == ["before the new one listens", "both", "after the old one", "alone"]
+
+
+async def test_a_connection_renewed_twice_hears_once_and_a_failed_renewal_is_tried_again_soon(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Each connection hears every message, as on a real bus; the second renewal fails once."""
+    monkeypatch.setattr("remit.overlap._BOTH", 0.02)
+    monkeypatch.setattr("remit.overlap._SOON", 0.01)
+    heard: list[str] = []
+    listening: list[Hand] = []
+    enough = asyncio.Event()
+    dials = 0
+
+    async def hand(message: Msg) -> None:
+        heard.append(message.subject)
+
+    renewal = Renewing(hand)
+    listening.append(renewal.hearing())
+
+    async def say(name: str) -> None:
+        for hear in list(listening):
+            await hear(Msg(_client=None, subject=name, data=name.encode()))  # type: ignore[arg-type]
+
+    def current() -> End:
+        old = listening[-1]
+
+        async def end() -> None:
+            await say(f"both {dials}")
+            listening.remove(old)
+            await say(f"new {dials}")
+
+        return end
+
+    async def renewed() -> bool:
+        nonlocal dials
+        dials += 1
+        if dials == 2:
+            return False
+        if dials == 4:
+            enough.set()
+            await asyncio.Event().wait()
+        listening.append(renewal.hearing())
+        return True
+
+    running = asyncio.create_task(renewal.run(0.1, current, renewed))
+    async with asyncio.timeout(20):
+        await enough.wait()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await say("alone")
+    assert heard == ["both 1", "new 1", "both 3", "new 3", "alone"]
+
+
+async def test_a_connection_that_cannot_be_renewed_is_tried_again_before_its_permissions_run_out(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """A life of a day: the next attempt does not wait for three fifths of another one."""
+    monkeypatch.setattr("remit.overlap.RENEW", 0.0)
+    waited: list[float] = []
+    real = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        await real(0)
+
+    async def nothing() -> None: ...
+
+    async def renewed() -> bool:
+        monkeypatch.setattr("remit.overlap.RENEW", 0.6)
+        return len(waited) > 2
+
+    monkeypatch.setattr("remit.overlap.asyncio.sleep", sleep)
+    running = asyncio.create_task(Renewing(lambda _: nothing()).run(86400.0, lambda: nothing, renewed))
+    while len(waited) < 5:
+        await real(0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert waited[:5] == [0.0, 1.0, 1.0, 0.5, 86400.0 * 0.6]

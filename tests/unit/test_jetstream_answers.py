@@ -98,6 +98,17 @@ async def test_frames_end_at_their_deadline_also_when_some_came_before() -> None
     queue.close()
 
 
+async def test_a_frame_that_came_in_time_is_taken_although_its_waiter_was_not_woken_yet() -> None:
+    """A busy broker wakes its waiters in turns, and this one's turn comes after its deadline."""
+    turns: list[Callable[[], object]] = []
+    queue = FrameQueue(turns.append)
+    asyncio.get_running_loop().call_soon(queue.put, b"in time")
+    assert await queue.next(0.02) == b"in time"
+    assert len(turns) == 1
+    turns[0]()  # nobody waits any more
+    queue.close()
+
+
 async def test_an_earlier_deadline_than_before_counts() -> None:
     queue = FrameQueue()
     asyncio.get_running_loop().call_soon(queue.put, b"first")

@@ -12,7 +12,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from remit.overlap import Overlap
+from remit.overlap import End, Renewing
 from remit_broker.edges.attach.credentials import Credentials
 from remit_broker.edges.attach.wire import BusError, connect, connection_name, register
 from remit_schemas.callee import control_subject
@@ -25,11 +25,6 @@ SECONDS: Final = 10.0
 
 _AGAIN: Final = (0.1, 10.0)
 """First and last pause, in seconds, between new connections after one was closed for good."""
-
-RENEW: Final = 0.6
-"""Part of the life of a connection's permissions after which another one is made."""
-_BOTH: Final = 0.5
-"""Seconds for which both listen: in a cluster, other servers learn of a new listener a little later."""
 
 OnDispatch = Callable[[str, bytes], Awaitable[None]]
 OnControl = Callable[[str, str, bytes], None]
@@ -58,7 +53,8 @@ class Link:
         self._on_error = on_error
         self._client: Client | None = None
         self._services: Subscription | None = None
-        self._overlap: Overlap | None = None
+        self._renewal = Renewing(self._control)
+        self._dialling = asyncio.Lock()
         self._again: asyncio.Task[None] | None = None
         self._renewing: asyncio.Task[None] | None = None
         self._leaving = False
@@ -68,7 +64,8 @@ class Link:
         if self._client is None:
             await self._connect()
             if self._credentials.lives is not None:
-                self._renewing = asyncio.create_task(self._renew(self._credentials.lives * RENEW))
+                renewing = self._renewal.run(self._credentials.lives, self._current, self._renewed)
+                self._renewing = asyncio.create_task(renewing)
 
     async def register(self, args: dict[str, Any]) -> None:
         """Tell the broker what is served. Raises its refusal, or TARGET_UNAVAILABLE."""
@@ -112,43 +109,45 @@ class Link:
             self._credentials, self.connection, bus=self._bus, seconds=SECONDS,
             on_reconnect=self._reconnected, on_error=self._failed, on_closed=closed,
         )  # fmt: skip
-        # The one connection hears for the other as well, until that one is alone.
-        hear = self._overlap.hear_new if self._overlap is not None else self._hear_alone
-        await client.subscribe(control_subject(self._name, self.connection), cb=hear)
-        # In the queue group of its own name: several workers of one server share its calls.
-        self._services = await client.subscribe(f"svc.mcp.{token(self._name)}.>", queue=self._name, cb=self._dispatch)
-        await client.flush()
-        self._client = client
+        try:
+            await client.subscribe(control_subject(self._name, self.connection), cb=self._renewal.hearing())
+            # In the queue group of its own name: several workers of one server share its calls.
+            services = await client.subscribe(f"svc.mcp.{token(self._name)}.>", queue=self._name, cb=self._dispatch)
+            await client.flush()
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            await client.close()
+            raise BusError(f"{self._bus}: {str(error) or type(error).__name__}") from None
+        self._client, self._services = client, services
 
-    async def _renew(self, seconds: float) -> None:
-        """A new connection in good time, and then the end of the old one.
+    def _current(self) -> End | None:
+        client, services = self._client, self._services
+        if client is None or services is None or self._leaving:
+            return None
 
-        INVARIANT: permissions that run out cost no call (test_permissions_of_a_server_that_run_out_cost_no_call).
-        """
-        while True:
-            await asyncio.sleep(seconds)
-            old, services = self._client, self._services
-            if old is None or services is None or self._leaving:
-                continue  # it is being made anew already
-            self._overlap = overlap = Overlap(self._control)
-            try:
+        async def end() -> None:
+            await services.drain()  # type: ignore[no-untyped-call]
+            await client.drain()
+
+        return end
+
+    async def _renewed(self) -> bool:
+        """INVARIANT: permissions that run out cost no call (test_permissions_of_a_server_that_run_out_cost_no_call)."""
+        try:
+            async with self._dialling:
                 await self._connect()
-                await asyncio.sleep(_BOTH)
-                with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-                    await services.drain()  # type: ignore[no-untyped-call]
-                    await old.drain()
-            except (BusError, Refusal, nats.errors.Error, OSError, TimeoutError) as error:
-                # The old one goes on for as long as it may, and is made anew when it ends.
-                self._on_error(error)
-            finally:
-                await overlap.end()
-                self._overlap = None
+        except (BusError, Refusal) as error:
+            self._on_error(error)
+            return False
+        return True
 
     async def _reconnect(self) -> None:
         pause, longest = _AGAIN
         while not self._leaving:
             try:
-                await self._connect()
+                # Perhaps the old one broke while another was made in good time.
+                async with self._dialling:
+                    if self._client is None:
+                        await self._connect()
             except (BusError, Refusal) as error:
                 self._on_error(error)
                 await asyncio.sleep(pause)
@@ -171,9 +170,6 @@ class Link:
 
     async def _dispatch(self, message: Msg) -> None:
         await self._on_dispatch(message.subject, message.data)
-
-    async def _hear_alone(self, message: Msg) -> None:
-        await (self._overlap.hear_old(message) if self._overlap is not None else self._control(message))
 
     async def _control(self, message: Msg) -> None:
         *_, txn, hop = message.subject.split(".")
