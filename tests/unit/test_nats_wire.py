@@ -156,6 +156,25 @@ def test_any_bytes_are_headers_or_none(block: bytes, begins_well: bool) -> None:
     assert found is None or all(isinstance(part, str) for pair in found.items() for part in pair)
 
 
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=30).filter(lambda line: b"\r\n" not in line),
+            st.builds(
+                lambda name, gap, value: f"{name}:{gap}{value}".encode(),
+                st.text("Nats- \tié\x1c\x0b", max_size=8), st.sampled_from(["", " ", "\t"]), st.text(max_size=8),
+            ),
+        ),
+        max_size=6,
+    )
+)  # fmt: skip
+def test_headers_are_read_as_the_library_reads_them(lines: list[bytes]) -> None:
+    block = b"".join(line + b"\r\n" for line in lines) + b"\r\n"
+    theirs = Client._parse_header_lines(block)
+    theirs.pop("", None)
+    assert read_headers(b"NATS/1.0\r\n" + block) == (theirs or None)
+
+
 def test_a_client_of_the_library_has_what_is_used_of_it() -> None:
     """The fields of nats-py that the reading relies on; another version that lacks one is noticed here."""
     assert {"_subs", "stats", "_pending", "_pending_data_size", "_transport", "_status"} <= set(vars(Client()))

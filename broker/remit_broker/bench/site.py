@@ -82,9 +82,11 @@ async def site(
         encoding="utf-8",
     )
     async with AsyncExitStack() as stack:
-        before = ("-m", "cProfile", "-o", str(profile)) if profile is not None else ()
+        before = ("-m", "remit_broker.bench.profiled", str(profile)) if profile is not None else ()
         words = ("up", "--json", "--quiet", "--replicas", str(replicas), "-c", str(config))
-        ready = json.loads(await stack.enter_async_context(process(*before, *_REMIT, *words)))
+        ready = json.loads(
+            await stack.enter_async_context(process(*before, *(_REMIT[1:] if before else _REMIT), *words))
+        )
         paths = {}
         for name in (CALLER, CALLEE):
             async with process(*_REMIT, "agents", "add", name, "--json", "-c", str(config)) as told:
