@@ -275,6 +275,21 @@ def test_what_trusts_the_machine_needs_loopback(file: Path, text: str) -> None:
         load(str(file))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[http]\nstop_all = ['corp:ann']",
+        "[http]\nauth = 'issuer'\nstop_all = ['corp:ann']\n[development]\nissuer = true",
+        "[http]\nauth = 'issuer'\nstop_all = ['development:']\n[development]\nissuer = true",
+        "[http]\nauth = 'issuer'\nstop_all = ['ann']\n[development]\nissuer = true",
+    ],
+)
+def test_whoever_may_stop_all_tenants_is_somebody_an_issuer_proves(file: Path, text: str) -> None:
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="stop_all"):
+        load(str(file))
+
+
 def test_operators_by_an_issuer_need_one(file: Path) -> None:
     file.write_text("[http]\nauth = 'issuer'")
     with pytest.raises(ConfigError, match="there is no issuer"):
