@@ -75,6 +75,8 @@ def test_the_starter_shows_every_key_with_its_default(file: Path) -> None:
             "labels",
             "approvals",
             "endorsers",
+            "mcp",
+            "oauth",
             "policy",
             "tool_groups",
             "caps",
