@@ -75,6 +75,7 @@ auth = {auth:<22}# "local": the OS user, by the token in data/keys/local.token; 
 
 [traces]
 # endpoint = ""              # OTLP/HTTP, such as "http://127.0.0.1:4318"; OTEL_EXPORTER_OTLP_ENDPOINT wins
+# ui = ""                    # where people look at them, such as "http://127.0.0.1:16686": remit chain links there
 
 [content]
 # presidio = []              # ["PERSON"]: entities that Presidio looks for too; it must be installed

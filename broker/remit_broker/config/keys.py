@@ -94,9 +94,13 @@ class OAuthConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where spans go by OTLP/HTTP; the standard ``OTEL_EXPORTER_OTLP_*`` variables win. Empty: nowhere."""
+    """Where spans go by OTLP/HTTP; the standard ``OTEL_EXPORTER_OTLP_*`` variables win. Empty: nowhere.
+
+    ``ui`` is where people look at them: the address of Jaeger.
+    """
 
     endpoint: str = ""
+    ui: str = ""
 
 
 class PolicyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
