@@ -45,6 +45,7 @@ from remit_broker.adapters.revocations import KvRevocations
 from remit_broker.adapters.sqlite_index import SqliteIndex
 from remit_broker.adapters.tasks import ended
 from remit_broker.adapters.world import SystemClock
+from remit_broker.clients import serve_clients
 from remit_broker.commons import Stored, shared_ports
 from remit_broker.config import Settings
 from remit_broker.core.addresses import network
@@ -59,6 +60,7 @@ from remit_broker.edges.http.desk import Desk
 from remit_broker.edges.http.oauth.wiring import OAuth
 from remit_broker.edges.http.operators import Operator
 from remit_broker.edges.http.policy import PolicyDesk
+from remit_broker.edges.inside import Calls
 from remit_broker.edges.registration import Registration
 from remit_broker.enforcement import enforce
 from remit_broker.gate import answer_callout
@@ -92,6 +94,7 @@ class Broker:
         """Set when something the broker cannot live without has ended."""
         self._pace = Pace()
         self._stack = AsyncExitStack()
+        self._inside: dict[str, Calls] = {}
         self._bus_said: dict[tuple[str, str], float] = {}
 
     async def __aenter__(self) -> Broker:
@@ -333,6 +336,7 @@ class Broker:
             edge = BusEdge(self.nats.of(name), name, tenant.ports, registration.attach, told, self._pace.soon)
             await tenant.take_requests(edge)
             edges.append(edge)
+            self._inside[name] = Calls(name, tenant.ports.clock, tenant.bus, edge.take)
         drain = self.settings.config.limits.drain
         self._stack.push_async_callback(lambda: asyncio.gather(*(edge.stop(drain) for edge in edges)))
 
@@ -365,12 +369,17 @@ class Broker:
         routes = api.routes() + await self._oauth(desks, operator)
         if provider := identity.dev_issuer(self.settings.config, self.keys, self.http, SystemClock()):
             routes += development.routes(provider, self.observer.fault)
+        self._clients = clients = serve_clients(
+            self.settings, desks, self.registries, self._inside, operator, self.observer.fault
+        )
+        routes += clients.routes()
         config, health = self.settings.config, self.health
         marks = identity.marked(config, self.http)
         await server.start(
             application(routes, self.keys.jwks, health.problems, health.metrics, health.group, config.http.hosts, marks)
         )
         self._stack.push_async_callback(server.stop)
+        self._stack.push_async_callback(clients.stop)
 
     async def _oauth(self, desks: list[Desk], operator: Operator) -> list[Route]:
         """Metadata, tokens, introspection and revocation."""
