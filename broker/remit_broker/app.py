@@ -32,8 +32,9 @@ from remit_broker.adapters.nats_bus import NatsBus
 from remit_broker.adapters.nats_checks import require_servers
 from remit_broker.adapters.nats_connect import Connections, connect_all
 from remit_broker.adapters.nats_presence import Connected
-from remit_broker.adapters.observer import OtlpSpans, RecordObserver
+from remit_broker.adapters.observer import RecordObserver
 from remit_broker.adapters.once import KvOnce
+from remit_broker.adapters.otlp import OtlpSpans
 from remit_broker.adapters.outbound import Outbound
 from remit_broker.adapters.pace import Pace
 from remit_broker.adapters.policy_watch import PolicyWatch
@@ -191,9 +192,16 @@ class Broker:
         endpoint = self.settings.config.traces.endpoint
         if not OtlpSpans.wanted(endpoint):
             return RecordObserver(None)
-        spans = OtlpSpans(endpoint, self.replica)
+        spans = OtlpSpans.to(endpoint, self.replica)
+        # Among the first to be pushed, so among the last to stop: by then every hop has its close record.
         self._stack.push_async_callback(asyncio.to_thread, spans.stop)
-        return RecordObserver(spans.emit)
+        observer = RecordObserver(spans.emit)
+        observer.watch("remit_spans_sent", "Spans that a collector took", lambda: spans.sent)
+        observer.watch(
+            "remit_spans_lost", "Spans that no collector took; the records have all of it", lambda: spans.lost
+        )
+        observer.gauge("remit_spans_waiting", "Spans that no collector has yet", lambda: spans.waiting)
+        return observer
 
     async def _embed(self) -> str:
         server = await embed(self.settings, self.keys, self._server_died)
