@@ -15,6 +15,7 @@ from remit_broker.adapters.mint import KeyMint
 from remit_broker.adapters.remembered import Remembered
 from remit_broker.core.fold import apply
 from remit_schemas.keys import KeySet, SigningKey
+from remit_schemas.scope import Detail
 from tests.support.story import Story, as_stored, closing, hop_id, opened, opening
 
 
@@ -59,7 +60,7 @@ def test_long_names_of_members_are_not_kept() -> None:
 
 
 def test_a_closed_hop_keeps_no_scope() -> None:
-    fold = apply(None, as_stored(opened()))
+    fold = apply(None, as_stored(opened(scope=(Detail(resource="agent/**"),))))
     fold = apply(fold, as_stored(opening(fold, hop_id(1), scope=fold.nodes[fold.root].scope)))
     assert fold.nodes[hop_id(1)].scope
     fold = apply(fold, as_stored(closing(fold, hop_id(1))))
