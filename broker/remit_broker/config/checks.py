@@ -44,6 +44,8 @@ def sensible(file: Path, config: Config) -> None:
         )
     if (traces := config.traces.endpoint) and not _is_url(traces, ("http", "https")):
         raise ConfigError(f"{file}: traces.endpoint is {traces!r}", "write http://HOST:PORT, or leave it empty")
+    if (ui := config.traces.ui) and not _is_url(ui, ("http", "https")):
+        raise ConfigError(f"{file}: traces.ui is {ui!r}", "write http://HOST:PORT of Jaeger, or leave it empty")
     if (base := config.oauth.url) and (not _is_url(base, ("http", "https")) or urlsplit(base).path.strip("/")):
         raise ConfigError(f"{file}: oauth.url is {base!r}", "write https://HOST, without a path, or leave it empty")
     if (url := config.approvals.url) and not _is_url(url, ("http", "https")):
