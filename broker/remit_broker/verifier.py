@@ -330,6 +330,15 @@ def complete(evidence: Evidence) -> str:
     return "closed: nothing can follow" if closed else "no completeness proof: still open, more may have followed"
 
 
+def rules(evidence: Evidence) -> str:
+    """The texts of rules are those of the revisions that the records name."""
+    sets = evidence.get("policies") or {}
+    for revision, texts in sets.items():
+        if hashlib.sha256(canonical(sorted([name, text] for name, text in texts.items()))).hexdigest() != revision:
+            raise Bad(f"revision {revision}: these are not its texts")
+    return f"{len(sets)} policy sets as they were"
+
+
 def refusals(evidence: Evidence, keys: Keys) -> str:
     """Each is as it was sealed, of this txn, and under the checkpoint of the refusals."""
     told, proofs = evidence["refusals"], evidence.get("refusal_proofs")
@@ -380,6 +389,7 @@ def verify(data: bytes, jwks: bytes, wanted: list[str] | None = None) -> list[tu
         ("proof", lambda: log(evidence, keys)),
         ("witnesses", lambda: witnesses(evidence, keys, wanted or [])),
         ("complete", lambda: complete(evidence)),
+        ("rules", lambda: rules(evidence)),
         ("refusals", lambda: refusals(evidence, keys)),
     ]
     found = [("form", True, "version 1")]
