@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack
 from typing import Any, Final
 
 import msgspec
+from starlette.routing import Route
 
 from remit_broker import __version__, identity
 from remit_broker.adapters.admin_stream import AdminStream
@@ -31,7 +32,9 @@ from remit_broker.adapters.nats_bus import NatsBus
 from remit_broker.adapters.nats_checks import require_servers
 from remit_broker.adapters.nats_connect import Connections, connect_all
 from remit_broker.adapters.nats_presence import Connected
-from remit_broker.adapters.observer import OtlpSpans, RecordObserver
+from remit_broker.adapters.observer import RecordObserver
+from remit_broker.adapters.once import KvOnce
+from remit_broker.adapters.otlp import OtlpSpans
 from remit_broker.adapters.outbound import Outbound
 from remit_broker.adapters.pace import Pace
 from remit_broker.adapters.policy_archive import PolicyArchive
@@ -44,6 +47,7 @@ from remit_broker.adapters.revocations import KvRevocations
 from remit_broker.adapters.sqlite_index import SqliteIndex
 from remit_broker.adapters.tasks import ended
 from remit_broker.adapters.world import SystemClock
+from remit_broker.clients import serve_clients
 from remit_broker.commons import Stored, shared_ports
 from remit_broker.config import Settings
 from remit_broker.core.addresses import network
@@ -56,7 +60,10 @@ from remit_broker.edges.http import development
 from remit_broker.edges.http.api import Api
 from remit_broker.edges.http.app import HttpServer, application
 from remit_broker.edges.http.desk import Desk
+from remit_broker.edges.http.oauth.wiring import OAuth
+from remit_broker.edges.http.operators import Operator
 from remit_broker.edges.http.policy import PolicyDesk
+from remit_broker.edges.inside import Calls
 from remit_broker.enforcement import enforce
 from remit_broker.gate import answer_callout
 from remit_broker.health import Health
@@ -66,6 +73,8 @@ from remit_broker.premises import Place, bind_http, embed
 from remit_broker.projection import Projection
 from remit_broker.tenants import Tenant, without_tenant
 from remit_broker.upkeep import Upkeep
+from remit_schemas.grant import Grant, parse, verify_ancestor
+from remit_schemas.keys import KeySet
 from remit_schemas.names import DEFAULT_TENANT
 
 log = logging.getLogger("remit")
@@ -87,6 +96,7 @@ class Broker:
         """Set when something the broker cannot live without has ended."""
         self._pace = Pace()
         self._stack = AsyncExitStack()
+        self._inside: dict[str, Calls] = {}
         self._bus_said: dict[tuple[str, str], float] = {}
 
     async def __aenter__(self) -> Broker:
@@ -183,9 +193,16 @@ class Broker:
         endpoint = self.settings.config.traces.endpoint
         if not OtlpSpans.wanted(endpoint):
             return RecordObserver(None)
-        spans = OtlpSpans(endpoint, self.replica)
+        spans = OtlpSpans.to(endpoint, self.replica)
+        # Among the first to be pushed, so among the last to stop: by then every hop has its close record.
         self._stack.push_async_callback(asyncio.to_thread, spans.stop)
-        return RecordObserver(spans.emit)
+        observer = RecordObserver(spans.emit)
+        observer.watch("remit_spans_sent", "Spans that a collector took", lambda: spans.sent)
+        observer.watch(
+            "remit_spans_lost", "Spans that no collector took; the records have all of it", lambda: spans.lost
+        )
+        observer.gauge("remit_spans_waiting", "Spans that no collector has yet", lambda: spans.waiting)
+        return observer
 
     async def _embed(self) -> str:
         server = await embed(self.settings, self.keys, self._server_died)
@@ -330,6 +347,7 @@ class Broker:
             edge = BusEdge(self.nats.of(name), name, tenant.ports, tenant.registry.attach, told, self._pace.soon)
             await tenant.take_requests(edge)
             edges.append(edge)
+            self._inside[name] = Calls(name, tenant.ports.clock, tenant.bus, edge.take)
         drain = self.settings.config.limits.drain
         self._stack.push_async_callback(lambda: asyncio.gather(*(edge.stop(drain) for edge in edges)))
 
@@ -359,15 +377,35 @@ class Broker:
         ]
         operator = identity.operator(self.settings.config, self.keys, self.ports.identities)
         api = Api(desks, self.index, operator, extras)
-        routes = api.routes()
+        routes = api.routes() + await self._oauth(desks, operator)
         if provider := identity.dev_issuer(self.settings.config, self.keys, self.http, SystemClock()):
             routes += development.routes(provider, self.observer.fault)
+        self._clients = clients = serve_clients(
+            self.settings, desks, self.registries, self._inside, operator, self.observer.fault
+        )
+        routes += clients.routes()
         config, health = self.settings.config, self.health
         marks = identity.marked(config, self.http)
         await server.start(
             application(routes, self.keys.jwks, health.problems, health.metrics, health.group, config.http.hosts, marks)
         )
         self._stack.push_async_callback(server.stop)
+        self._stack.push_async_callback(clients.stop)
+
+    async def _oauth(self, desks: list[Desk], operator: Operator) -> list[Route]:
+        """Metadata, tokens, introspection and revocation."""
+        config, once = self.settings.config, KvOnce()
+        await once.start(self.nats.core.jetstream(), config.bus.replicas)
+        oauth = OAuth(config.oauth.url or self.http, desks, once, self._genuine, operator)
+        if config.oauth.client_auth == "required":
+            oauth.demand_proof()
+        return oauth.routes(self.observer.fault, {})
+
+    def _genuine(self, token: str) -> Grant:
+        """The grant that ``token`` is, whatever time it is. Refuses GRANT_INVALID."""
+        unverified = parse(token)
+        keys = KeySet.from_jwks(self.keys.jwks())
+        return verify_ancestor(unverified, keys, issuer=self.settings.config.issuer, now=unverified.claims.iat)
 
     def _task(self, work: Any) -> None:
         task = asyncio.create_task(work)

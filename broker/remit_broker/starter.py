@@ -33,6 +33,14 @@ auth = {auth:<22}# "local": the OS user, by the token in data/keys/local.token; 
                              # machine, as one user; "issuer": by a user's token, with roles
 # open_user = "everybody"    # who that is with "open"
 # hosts = []                 # ["remit.example.com"]: names beside loopback that the header Host may say; needs "issuer"
+# stop_all = []              # ["corp:ann"]: operators by an issuer who may stop all tenants at once, as records name them
+
+[mcp]                        # clients of MCP, at /mcp and by remit mcp
+# agent = "mcp-client"       # who calls for a client that brings no grant, in chains and in policies
+# scopes = ["mcp/**"]        # what a session of a client may call, as far as policy permits it
+# budget = "usd=10,tokens=1000000,calls=2000"   # what a session may use up
+# call_ttl = 600.0           # longest time of one call in seconds
+# idle = 900.0               # seconds without a call after which a session goes on in another task
 
 {identity}
 [limits]
@@ -61,8 +69,13 @@ auth = {auth:<22}# "local": the OS user, by the token in data/keys/local.token; 
 # webhook = ""               # told of each request, signed: "https://chat.example/hook"; public addresses only
 # webhook_allow = []         # ["10.1.0.0/16"]: networks that are not public and may be sent to all the same
 
+[oauth]                      # /oauth on the HTTP edge, see docs/oauth.md
+# url = ""                   # where clients find this broker, such as "https://remit.example"; empty: http
+# client_auth = "optional"   # "required": tokens are exchanged only for agents that prove themselves with their nkey
+
 [traces]
 # endpoint = ""              # OTLP/HTTP, such as "http://127.0.0.1:4318"; OTEL_EXPORTER_OTLP_ENDPOINT wins
+# ui = ""                    # where people look at them, such as "http://127.0.0.1:16686": remit chain links there
 
 [content]
 # presidio = []              # ["PERSON"]: entities that Presidio looks for too; it must be installed

@@ -5,6 +5,7 @@ Where one transport checks and another does not, only the second matters.
 
 from __future__ import annotations
 
+import collections
 import json
 import logging
 import time
@@ -18,8 +19,12 @@ import pytest_asyncio
 
 from remit import Agent, Refused, open_task
 from remit_broker.core.issuers import DEV_PATH
+from remit_broker.core.times import rfc3339
+from remit_broker.edges.http.turned_away import AT_THE_DOOR
 from remit_broker.testing import Lab, running_broker
+from remit_schemas.errors import Code, refusal
 from tests.support.issuers import Issuer, b64, rsa_key, serving
+from tests.support.oauth import ACCESS, EXCHANGE, claims_of, error_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -65,6 +70,20 @@ class House:
         body = {"agent": "portal", "scopes": [{"type": "remit", "resource": "agent/portal/*"}],
                 "budget": {"usd_micros": 1, "tokens": 1, "calls": 1}}  # fmt: skip
         return await self._opened(body, token)
+
+    async def by_exchange(self, token: str) -> str:
+        """By the exchange of OAuth, for whoever has the token in hand."""
+        form = {
+            "grant_type": EXCHANGE, "subject_token": token, "subject_token_type": ACCESS, "audience": "portal",
+            "scope": "agent/portal/*",
+        }  # fmt: skip
+        response = await self.http.post("/oauth/token", data=form)
+        if response.status_code != 200:
+            assert error_of(response) in ("invalid_request", "temporarily_unavailable"), response.text
+            raise Rejected(response.json()["remit"], response.text)
+        txn = claims_of(response.json()["access_token"])["txn"]
+        user: str = (await self.lab.records(txn))[0]["user"]
+        return user
 
     async def _opened(self, body: dict[str, Any], bearer: str) -> str:
         response = await self.http.post("/api/grants", json=body, headers={"Authorization": f"Bearer {bearer}"})
@@ -112,7 +131,7 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
                 yield House(lab, issuer, credentials, http)
 
 
-WAYS = ["by_bus", "by_body", "by_header"]
+WAYS = ["by_bus", "by_body", "by_header", "by_exchange"]
 Forged = Callable[[Issuer], str]
 
 
@@ -151,6 +170,9 @@ FORGED: dict[str, tuple[str, Forged]] = {
     "another tenant": ("identity.tenant", lambda i: i.token(org="2")),
     "no tenant": ("identity.claim", lambda i: i.token(org=None)),
     "a tenant nobody mapped": ("identity.claim", lambda i: i.token(org="default")),
+    "with an actor": ("identity.actor", lambda i: i.token(act={"sub": "desk"})),
+    "for another to act": ("identity.may_act", lambda i: i.token(may_act={"sub": "desk"})),
+    "for nobody to act": ("identity.may_act", lambda i: i.token(may_act="portal")),
     "too large": ("identity.size", lambda i: i.token(pad="x" * 17_000)),
 }
 
@@ -176,6 +198,23 @@ async def test_no_forged_token_gets_in_anywhere(
     # INVARIANT of the whole thing: no text of a token is anywhere it does not belong.
     parts = [part for part in token.split(".") if len(part) > 12]
     assert not any(part in text or part in caplog.text for part in parts)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_may_act_names_the_only_agent(house: House, way: str) -> None:
+    """RFC 8693 §4.4, through every door: the agent that the user's token names acts with it, and no other."""
+    assert await getattr(house, way)(house.issuer.token(may_act={"sub": "portal"})) == "ann"
+    for other in ("desk", "rogue", "Portal", "portal "):
+        with pytest.raises((Refused, Rejected)):
+            await getattr(house, way)(house.issuer.token(may_act={"sub": other}))
+
+
+async def test_a_token_with_an_actor_begins_no_task(house: House) -> None:
+    """RFC 8693 §4.1: in the chain of the task, whoever acts with it already would be missing."""
+    for act in ({"sub": "portal"}, {}, "portal"):
+        with pytest.raises(Rejected) as caught:
+            await house.by_exchange(house.issuer.token(act=act))
+        assert caught.value.error["rule"] == "identity.actor"
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -317,6 +356,7 @@ async def test_a_user_opens_tasks_for_nobody_else(house: House) -> None:
         (["analyst"], {"roles": ["admin"]}, "operators.administer"),
         (["viewer"], {"user": "root"}, "operators.operate"),
         (["operator"], {"user": "root", "roles": ["admin"]}, "operators.administer"),
+        (["admin"], {"roles": ["analyst"]}, "grants.user"),
         (["operator"], {"user": "root", "token": house.issuer.token()}, "grants.user"),
     ):
         bearer = {"Authorization": f"Bearer {house.issuer.token(roles=roles)}"}
@@ -342,6 +382,48 @@ async def test_a_user_closes_their_own_tasks_and_no_others(house: House) -> None
     assert (await house.http.get(f"/api/chains/{txn}", headers=ann)).status_code == 403
     closed = await house.http.post(at, headers=ann)
     assert closed.status_code == 200 and closed.json()["state"] == "closed"
+
+
+async def test_a_ledger_that_does_not_answer_is_no_want_of_a_role(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bearer = {"Authorization": f"Bearer {house.issuer.token(roles=[], sub='ann')}"}
+
+    async def hangs(*_: Any) -> Any:
+        raise refusal(Code.LEDGER_UNAVAILABLE, "it does not answer", rule="ledger.timeout", ask="wait")
+
+    monkeypatch.setattr(house.lab.broker.ledger, "newest", hangs)
+    response = await house.http.post(f"/api/chains/{'0' * 31}1/close", headers=bearer)
+    assert (response.status_code, response.json()["error"]["rule"]) == (503, "ledger.timeout")
+
+
+async def test_whoever_is_turned_away_at_the_api_is_in_the_refusals(house: House) -> None:
+    """A token that is none, one of a user without the role, and one in a body; many of each are a few records."""
+    began = rfc3339(time.time())
+    viewer = {"Authorization": f"Bearer {house.issuer.token(roles=['viewer'], sub='eve')}"}
+    forged = {"Authorization": f"Bearer {swapped(house.issuer)}"}
+    operator = {"Authorization": f"Bearer {house.issuer.token(roles=['operator'], sub='olga')}"}
+    body = {"agent": "portal", "scopes": [{"type": "remit", "resource": "**"}], "token": swapped(house.issuer),
+            "budget": {"usd_micros": 1, "tokens": 1, "calls": 1}}  # fmt: skip
+    for _ in range(20):
+        assert (await house.http.get("/api/agents", headers=forged)).status_code == 401
+        assert (await house.http.post("/api/servers/reload", headers=viewer)).status_code == 403
+        assert (await house.http.post("/api/grants", json=body, headers=operator)).status_code == 401
+    await house.lab.broker.refusals.stop()  # what was counted is written
+    await house.lab.broker.caught_up()
+    found = [
+        one
+        for one in await house.lab.broker.index.recent_refusals("default", began, 1000)
+        if one["caller"] == AT_THE_DOOR
+    ]
+    told = collections.Counter[tuple[str, str]]()
+    for one in found:
+        told[one["resource"], one["rule"]] += one["count"]
+    assert told["remit/api/agents", "identity.signature"] == 20
+    assert told["remit/api/servers/reload", "operators.operate"] == 20
+    assert told["remit/api/grants", "identity.signature"] == 20
+    assert len(found) < 30 and "corp:eve" in str(found)
+    assert not any(token["Authorization"][20:60] in str(found) for token in (viewer, forged))
 
 
 async def test_a_user_who_is_revoked_is_no_operator(house: House) -> None:

@@ -33,7 +33,7 @@ class BusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The HTTP edge. ``auth`` is how a caller is known: ``local`` (the OS user, by a 0600 token file) and ``open`` (everybody on
     this machine is ``open_user``) need loopback, ``issuer`` is a user's token. ``hosts`` are names beside loopback under which
-    it is reached, as the header Host says them.
+    it is reached, as the header Host says them. ``stop_all`` are the operators, ``<issuer>:<user>``, who may stop all tenants at once.
     """
 
     host: str = "127.0.0.1"
@@ -41,6 +41,7 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     auth: Literal["local", "open", "issuer"] = "local"
     open_user: str = "everybody"
     hosts: tuple[str, ...] = ()
+    stop_all: tuple[str, ...] = ()
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -83,10 +84,23 @@ class ApprovalsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     webhook_allow: tuple[str, ...] = ()
 
 
+class OAuthConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """OAuth on the HTTP edge. ``url`` is where clients find this broker, if not at ``http``. With ``client_auth`` ``required`` a
+    token is exchanged only for an agent that proves itself with its nkey; with ``optional`` for whoever has it in hand.
+    """
+
+    url: str = ""
+    client_auth: Literal["optional", "required"] = "optional"
+
+
 class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where spans go by OTLP/HTTP; the standard ``OTEL_EXPORTER_OTLP_*`` variables win. Empty: nowhere."""
+    """Where spans go by OTLP/HTTP; the standard ``OTEL_EXPORTER_OTLP_*`` variables win. Empty: nowhere.
+
+    ``ui`` is where people look at them: the address of Jaeger.
+    """
 
     endpoint: str = ""
+    ui: str = ""
 
 
 class PolicyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -106,6 +120,19 @@ class ContentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     labels: dict[str, tuple[str, ...]] = {}
 
 
+class McpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Clients of MCP. ``agent`` is the name under which they call where they bring no grant; ``scopes`` and ``budget`` are what
+    each of their sessions is given; ``call_ttl`` is the longest that one call may take, in seconds, and ``idle`` the time after
+    which a session goes on in another task.
+    """
+
+    agent: str = "mcp-client"
+    scopes: tuple[str, ...] = ("mcp/**",)
+    budget: str = "usd=10,tokens=1000000,calls=2000"
+    call_ttl: Annotated[float, msgspec.Meta(gt=0, le=28_800)] = 600.0
+    idle: Annotated[float, msgspec.Meta(ge=1, le=28_800)] = 900.0
+
+
 class TenantConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``[tenants.NAME]``: that there is this tenant, beside the default one, which is always there."""
 
@@ -118,9 +145,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     policies: str = "policies"
     bus: BusConfig = BusConfig()
     http: HttpConfig = HttpConfig()
+    mcp: McpConfig = McpConfig()
     limits: LimitsConfig = LimitsConfig()
     results: ResultsConfig = ResultsConfig()
     approvals: ApprovalsConfig = ApprovalsConfig()
+    oauth: OAuthConfig = OAuthConfig()
     traces: TracesConfig = TracesConfig()
     content: ContentConfig = ContentConfig()
     issuers: tuple[IssuerConfig, ...] = ()

@@ -57,7 +57,7 @@ async def govern(ask: Ask, ports: Ports) -> Closed | Refused:
     trail = Trail(Hop(ask=ask, id=ports.ids.hop()))
     try:
         await trail.through(DECIDE, ports)
-        await _open(trail, ports)
+        await append_intent(trail, ports)
     except Demanded:
         return await refuse(trail.hop, trail.stage, await request(trail.hop, ports), ports)
     except (Exception, asyncio.CancelledError) as error:
@@ -96,7 +96,7 @@ class Trail:
             ports.failpoints.hit(self.stage)
 
 
-async def _open(trail: Trail, ports: Ports) -> None:
+async def append_intent(trail: Trail, ports: Ports) -> None:
     """Append the intent; whenever the txn has grown since the decision, decide again first, in this replica's turn."""
     async with ports.ledger.turn(trail.hop.ask.tenant, trail.hop.ask.txn) as turn:
         while True:
@@ -152,9 +152,9 @@ async def _end(hop: Hop, ports: Ports, body: ErrorBody | None) -> HopClosed | No
 def _observe(hop: Hop, record: HopClosed, ports: Ports) -> None:
     """One span per hop: of one that was parked, the opening is known from the fold."""
     if isinstance(hop.intent, HopOpened):
-        ports.observer.closed(hop.intent, record, hop.past.user)
+        ports.observer.closed(hop.intent, record, hop.past)
     else:
-        ports.observer.swept(hop.past.nodes[hop.id], record, hop.past.user)
+        ports.observer.swept(hop.past.nodes[hop.id], record, hop.past, hop.intent)
 
 
 async def _release(hop: Hop, ports: Ports, frame: Result | Error | InputRequired) -> None:

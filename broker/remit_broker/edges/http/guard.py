@@ -21,7 +21,9 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 def error_response(body: ErrorBody) -> JSONResponse:
     """An error body with the status the table gives its code."""
-    headers = {"WWW-Authenticate": "Bearer"} if body.code is Code.UNAUTHENTICATED else {}
+    # RFC 6750 §3: what was sent as a token and is none is called that; where none was sent, nothing more is said.
+    challenge = "Bearer" if body.code is Code.UNAUTHENTICATED else 'Bearer error="invalid_token"'
+    headers = {"WWW-Authenticate": challenge} if SURFACES[body.code].http == 401 else {}
     if body.retry_after is not None:
         headers["Retry-After"] = str(max(1, round(body.retry_after)))
     return JSONResponse({"error": msgspec.to_builtins(body)}, SURFACES[body.code].http, headers)
@@ -54,8 +56,8 @@ class LocalOnly:
             await self._app(scope, receive, send)
             return
         no = refusal(
-            Code.UNAUTHENTICATED, "the request names a host or origin that is not this machine", rule="http.host",
-            ask="use http://127.0.0.1 from this machine",
+            Code.UNAUTHENTICATED, "the request names a host or origin that is neither this machine nor in http.hosts", rule="http.host",
+            ask="use http://127.0.0.1 from this machine; else an operator adds the name to http.hosts in remit.toml",
         )  # fmt: skip
         await JSONResponse({"error": msgspec.to_builtins(no.body)}, 403)(scope, receive, send)
 
@@ -92,7 +94,11 @@ def answering(handler: Handler, fault: Callable[[str, BaseException], None]) -> 
 
 async def typed(request: Request, kind: type[Any]) -> Any:
     """The JSON body as a ``kind``. Refuses MALFORMED."""
-    raw = await body_of(request)
+    return typed_as(await body_of(request), kind)
+
+
+def typed_as(raw: dict[str, Any], kind: type[Any]) -> Any:
+    """A JSON body that was read, as a ``kind``. Refuses MALFORMED."""
     try:
         return msgspec.convert(raw, kind, strict=True)
     except (msgspec.ValidationError, ValueError) as error:
