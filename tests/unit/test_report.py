@@ -10,7 +10,8 @@ import pytest
 from remit_broker.core.evidence import verify_evidence
 from remit_broker.core.report import DOES_NOT, page
 from remit_schemas.keys import KeySet
-from tests.support.evidence import CHILD, ROOT, TRUSTED, Case, closed_case
+from tests.support.evidence import CHILD, TRUSTED, Case, closed_case
+from tests.support.story import ROOT
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&\u202e\x00"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import json
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from remit_broker.core.evidence import verify_evidence
 from remit_broker.core.notes import Witness
 from remit_schemas.canonical import canonical
 from remit_schemas.keys import KeySet, SigningKey
-from tests.support.evidence import KEY, OTHER, ROOT, SEAL, TRUSTED, Case, closed_case, long_case, reproved, resealed
+from tests.support.evidence import KEY, OTHER, SEAL, TRUSTED, Case, closed_case, long_case, reproved, resealed
+from tests.support.story import ROOT
 
 FILE = Path(verifier.__file__)
 JWKS = json.dumps(TRUSTED.to_jwks()).encode()
@@ -89,10 +91,15 @@ def test_any_changed_value_is_found(part: str) -> None:
             verifier.records(evidence) if part == "records" else verifier.refusals(evidence, KEYS)
 
 
+def sealed_anew(index: int, evidence: Evidence) -> None:
+    """By somebody who has no key."""
+    evidence["records"][index]["by"] = "x"
+    resealed(evidence["records"], index)
+
+
 def proved_anew(evidence: Evidence) -> None:
     """All of it sealed and proved anew, by somebody with another key who also says so in the file."""
-    evidence["records"][6]["by"] = "x"
-    resealed(evidence["records"], 6)
+    sealed_anew(6, evidence)
     reproved(evidence, FORGER)
     evidence["keys"] = KeySet([KEY.public, FORGER.public]).to_jwks()
 
@@ -102,8 +109,8 @@ CHANGES: dict[str, Callable[[Evidence], Any]] = {
     "the end is cut off": lambda it: (it["records"].pop(), it.update(complete=False)),
     "two change places": lambda it: it["records"].insert(2, it["records"].pop(3)),
     "one stands there twice": lambda it: it["records"].insert(2, it["records"][2]),
-    "a record is sealed anew": lambda it: (it["records"][6].update(by="x"), resealed(it["records"], 6)),
-    "one that was granted is sealed anew": lambda it: (it["records"][1].update(by="x"), resealed(it["records"], 1)),
+    "a record is sealed anew": functools.partial(sealed_anew, 6),
+    "one that was granted is sealed anew": functools.partial(sealed_anew, 1),
     "all is sealed and proved anew by another key": proved_anew,
     "a grant is missing": lambda it: it["grants"].pop(),
     "a grant stands there twice": lambda it: it["grants"].append(it["grants"][0]),

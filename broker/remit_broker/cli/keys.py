@@ -13,6 +13,7 @@ from remit_broker.adapters.errors import ConfigError
 from remit_broker.cli.common import Config, Json, command
 from remit_broker.cli.printing import line, out, say
 from remit_broker.config import load
+from remit_broker.credentials import tell_keys
 
 if TYPE_CHECKING:
     from remit_broker.adapters.keyfiles import KeyFiles
@@ -47,10 +48,16 @@ def rotate(
     uses = tuple(use or (GRANT, CHECKPOINT))
     if set(uses) - {GRANT, CHECKPOINT}:
         raise ConfigError(f"--use {' '.join(uses)}: there are keys for {GRANT} and {CHECKPOINT}", "name one of them")
-    keys = KeyFiles.open(load(config).data).rotate(int(time.time()), uses)
+    settings = load(config)
+    keys = KeyFiles.open(settings.data).rotate(int(time.time()), uses)
+    for tenant in settings.tenants:
+        tell_keys(settings.credentials_of(tenant), keys.jwks())
     _show(keys, as_json)
     if not as_json:
         out.print("  → start the broker again: until then it signs with the keys it has")
+        out.print(
+            "  → credentials that are not in its data folder: put the published keys into them, as `jwks`, before that"
+        )
 
 
 def _show(keys: KeyFiles, as_json: bool) -> None:
