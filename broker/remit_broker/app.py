@@ -64,6 +64,7 @@ from remit_broker.edges.http.oauth.wiring import OAuth
 from remit_broker.edges.http.operators import Operator
 from remit_broker.edges.http.policy import PolicyDesk
 from remit_broker.edges.inside import Calls
+from remit_broker.edges.registration import Registration
 from remit_broker.enforcement import enforce
 from remit_broker.gate import answer_callout
 from remit_broker.health import Health
@@ -344,7 +345,8 @@ class Broker:
         told = {**self.published(), "models": msgspec.to_builtins(self.settings.models)}
         edges = []
         for name, tenant in self.tenants.items():
-            edge = BusEdge(self.nats.of(name), name, tenant.ports, tenant.registry.attach, told, self._pace.soon)
+            registration = Registration(tenant.registry, tenant.ports.detectors)
+            edge = BusEdge(self.nats.of(name), name, tenant.ports, registration.attach, told, self._pace.soon)
             await tenant.take_requests(edge)
             edges.append(edge)
             self._inside[name] = Calls(name, tenant.ports.clock, tenant.bus, edge.take)

@@ -203,7 +203,8 @@ async def test_arguments_reach_policy_through_the_broker_and_no_record(stage: St
     schema = {"type": "object", "properties": {"path": {"type": "string"}}}
     policy = stage.arena.lab.broker.policy
     await stage.files.serve(tool("read", inputSchema=schema), tool("dear"))
-    await stage.arena.lab.broker.registry.accept("files")
+    registry = stage.arena.lab.broker.registry
+    await registry.accept("files", {one.op: one.digest for one in registry.waiting("files")})
     write(stage, "looks.cedar", looks)
     policy.put(Policies.read(policy.folder))
     root = await stage.arena.lab.grant("alice", "mcp/**")
