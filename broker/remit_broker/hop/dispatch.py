@@ -174,9 +174,9 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch |
                 ask="tell whoever runs it", effect="unknown", cause=str(bad),
             ) from None  # fmt: skip
         if isinstance(frame, InputRequired):
-            return hop.with_(final=frame, connection=started)
+            return hop.with_(final=frame, final_size=len(data), connection=started)
         if isinstance(frame, Result | Error):
-            return hop.with_(final=await gathering.end(frame, ports))
+            return hop.with_(final=await gathering.end(frame, ports), final_size=len(data) + gathering.size)
         if isinstance(frame, Part):
             try:
                 said = gathering.take(frame)
@@ -191,7 +191,7 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch |
         if room < 0:
             break
         if isinstance(frame, Progress | Event):
-            await ports.bus.answer(hop.ask.reply, await release(hop, ports, frame))
+            await ports.bus.answer(hop.ask.reply, await release(hop, ports, frame, len(data)))
         if isinstance(frame, Started) and not started and is_connection(frame.connection):
             started = frame.connection
             if hop.request.window is not None:

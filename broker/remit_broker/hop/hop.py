@@ -68,6 +68,8 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ask: Ask
     id: str
     # admit
+    size: int = 0
+    """Bytes of the request."""
     request: Request = Request()
     deadline: int = 0
     mono_deadline: float = 0.0
@@ -115,6 +117,8 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     reserved: Reservation = Reservation()
     began: float = 0.0
     # dispatch
+    final_size: int = 0
+    """Bytes of the final frame, with all its parts."""
     final: Result | Error | InputRequired | None = None
     connection: str = ""
     """That of the callee which works on it, once it has said so."""
