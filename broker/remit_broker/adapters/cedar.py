@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -115,7 +115,7 @@ class Policies:
         self.revision = revision
         self.rules: dict[str, Rule] = rules_of(self.sources)
         self.labels = any(rule.label for rule in self.rules.values())
-        self._schema = _schema()
+        self._schema = schema()
         self._folders = {source.within for source in self.sources}
         self._set = functools.lru_cache(SETS)(self._compose)
         self._read = facts_read(source.body for source in self.sources)
@@ -126,8 +126,7 @@ class Policies:
     def read(cls, folder: Path) -> Policies:
         """The policies in ``folder``. Raises ``ConfigError``."""
         texts = read_folder(folder)
-        revision = hashlib.sha256(canonical(sorted([name, text] for name, text in texts.items()))).hexdigest()
-        return cls(read_policies(folder, texts, _schema()), revision)
+        return cls(read_policies(folder, texts, schema()), revision_of(texts))
 
     def assuming(self, effect: str) -> Policies:
         """These policies as if all arguments were what those of ``effect`` that look at them want, and no other's.
@@ -210,8 +209,11 @@ def _without_demands(rule: Rule, lenient: frozenset[str]) -> Rule:
 
 
 @functools.cache
-def _schema() -> cedarpy.Schema:
+def schema() -> cedarpy.Schema:
+    """What policies may speak of, parsed once."""
     return cedarpy.Schema.from_str(packaged("schema.cedarschema"))
 
 
-__all__ = ["CedarEngine", "Policies", "packaged"]
+def revision_of(texts: Mapping[str, str]) -> str:
+    """The SHA-256, in hex, of the canonical JSON of the sorted ``[path, text]`` pairs."""
+    return hashlib.sha256(canonical(sorted([name, text] for name, text in texts.items()))).hexdigest()
