@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from remit_broker.adapters.cedar import revision_of, schema
+from remit_broker.adapters.cedar import schema
 from remit_broker.adapters.cedar_source import Source, look_through, read_folder
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.policy_cases import read_cases
 from remit_broker.core.policy_lint import Written, lint
+from remit_broker.core.policy_texts import revision_of
 
 _WHERE = re.compile(r"^(.*\.(?:cedar|toml)(?::\d+|: case \d+)?): (.*)$", re.DOTALL)
 
