@@ -15,6 +15,7 @@ from remit_broker.adapters.cedar import CedarEngine, Policies, packaged
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.policy_cases import read_cases
 from remit_broker.adapters.policy_check import checked
+from remit_broker.cli.reasons import reasons
 from remit_broker.core.findings import ABRIDGED
 from remit_broker.core.history import MAX_FACTS, answered, facts_of, opening, past_of
 from remit_broker.core.nearest import lifted, mentioned, ways
@@ -464,6 +465,22 @@ def test_the_smallest_change_is_found_by_trying(tmp_path: Path):
         "without what was found of the kind secret and without an agent of the tier untrusted in the chain" in changes
     )
     assert lift == ("no-secret-leaves", "untrusted-agents-only-read")
+
+
+def test_what_is_refused_for_its_arguments_is_explained_by_nothing_else(tmp_path: Path):
+    """They are in no record, so nobody can say which would do; but no role and no environment would have."""
+    no = f'@id("no-etc") @reason("r") forbid ({CALL}) when {{ context.args.texts.hasTag("/p") && context.args.texts.getTag("/p") like "/etc/*" }};'
+    shallow = (
+        f'@id("deep") @reason("r") forbid ({CALL}) when {{ context.args.texts.hasTag("/p") && context.depth > 1 }};'
+    )
+    folder = written(tmp_path, a=ALL + no)
+    refused = past("deny", ("no-etc",), depth=2)
+    told = reasons({"asked": msgspec.to_builtins(refused), "records": [raw(refused)]}, folder)
+    assert told["changes"] == ["with other arguments"] and told["lift"] == ["no-etc"]
+    told = reasons(
+        {"asked": msgspec.to_builtins(refused), "records": [raw(refused)]}, written(tmp_path, a=ALL + shallow)
+    )
+    assert told["changes"][0] == "with other arguments" and any("depth" in one for one in told["changes"][1:]), told
 
 
 def test_a_role_that_a_policy_asks_for_is_named(tmp_path: Path):
