@@ -469,10 +469,11 @@ def test_the_smallest_change_is_found_by_trying(tmp_path: Path):
 
 def test_what_is_refused_for_its_arguments_is_explained_by_nothing_else(tmp_path: Path):
     """They are in no record, so nobody can say which would do; but no role and no environment would have."""
-    no = f'@id("no-etc") @reason("r") forbid ({CALL}) when {{ context.args.texts.hasTag("/p") && context.args.texts.getTag("/p") like "/etc/*" }};'
-    shallow = (
-        f'@id("deep") @reason("r") forbid ({CALL}) when {{ context.args.texts.hasTag("/p") && context.depth > 1 }};'
+    has = 'context.args.texts.hasTag("/p")'
+    no = (
+        f'@id("no-etc") @reason("r") forbid ({CALL}) when {{ {has} && context.args.texts.getTag("/p") like "/etc/*" }};'
     )
+    shallow = f'@id("deep") @reason("r") forbid ({CALL}) when {{ {has} && context.depth > 1 }};'
     folder = written(tmp_path, a=ALL + no)
     refused = past("deny", ("no-etc",), depth=2)
     told = reasons({"asked": msgspec.to_builtins(refused), "records": [raw(refused)]}, folder)
