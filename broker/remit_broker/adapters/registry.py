@@ -69,6 +69,8 @@ class KvRegistry:
         self._attachments: dict[str, Attachment] = {}
         self._pins: dict[str, dict[str, str]] = {}
         self._targets: dict[Resource, Target] = {}
+        self.heard: list[Callable[[str], None]] = []
+        """Told of whatever changed about a principal; they must not wait."""
         self._seen = asyncio.Condition()
         self.evict: Callable[[str], Awaitable[None]] = _nobody
         """Ends every connection that was let in under a name."""
@@ -258,6 +260,8 @@ class KvRegistry:
         elif kind == "pins":
             self._pins[name] = {} if value is None else msgspec.json.decode(value, type=dict[str, str])
         self._resolve(name)
+        for hear in self.heard:
+            hear(name)
 
     def _resolve(self, name: str) -> None:
         for stale in [resource for resource in self._targets if resource.name == name]:
