@@ -19,7 +19,7 @@ COPY deploy/prepare.py deploy/probe.py /opt/remit/share/
 ENV PATH=/opt/remit/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # A new named volume takes its owner from the folder it is mounted on.
 RUN useradd --system --uid 10001 --user-group remit \
- && install -d -o remit -g remit -m 0700 /var/lib/remit /var/lib/remit/1 /var/lib/remit/2 /var/lib/nats \
+ && install -d -o remit -g remit -m 0700 /var/lib/remit /var/lib/remit/1 /var/lib/remit/2 /var/lib/nats /var/lib/jaeger \
  && install -d -o remit -g remit -m 0755 /etc/nats
 USER remit
 WORKDIR /var/lib/remit

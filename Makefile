@@ -10,7 +10,7 @@ MINUTES ?= 5
 SEED ?=
 AGENTGOVBENCH ?=
 
-.PHONY: help setup check test guards chaos simulate simulate-long simulate-bugs govbench demo bench format lock clean
+.PHONY: help setup check test guards jaeger chaos simulate simulate-long simulate-bugs govbench demo bench format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: setup ## every test (TESTS=tests/unit ARGS='-k scope' for some)
 
 guards: setup ## take each guard away in a copy and see its test fail (some minutes; ARGS='--only budget')
 	$(BIN)/python -m tools.prove_guards $(ARGS)
+
+jaeger: setup ## a real Jaeger from its Go module, for the test that compares traces (minutes, once; kept in the user's cache)
+	$(BIN)/python -m tools.jaeger $(ARGS)
 
 simulate: setup ## hundreds of simulated runs of the whole broker (SEEDS=300); ARGS='--seed N' shows one
 	$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),300) $(ARGS)

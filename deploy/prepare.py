@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from remit_broker.adapters.key_bundle import export, restore
@@ -29,6 +30,8 @@ BUS = {
     "replicas": NODES,
     "callout": "process",
 }
+TRACES = {"endpoint": "http://jaeger:4318", "ui": "http://127.0.0.1:16686"}
+"""Jaeger as the brokers reach it, and as people on the machine do."""
 
 
 def main(nats: Path, states: list[Path]) -> None:
@@ -69,16 +72,23 @@ def share(source: Path, target: Path) -> None:
 
 
 def starter(state: Path) -> None:
-    """What `remit init` writes, with the bus outside."""
+    """What `remit init` writes, with the bus and Jaeger outside."""
     file = write_starter(state, "local", HTTP_PORT)
     text = file.read_text(encoding="utf-8")
-    for key, value in BUS.items():
+    head, table, traces = text.partition("\n[traces]\n")
+    text = said(head, BUS) + table + said(traces, TRACES)
+    file.write_text(text, encoding="utf-8")
+
+
+def said(text: str, values: Mapping[str, object]) -> str:
+    """``text`` with its commented keys set to ``values``."""
+    for key, value in values.items():
         before, line, after = text.partition(f"# {key} = ")
         if not line:
             raise SystemExit(f"the starter configuration has no `# {key} = ` line any more: prepare.py must follow it")
-        said = f'"{value}"' if isinstance(value, str) else value
-        text = f"{before}{key} = {said}\n# {key} = {after}"
-    file.write_text(text, encoding="utf-8")
+        shown = f'"{value}"' if isinstance(value, str) else value
+        text = f"{before}{key} = {shown}\n# {key} = {after}"
+    return text
 
 
 if __name__ == "__main__":

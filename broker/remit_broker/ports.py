@@ -20,7 +20,7 @@ from remit_broker.bus_port import (
 from remit_broker.core.accounts import Reservation
 from remit_broker.core.arguments import Arguments
 from remit_broker.core.caps import Whose
-from remit_broker.core.fold import Node
+from remit_broker.core.fold import Fold, Node
 from remit_broker.core.issuers import OperatorRole
 from remit_broker.core.label_sources import NO_LABELS, LabelSources
 from remit_broker.core.policy import PolicyRequest, Verdict
@@ -32,7 +32,7 @@ from remit_schemas.approval import Decided
 from remit_schemas.budget import Budget
 from remit_schemas.grant import Claims, Grant
 from remit_schemas.names import Resource
-from remit_schemas.records import Finding, HopClosed, HopOpened, HopRefused, TxnOpened
+from remit_schemas.records import Finding, HopClosed, HopOpened, HopRefused, HopResumed, TxnOpened
 
 T = TypeVar("T")
 
@@ -244,10 +244,10 @@ class Room(Protocol):
 class Observer(Protocol):
     """Spans, logs and metrics, all made from records after the fact."""
 
-    def closed(self, opened: HopOpened, closed: HopClosed, user: str) -> None:
-        """A hop ended."""
+    def closed(self, opened: HopOpened, closed: HopClosed, past: Fold) -> None:
+        """A hop ended; ``past`` is the txn when it was decided on."""
 
-    def swept(self, node: Node, closed: HopClosed, user: str) -> None:
+    def swept(self, node: Node, closed: HopClosed, fold: Fold, resumed: HopResumed | None = None) -> None:
         """A hop was closed that another replica opened, or on behalf of whoever could not any more."""
 
     def refused(self, record: HopRefused) -> None:

@@ -30,6 +30,22 @@ def told(broker: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     yield {"txn": grant["txn"], "good": good["hop"], "bad": bad["hop"], "path": path}
 
 
+def test_a_chain_and_a_hop_link_to_their_trace_in_jaeger(broker: Running, told: dict[str, Any]) -> None:
+    config = broker.folder / "remit.toml"
+    before = config.read_text(encoding="utf-8")
+    assert broker.json("chain", told["txn"])["trace"] is None
+    try:
+        config.write_text(before.replace('# ui = ""', 'ui = "http://127.0.0.1:16686/"'), encoding="utf-8")
+        root = broker.json("chain", told["txn"])["records"][0]["hop"]
+        trace = f"http://127.0.0.1:16686/trace/{told['txn']}?uiFind="
+        assert broker.json("chain", told["txn"])["trace"] == trace + root
+        assert trace + root in broker.remit("chain", told["txn"]).out
+        assert broker.json("why", told["good"])["trace"] == trace + told["good"]
+        assert trace + told["bad"] in broker.remit("why", told["bad"]).out
+    finally:
+        config.write_text(before, encoding="utf-8")
+
+
 def test_chains_lists_what_was_delegated(broker: Running, told: dict[str, Any]) -> None:
     (row,) = [row for row in broker.json("chains")["chains"] if row["txn"] == told["txn"]]
     assert (row["user"], row["agent"], row["hops"], row["refused"]) == ("ann", "planner", 1, 1)

@@ -63,7 +63,7 @@ async def test_an_agent_that_reports_no_cost_is_unmetered(tmp_path: Path) -> Non
         assert evidence.count('"unmetered": true') == 1
         one, end = parse_record(begun[silent_end["hop"]]), parse_record(silent_end)
         assert isinstance(one, HopOpened) and isinstance(end, HopClosed)
-        assert span_of(one, end, "ann").attributes["remit.unmetered"] is True
+        assert span_of(one, end, fold_all(records)).attributes["remit.unmetered"] is True
 
 
 async def test_agents_are_told_the_prices_and_a_wrong_one_is_refused(tmp_path: Path) -> None:

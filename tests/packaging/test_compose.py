@@ -7,18 +7,23 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
 from remit_broker.adapters.nats_server import find_binary
 from remit_broker.config import load
+from tests.support.jaeger import free_ports
+from tests.support.tracing import cached_jaeger
+from tools.jaeger import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 NATS, CALLOUTS, BROKERS = ("nats-1", "nats-2", "nats-3"), ("callout-1", "callout-2"), ("broker-1", "broker-2")
-LONG_RUNNING = (*NATS, *CALLOUTS, *BROKERS)
+LONG_RUNNING = (*NATS, *CALLOUTS, *BROKERS, "jaeger")
 NODES = ("n1", "n2", "n3")
 
 
@@ -70,7 +75,10 @@ def test_only_the_nats_servers_reach_each_others_route_ports(compose: dict[str, 
 def test_images_are_pinned(compose: dict[str, Any]):
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
     assert version is not None
-    assert {service["image"] for service in compose["services"].values()} == {f"remit-broker:{version[1]}"}
+    images = {name: service["image"] for name, service in compose["services"].items()}
+    # Of Jaeger the version is that which the traces are compared against.
+    assert images.pop("jaeger") == f"jaegertracing/jaeger:{VERSION}"
+    assert set(images.values()) == {f"remit-broker:{version[1]}"}
     base = re.findall(r"^ARG PYTHON_IMAGE=(.+)$", (ROOT / "Dockerfile").read_text(), re.M)
     assert base
     assert all(re.fullmatch(r"python:\d+\.\d+\.\d+-slim-\w+", image) for image in base)
@@ -113,7 +121,8 @@ def test_services_run_with_nothing_they_do_not_need(compose: dict[str, Any]):
 def test_what_is_prepared_is_a_configuration_for_all(tmp_path: Path):
     states, nats = prepare(tmp_path)
     for state in states:
-        bus = load(str(state)).config.bus
+        bus, traces = load(str(state)).config.bus, load(str(state)).config.traces
+        assert (traces.endpoint, traces.ui) == ("http://jaeger:4318", "http://127.0.0.1:16686")
         assert (bus.url, bus.replicas, bus.callout) == (
             "nats://nats-1:4222,nats://nats-2:4222,nats://nats-3:4222", 3, "process",
         )  # fmt: skip
@@ -125,6 +134,37 @@ def test_what_is_prepared_is_a_configuration_for_all(tmp_path: Path):
         done = subprocess.run([find_binary(), "-t", "-c", local], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert "/var/lib/nats" in text and f'"{node}.cluster"' in text
+
+
+def test_jaeger_starts_on_its_configuration_and_keeps_what_it_has_in_its_folder(tmp_path: Path):
+    binary = cached_jaeger()
+    if binary is None:
+        pytest.skip("no Jaeger was built on this machine: make jaeger")
+    ports = [str(port) for port in free_ports(4)]
+    names = ("JAEGER_HEALTH", "JAEGER_QUERY", "JAEGER_QUERY_GRPC", "JAEGER_OTLP")
+    at = {name: f"127.0.0.1:{port}" for name, port in zip(names, ports, strict=True)}
+    environment = {**os.environ, **at, "JAEGER_STORE": str(tmp_path / "store")}
+    process = subprocess.Popen(
+        [binary, "--config", ROOT / "deploy" / "jaeger.yaml"], env=environment, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 30
+        while not _healthy(f"http://{at['JAEGER_HEALTH']}/status"):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        assert _healthy(f"http://{at['JAEGER_QUERY']}/api/v3/services")
+        assert list((tmp_path / "store" / "keys").iterdir())
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return httpx.get(url, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def test_the_brokers_have_the_same_keys_and_operators_of_their_own(tmp_path: Path):

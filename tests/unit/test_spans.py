@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,9 +24,9 @@ def hop(outcome: str = "ok", **changes: Any) -> SpanData:
     """The span of one hop."""
     how = {key: changes.pop(key) for key in ("code", "rule", "reason") if key in changes}
     tale = Story()
-    opening = story.opening(tale.fold, HOP, **changes)
+    opening = story.opening(before := tale.fold, HOP, **changes)
     tale.add(opening)
-    return closed(opening, story.closing(tale.fold, HOP, Budget(7, 8, 0), outcome, **how), "ann")  # type: ignore[arg-type]
+    return closed(opening, story.closing(tale.fold, HOP, Budget(7, 8, 0), outcome, **how), before)  # type: ignore[arg-type]
 
 
 def test_a_hops_span_has_the_ids_of_its_txn_and_hop_and_its_parents() -> None:
@@ -42,13 +43,58 @@ def test_the_root_span_has_no_parent_and_the_id_of_the_opening() -> None:
 
 
 def test_what_a_txn_continues_is_a_link() -> None:
-    assert delegated(story.opened(continues=f"{'c' * 32}.{'d' * 16}")).links == (Link("c" * 32, "d" * 16),)
+    assert delegated(story.opened(continues=f"{'c' * 32}.{'d' * 16}")).links == (Link("c" * 32, "d" * 16, "continues"),)
+
+
+def test_the_call_that_people_approved_is_a_link() -> None:
+    tale = Story()
+    opening = story.opening(before := tale.fold, HOP)
+    tale.add(opening)
+    used = msgspec.structs.replace(opening, approval="e" * 16)
+    span = closed(used, story.closing(tale.fold, HOP), before)
+    assert span.links == (Link(TXN, "e" * 16, "approval"),)
+
+
+def again(*outcomes: str, **changes: Any) -> SpanData:
+    """The last of several identical calls, of which the others ended with ``outcomes``; ``changes`` are of the last one."""
+    tale = Story()
+    for number, outcome in enumerate(outcomes, 1):
+        tale.open(hop_id(number))
+        tale.close(hop_id(number), outcome=outcome)  # type: ignore[arg-type]
+    last = hop_id(len(outcomes) + 1)
+    opening = story.opening(before := tale.fold, last, **changes)
+    tale.add(opening)
+    return closed(opening, story.closing(tale.fold, last), before)
+
+
+def test_the_same_call_that_failed_before_is_a_link() -> None:
+    assert again("failed").links == (Link(TXN, hop_id(1), "retry"),)
+    assert again("error", "failed").links == (Link(TXN, hop_id(2), "retry"),)
+
+
+def test_a_call_that_went_well_or_was_another_one_is_not_made_again() -> None:
+    assert again("ok").links == ()
+    assert again("failed", args_digest="0" * 64).links == ()
+    assert again("failed", resource="mcp/git/git_log").links == ()
+
+
+def test_of_a_hop_that_was_parked_the_links_are_those_of_its_resumption() -> None:
+    tale = Story()
+    tale.add(story.opening(tale.fold, HOP, link=PARENT))
+    tale.park(HOP)
+    resumed = story.resuming(tale.fold, HOP)
+    tale.add(resumed)
+    resumed = msgspec.structs.replace(resumed, approval="e" * 16)
+    span = swept(tale.fold.nodes[HOP], story.closing(tale.fold, HOP), tale.fold, resumed)
+    assert (span.trace, span.span, span.parent) == (TXN, HOP, ROOT)
+    assert span.links == (Link(TXN, "e" * 16, "approval"),)
+    assert span.attributes["remit.resumed"] is True
 
 
 def test_a_callers_own_context_is_a_link_and_neither_trace_nor_parent() -> None:
     span = hop(link=PARENT)
     assert (span.trace, span.parent) == (TXN, ROOT)
-    assert span.links == (Link(TRACE, SPAN, 1),)
+    assert span.links == (Link(TRACE, SPAN, "caller", 1),)
 
 
 @pytest.mark.parametrize(
@@ -112,10 +158,10 @@ def test_findings_are_kinds_without_places() -> None:
 
 def test_a_hop_that_was_swept_has_the_same_ids_as_if_it_had_ended_itself() -> None:
     tale = Story()
-    opening = story.opening(tale.fold, HOP, resource="mcp/git/git_log")
+    opening = story.opening(before := tale.fold, HOP, resource="mcp/git/git_log")
     node = tale.add(opening).nodes[HOP]
     closing = story.closing(tale.fold, HOP, outcome="unknown")
-    mine, theirs = swept(node, closing, "ann"), closed(opening, closing, "ann")
+    mine, theirs = swept(node, closing, tale.fold), closed(opening, closing, before)
     assert (mine.trace, mine.span, mine.parent, mine.name, mine.start) == (
         theirs.trace, theirs.span, theirs.parent, theirs.name, theirs.start,
     )  # fmt: skip
@@ -147,13 +193,13 @@ def test_a_clock_that_went_back_gives_no_span_of_negative_length() -> None:
     opening = story.opening(tale.fold, HOP)
     tale.add(opening)
     earlier = story.closing(tale.fold, HOP, at="2026-11-03T14:02:10.000Z")
-    span = closed(opening, earlier, "ann")
+    span = closed(opening, earlier, tale.fold)
     assert span.end >= span.start
 
 
 def test_every_attribute_is_one_that_this_file_names() -> None:
     """INVARIANT of the module: nothing a caller wrote can name an attribute."""
-    known = ("remit.", "gen_ai.", "mcp.method.name", "enduser.pseudo.id", "error.type")
+    known = ("remit.", "gen_ai.", "messaging.", "mcp.method.name", "enduser.pseudo.id", "error.type")
     spans = [
         hop("error", code="INTERNAL", labels=("a",), link=PARENT),
         delegated(story.opened()),

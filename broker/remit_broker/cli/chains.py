@@ -11,7 +11,7 @@ from remit_broker.cli.client import BrokerClient
 from remit_broker.cli.common import Config, Json, Tenant, command
 from remit_broker.cli.printing import line, out, say
 from remit_broker.cli.show import cost, count, explained, tree
-from remit_broker.config import load
+from remit_broker.config import Settings, load
 from remit_broker.core.near import meant
 from remit_schemas.errors import Code, refusal
 from remit_schemas.names import is_txn
@@ -78,12 +78,24 @@ def chain(
     as_json: Json = False,
 ) -> None:
     """Draw one chain: every hop, what was refused, and what it cost."""
-    client = BrokerClient(load(config), tenant)
+    settings = load(config)
+    client = BrokerClient(settings, tenant)
     found = client.get(f"/api/chains/{whole(client, txn)}")
+    at = trace_link(settings, found["txn"], found["records"][0]["hop"])
     if as_json:
-        say(found)
-    else:
-        out.print(tree(found["records"], found["refusals"]), soft_wrap=False)
+        say({**found, "trace": at})
+        return
+    out.print(tree(found["records"], found["refusals"]), soft_wrap=False)
+    if at:
+        out.print(line(("trace ", "dim"), at))
+
+
+def trace_link(settings: Settings, txn: str | None, hop: str) -> str | None:
+    """Where Jaeger shows a hop in its trace, None without ``traces.ui``. A call that was refused without a grant has one
+    of its own.
+    """
+    ui = settings.config.traces.ui.rstrip("/")
+    return f"{ui}/trace/{txn or hop * 2}?uiFind={hop}" if ui else None
 
 
 def whole(client: BrokerClient, beginning: str) -> str:
@@ -123,13 +135,16 @@ def why(
     from remit_broker.cli.reasons import reasons, show_reasons
 
     told = reasons(record, settings.policies)
+    at = trace_link(settings, record["txn"], record["hop"])
     if as_json:
-        say({**record, **told})
+        say({**record, **told, "trace": at})
         return
     for part in record["records"]:
         for words in explained(part):
             out.print(words)
     show_reasons(told)
+    if at:
+        out.print(line(("trace ", "dim"), at))
 
 
 def the_hop(client: BrokerClient, what: str) -> str:

@@ -1,8 +1,9 @@
 """A record as a span, by one pure function each: the same ids, so that record, grant and span find each other.
 
 Trace id = txn, span id = hop, parent = the parent hop, whatever trace context an agent sent or dropped; what it did send
-becomes a link. Attributes come from this file alone: nothing a caller wrote can name one. Conventions: OpenTelemetry GenAI
-and MCP (Development), ``error.type`` (stable), and ``remit.*`` where there is none.
+becomes a link. So do the task that this one carries on, the call that an approval was asked for, and the call that failed and is
+made again: each link says which of these it is. Attributes come from this file alone: nothing a caller wrote can name one.
+Conventions: OpenTelemetry GenAI, MCP and messaging (Development), ``error.type`` (stable), ``remit.*`` where there is none.
 """
 
 from __future__ import annotations
@@ -13,14 +14,20 @@ from typing import Final, Literal
 import msgspec
 
 from remit_broker.core.times import seconds_of
-from remit_broker.core.tree import Node
+from remit_broker.core.tree import Fold, Node
+from remit_schemas import subjects
 from remit_schemas.budget import Budget
 from remit_schemas.names import parse_resource
-from remit_schemas.records import HopClosed, HopOpened, HopRefused, TxnOpened
+from remit_schemas.records import HopClosed, HopOpened, HopRefused, HopResumed, TxnOpened
 
 Value = str | int | bool | tuple[str, ...]
 
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+
+
+Why = Literal["caller", "continues", "approval", "retry"]
+"""Why a span points at another: a context that the caller sent, a task that is carried on, the refused call that people approved, the
+same call before, which failed."""
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -28,6 +35,7 @@ class Link(msgspec.Struct, frozen=True):
 
     trace: str
     span: str
+    why: Why
     flags: int = 0
 
 
@@ -52,6 +60,7 @@ def delegated(record: TxnOpened) -> SpanData:
     attributes: dict[str, Value] = {
         "gen_ai.operation.name": "invoke_agent",
         "gen_ai.agent.name": record.agent,
+        "gen_ai.conversation.id": record.txn,
         "enduser.pseudo.id": record.user,
         "remit.tenant": record.tenant,
         "remit.depth": 0,
@@ -62,15 +71,15 @@ def delegated(record: TxnOpened) -> SpanData:
     links: tuple[Link, ...] = ()
     if record.continues:
         txn, _, hop = record.continues.partition(".")
-        links = (Link(txn, hop),)
+        links = (Link(txn, hop, "continues"),)
     return SpanData(
         trace=record.txn, span=record.hop, parent=None, name=f"invoke_agent {record.agent}", kind="server",
         start=at, end=at + 1_000_000, attributes=attributes, links=links,
     )  # fmt: skip
 
 
-def closed(opened: HopOpened, closed: HopClosed, user: str) -> SpanData:
-    """A hop that ended, as the replica that ran it knows it."""
+def closed(opened: HopOpened, closed: HopClosed, past: Fold) -> SpanData:
+    """A hop that ended, as the replica that ran it knows it; ``past`` is the txn when it was decided on."""
     attributes: dict[str, Value] = {
         "remit.decision": opened.decision.effect,
         "remit.policy.rules": opened.decision.rules,
@@ -80,18 +89,28 @@ def closed(opened: HopOpened, closed: HopClosed, user: str) -> SpanData:
         attributes["remit.findings"] = tuple(sorted({finding.kind for finding in opened.findings}))
     begun = _Begun(
         at=opened.at, parent=opened.parent, caller=opened.caller, resource=opened.resource, depth=opened.depth,
-        jti=opened.jti, sealed=opened.hash, budget=opened.budget, labels=opened.labels, links=_links(opened.link),
+        jti=opened.jti, sealed=opened.hash, budget=opened.budget, labels=opened.labels,
+        links=(
+            *_asked(opened),
+            *_retry(past, opened.hop, opened.parent, opened.resource, opened.args_digest),
+        ),
     )  # fmt: skip
-    return _hop(begun, closed, user, attributes)
+    return _hop(begun, closed, past.user, attributes)
 
 
-def swept(node: Node, closed: HopClosed, user: str) -> SpanData:
-    """A hop that was closed on behalf of whoever could not any more: what the fold knows of its opening is enough."""
+def swept(node: Node, closed: HopClosed, fold: Fold, resumed: HopResumed | None = None) -> SpanData:
+    """A hop that was closed on behalf of whoever could not any more, or that was parked and ``resumed``: what the fold knows of its
+    opening is enough.
+    """
     begun = _Begun(
         at=node.at, parent=node.parent or "", caller=node.caller, resource=node.resource, depth=node.depth,
         jti=f"{closed.txn}.{node.hop}.{node.n}", sealed=node.rec, budget=node.limit, labels=tuple(sorted(node.labels)),
+        links=(
+            *(_asked(resumed) if resumed is not None else ()),
+            *_retry(fold, node.hop, node.parent, node.resource, node.args_digest),
+        ),
     )  # fmt: skip
-    return _hop(begun, closed, user, {})
+    return _hop(begun, closed, fold.user, {"remit.resumed": True} if resumed is not None else {})
 
 
 class _Begun(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,10 +128,30 @@ class _Begun(msgspec.Struct, frozen=True, kw_only=True):
     links: tuple[Link, ...] = ()
 
 
+def _asked(record: HopOpened | HopResumed) -> tuple[Link, ...]:
+    """The context its caller sent, and the refused call that people approved."""
+    approved = (Link(record.txn, record.approval, "approval"),) if record.approval else ()
+    return (*_links(record.link), *approved)
+
+
+def _retry(fold: Fold, hop: str, parent: str | None, resource: str, args_digest: str) -> tuple[Link, ...]:
+    """The same call under the same hop before this one, the latest that did not go well."""
+    before = [
+        node
+        for node in fold.nodes.values()
+        if node.args_digest == args_digest and node.resource == resource and node.parent == parent
+        and node.outcome not in (None, "ok") and node.hop != hop
+    ]  # fmt: skip
+    me = fold.nodes.get(hop)
+    before = [node for node in before if me is None or node.seq < me.seq]
+    return (Link(fold.txn, max(before, key=lambda node: node.seq).hop, "retry"),) if before else ()
+
+
 def _hop(begun: _Begun, closed: HopClosed, user: str, more: dict[str, Value]) -> SpanData:
     failed = closed.outcome != "ok"
     attributes: dict[str, Value] = {
         **_target(begun.resource),
+        "gen_ai.conversation.id": closed.txn,
         "enduser.pseudo.id": user,
         "remit.tenant": closed.tenant,
         "remit.caller": begun.caller,
@@ -189,10 +228,14 @@ def _target(resource: str) -> dict[str, Value]:
     if parts is None:
         return {}
     kind, name, op = parts
+    sent: dict[str, Value] = {
+        "messaging.system": "nats", "messaging.operation.type": "send",
+        "messaging.destination.name": subjects.service(kind, name, op),
+    }  # fmt: skip
     if kind == "agent":
-        return {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": name, "remit.skill": op}
+        return {**sent, "gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": name, "remit.skill": op}
     return {
-        "gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": op, "mcp.method.name": "tools/call",
+        **sent, "gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": op, "mcp.method.name": "tools/call",
         "remit.server": name,
     }  # fmt: skip
 
@@ -209,4 +252,4 @@ def _links(traceparent: str | None) -> tuple[Link, ...]:
     match = _TRACEPARENT.fullmatch(traceparent or "")
     if match is None or set(match[1]) == {"0"} or set(match[2]) == {"0"}:
         return ()
-    return (Link(match[1], match[2], int(match[3], 16)),)
+    return (Link(match[1], match[2], "caller", int(match[3], 16)),)

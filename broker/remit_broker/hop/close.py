@@ -193,7 +193,7 @@ async def abandon(hop: str, ports: Ports, turn: Turn, why: tuple[str, Outcome]) 
     record = abandoned(fold, hop, ports, *why)
     if isinstance(await turn.append(record, None), LostRace):
         return
-    ports.observer.swept(node, record, fold.user)
+    ports.observer.swept(node, record, fold)
     if node.state == "parked" and node.connection:
         # Whoever waits for the input there need not wait any longer.
         await ports.bus.cancel(node.callee, node.connection, fold.txn, hop)

@@ -152,9 +152,9 @@ async def _end(hop: Hop, ports: Ports, body: ErrorBody | None) -> HopClosed | No
 def _observe(hop: Hop, record: HopClosed, ports: Ports) -> None:
     """One span per hop: of one that was parked, the opening is known from the fold."""
     if isinstance(hop.intent, HopOpened):
-        ports.observer.closed(hop.intent, record, hop.past.user)
+        ports.observer.closed(hop.intent, record, hop.past)
     else:
-        ports.observer.swept(hop.past.nodes[hop.id], record, hop.past.user)
+        ports.observer.swept(hop.past.nodes[hop.id], record, hop.past, hop.intent)
 
 
 async def _release(hop: Hop, ports: Ports, frame: Result | Error | InputRequired) -> None:
