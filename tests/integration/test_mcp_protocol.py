@@ -164,7 +164,7 @@ async def test_what_a_server_asks_is_asked_of_its_caller_and_of_nobody_else(fron
     await mine.begin(capabilities={"elicitation": {}})
     await other.begin(capabilities={"elicitation": {}})
     waiting = asyncio.create_task(asked(front, other, "wait", {"text": "4"}, {"result": {"action": "accept"}}))
-    await eventually(lambda: any(one.running for one in front.lab.broker._clients._sessions.all()))
+    await eventually(lambda: any(one.running for one in front.clients._sessions.all()))
     await asyncio.sleep(0.5)
     heard = await asked(
         front, mine, "ask", {"text": "secret?"}, {"result": {"action": "accept", "content": {"name": "x"}}}
@@ -230,7 +230,7 @@ async def test_a_changed_list_is_told_to_the_clients_of_that_server(front: Front
     headers = {"Authorization": f"Bearer {raw.token}", "Accept": "text/event-stream", "Mcp-Session-Id": raw.session}
     async with front.http.stream("GET", front.url + raw.path, headers=headers) as response:
         assert response.status_code == 200
-        front.lab.broker._clients.changed("default", "talkative")
+        front.clients.changed("default", "talkative")
         async with asyncio.timeout(20):
             async for line in response.aiter_lines():
                 if line.startswith("data:"):

@@ -299,7 +299,11 @@ class KvRegistry:
             return
         for definition in attachment.definitions:
             resource = Resource(principal.kind, name, definition.op)
-            held = self.pins.reason(attachment, definition) if principal.kind == "mcp" and not definition.op.startswith("$") else ""
+            held = (
+                self.pins.reason(attachment, definition)
+                if principal.kind == "mcp" and not definition.op.startswith("$")
+                else ""
+            )
             self._targets[resource] = self._target(principal, definition, resource, held)
 
     def _target(self, principal: Principal, definition: Definition, resource: Resource, held: str) -> Target:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
+from mcp.shared.exceptions import MCPError
+from pydantic import ValidationError
 
 from remit_broker.core.registry import (
     MAX_DEFINITION,
@@ -13,7 +16,7 @@ from remit_broker.core.registry import (
     definitions_of,
     operations_of,
 )
-from remit_broker.edges.attach.session import ServerIdentity, ToolSession
+from remit_broker.edges.attach.session import ServerError, ServerIdentity, ToolSession
 from remit_schemas.canonical import MAX_DEPTH, loads
 from remit_schemas.envelope import encode
 from remit_schemas.errors import Refusal
@@ -58,12 +61,20 @@ async def offered_by(session: ToolSession) -> Offered:
         has.append("subscriptions")
     return Offered(
         tools=await session.tools() if can.tools is not None or not has else (),
-        resources=await session.resources() if can.resources is not None else (),
-        templates=await session.templates() if can.resources is not None else (),
-        prompts=await session.prompts() if can.prompts is not None else (),
+        resources=await _or_none(session.resources()) if can.resources is not None else (),
+        templates=await _or_none(session.templates()) if can.resources is not None else (),
+        prompts=await _or_none(session.prompts()) if can.prompts is not None else (),
         capabilities=has,
         instructions=session.instructions[:MAX_INSTRUCTIONS],
     )
+
+
+async def _or_none(listing: Awaitable[Sequence[dict[str, Any]]]) -> Sequence[dict[str, Any]]:
+    """A listing; nothing where the server has none, or one that cannot be used: its tools are not to go with it."""
+    try:
+        return await listing
+    except (MCPError, ServerError, ValidationError):
+        return ()
 
 
 def offer(offered: Offered, server: ServerIdentity) -> Offer:
