@@ -346,10 +346,8 @@ class Broker:
         await tidings.start()
         for name, tenant in self.tenants.items():
             registration = Registration(tenant.registry, tenant.ports.detectors)
-            edge = BusEdge(
-                self.nats.of(name), name, tenant.ports, registration.attach, told, self._pace.soon,
-                functools.partial(tidings.say, name),
-            )  # fmt: skip
+            edge = BusEdge(self.nats.of(name), name, tenant.ports, registration.attach, told, self._pace.soon)
+            edge.tidings = functools.partial(tidings.say, name)
             await tenant.take_requests(edge)
             edges.append(edge)
             self._inside[name] = Calls(name, tenant.ports.clock, tenant.bus, edge.take)

@@ -56,10 +56,11 @@ class BusEdge:
         attach: Callable[[Attachment], Awaitable[None]],
         published: Mapping[str, Any],
         soon: Callable[[Callable[[], object]], object] = lambda begin: begin(),
-        changed: Callable[[str, tuple[str, ...]], Awaitable[None]] | None = None,
     ) -> None:
         """``soon`` says when what was taken in hand begins: much at once would keep the broker from hearing anything else."""
-        self._soon, self._tidings = soon, changed
+        self._soon = soon
+        self.tidings: Callable[[str, tuple[str, ...]], Awaitable[None]] = _untold
+        """Told of resources of a server that changed."""
         self._to_begin = 0
         self._begun = asyncio.Event()
         self._nc, self._tenant, self._ports = nc, tenant, ports
@@ -309,8 +310,7 @@ class BusEdge:
             raise refusal(
                 Code.MALFORMED, "no list of URIs", rule="attach.changed", ask=f"send uris, at most {MAX_CHANGED}"
             )
-        if self._tidings is not None:
-            await self._tidings(hop.ask.caller, tuple(uris))
+        await self.tidings(hop.ask.caller, tuple(uris))
         return {}
 
     async def _check(self, name: str, definitions: tuple[Definition, ...]) -> None:
@@ -346,6 +346,10 @@ class BusEdge:
             )  # fmt: skip
         fold = await close_txn(hop.ask.tenant, hop.ask.txn, hop.ask.caller, "closed", self._ports)
         return {"txn": fold.txn, "spent": fold.nodes[fold.root].spent}
+
+
+async def _untold(_: str, __: tuple[str, ...]) -> None:
+    return None
 
 
 def _granted(hop: Hop) -> Hop:
