@@ -219,13 +219,13 @@ async def test_a_large_value_is_searched_aside(stage: Stage, monkeypatch: pytest
     aside: set[tuple[bool, bool]] = set()
 
     def watched(self: Any, value: Any) -> Any:
-        aside.add((len(str(value)) > 16_000, threading.current_thread() is not threading.main_thread()))
+        aside.add((len(str(value)) > 260_000, threading.current_thread() is not threading.main_thread()))
         return scan(self, value)
 
     monkeypatch.setattr(detectors, "scan", watched)
-    stage.files.handlers["read"] = lambda taken: taken.done("y" * 20_000 if taken.dispatch.args else SECRET_ANSWER)
+    stage.files.handlers["read"] = lambda taken: taken.done("y" * 300_000 if taken.dispatch.args else SECRET_ANSWER)
     await stage.alice.result(READ, root.txn, root.grant)
-    await stage.alice.result(READ, root.txn, root.grant, {"text": "x" * 20_000})
+    await stage.alice.result(READ, root.txn, root.grant, {"text": "x" * 300_000})
     monkeypatch.undo()
     stage.files.handlers["read"] = lambda taken: taken.done(SECRET_ANSWER)
     assert aside == {(False, False), (True, True)}
