@@ -66,7 +66,7 @@ from remit_broker.notices import Notices
 from remit_broker.ports import Ports
 from remit_broker.premises import Place, bind_http, embed
 from remit_broker.projection import Projection
-from remit_broker.signin import Signin
+from remit_broker.signin import Signin, backends
 from remit_broker.tenants import Tenant, without_tenant
 from remit_broker.upkeep import Upkeep
 from remit_schemas.names import DEFAULT_TENANT
@@ -250,6 +250,7 @@ class Broker:
         await arguments.start(
             self.nats.core.jetstream(), config.bus.replicas, config.approvals.ttl, config.results.bytes
         )
+        self.secrets, self.backends = await backends(self.settings, self.keys, clock, self.nats.core.jetstream())
         self.issuers = self.health.issuers = issuers = identity.issuers(config, self.place.url or self.http, clock)
         stored = Stored(self.ledger, self.refusals, self.accounts, self.results, arguments)
         common = shared_ports(self.settings, self.keys, clock, stored, self.http) | {
@@ -333,10 +334,10 @@ class Broker:
 
     async def _take_requests(self) -> None:
         told = {**self.published(), "models": msgspec.to_builtins(self.settings.models)}
-        edges = []
+        edges, shows = [], self.backends
         for name, tenant in self.tenants.items():
             registration = Registration(tenant.registry, tenant.ports.detectors)
-            edge = BusEdge(self.nats.of(name), name, tenant.ports, registration.attach, told, self._pace.soon)
+            edge = BusEdge(self.nats.of(name), name, tenant.ports, registration.attach, told, self._pace.soon, shows)
             await tenant.take_requests(edge)
             edges.append(edge)
             self._inside[name] = Calls(name, tenant.ports.clock, tenant.bus, edge.take)
@@ -364,7 +365,7 @@ class Broker:
             "fault": self.observer.fault,
         }
         desks = [
-            Desk(one.name, one.ports, one.registry, one.kill(self.index), one, self.policy_desk(one))
+            Desk(one.name, one.ports, one.registry, one.kill(self.index), one, self.policy_desk(one), self.secrets)
             for one in self.tenants.values()
         ]
         operator = identity.operator(self.settings.config, self.keys, self.ports.identities)

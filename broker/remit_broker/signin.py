@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from nats.js import JetStreamContext
 
+from remit_broker.adapters.backends import Backends
 from remit_broker.adapters.identities import Issuers
 from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.adapters.limits import Gcra
@@ -13,6 +14,7 @@ from remit_broker.adapters.login_store import LoginStore
 from remit_broker.adapters.once import KvOnce
 from remit_broker.adapters.outbound import Outbound
 from remit_broker.adapters.provider import Provider
+from remit_broker.adapters.secret_store import KeySealer, SecretStore
 from remit_broker.config import Settings
 from remit_broker.core.addresses import network
 from remit_broker.core.user_tokens import Identity
@@ -23,11 +25,23 @@ from remit_broker.edges.http.oauth.registration import Registration
 from remit_broker.edges.http.oauth.wiring import OAuth
 from remit_broker.edges.http.operators import Operator, elsewhere_of
 from remit_broker.hop.revoked import withheld
+from remit_broker.ports import Clock
 from remit_schemas.grant import Grant, parse, verify_ancestor
 from remit_schemas.keys import KeySet
 
 REGISTRATIONS = (0.5, 60)
 """Per second on average, and at once: of clients that register and of documents that are fetched."""
+
+
+async def backends(
+    settings: Settings, keys: KeyFiles, clock: Clock, js: JetStreamContext
+) -> tuple[SecretStore, Backends]:
+    """What MCP servers are shown of users, and the secrets of it. Raises :class:`ConfigError` for a key file that is none."""
+    config, folder = settings.config, settings.file.parent
+    file = folder / config.secrets.key_file if config.secrets.key_file else None
+    store = SecretStore(KeySealer.of(file, keys.results_key))
+    await store.start(js, config.bus.replicas)
+    return store, Backends(config.backends, store, clock, folder)
 
 
 class Signin:

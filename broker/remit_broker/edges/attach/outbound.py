@@ -21,6 +21,8 @@ class Outgoing:
     traceparent: str
     bearer: str
     handed_over: bool = False
+    headers: dict[str, str] | None = None
+    """What the server is shown of the user, instead of the grant."""
 
 
 calling: ContextVar[Outgoing | None] = ContextVar("calling", default=None)
@@ -53,7 +55,8 @@ class Outbound:
             return item
         # The grant goes where RFC 6750 §2.1 has it, for this one request only.
         metadata = item.metadata if isinstance(item.metadata, ClientMessageMetadata) else ClientMessageMetadata()
-        metadata.headers = {**(metadata.headers or {}), "Authorization": f"Bearer {call.bearer}"}
+        shown = {"Authorization": f"Bearer {call.bearer}"} if call.headers is None else call.headers
+        metadata.headers = {**(metadata.headers or {}), **shown}
         return SessionMessage(item.message, metadata)
 
     async def aclose(self) -> None:

@@ -7,6 +7,9 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
+import msgspec
+
+from remit_broker.core.backends import scrubbed, worth_hiding
 from remit_broker.edges.attach.session import OnProgress, finite, invalid, unavailable
 from remit_schemas.callee import Seen, answer_subject, check_dispatch
 from remit_schemas.canonical import loads
@@ -46,8 +49,9 @@ class Server(Protocol):
     """The live session, as far as a call needs it."""
 
     async def call(
-        self, tool: str, args: dict[str, Any], *, meta: dict[str, Any], seconds: float, progress: OnProgress
-    ) -> dict[str, Any]:
+        self, tool: str, args: dict[str, Any], *, meta: dict[str, Any], seconds: float, progress: OnProgress,
+        headers: dict[str, str] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         """See :meth:`remit_broker.edges.attach.session.ToolSession.call`."""
 
 
@@ -95,6 +99,8 @@ class Calls:
         self.names: Mapping[str, str] = {}
         self.absence = "it is starting"
         self.back_in: float | None = None
+        self.credentials: Callable[[str], Awaitable[dict[str, str]]] | None = None
+        """The headers for the user of a grant, where the server is called with others than the grant."""
         self.on_timeout: Callable[[], None] = lambda: None
         self.on_fault: Callable[[Exception], None] = lambda _: None
 
@@ -146,9 +152,13 @@ class Calls:
             raise unavailable(f"{MAX_CALLS} calls are in flight", "none", retry_after=1.0)
 
     async def _serve(self, dispatch: Dispatch, grant: Grant, where: str) -> None:
-        begun = False
+        begun, hidden = False, tuple[str, ...]()
         try:
             server, tool = self._ready(dispatch)
+            more: dict[str, Any] = {}
+            if self.credentials is not None:
+                more["headers"] = headers = await self.credentials(dispatch.grant)
+                hidden = worth_hiding(headers)
             await self._publish(where, Started(connection=self._connection))
             begun = True
             value = await server.call(
@@ -156,13 +166,17 @@ class Calls:
                 dispatch.args,
                 meta=meta_of(dispatch, grant),
                 seconds=dispatch.deadline / 1000 - time.time(),
-                progress=_Throttled(where, self._publish),
+                progress=_Throttled(where, self._publish, hidden),
+                **more,
             )
-            final: Frame = result_frame(value, dispatch.parts)
+            final: Frame = result_frame(scrubbed(value, hidden) if hidden else value, dispatch.parts)
         except Refusal as refused:
-            if refused.body.code is Code.DEADLINE_EXCEEDED:
+            if refused.body.code is Code.DEADLINE_EXCEEDED and begun:
                 self.on_timeout()
-            final = Error(error=refused.body)
+            body = refused.body
+            final = Error(
+                error=msgspec.structs.replace(body, message=scrubbed(body.message, hidden)) if hidden else body
+            )
         except asyncio.CancelledError:
             final = Error(error=self._given_up(dispatch, "unknown" if begun else "none").body)
         except Exception as error:  # the one place where a fault of ours becomes an answer
@@ -242,8 +256,8 @@ class _Pace:
 class _Throttled:
     """Passes progress on, not faster and not more often than is useful."""
 
-    def __init__(self, where: str, publish: Publish) -> None:
-        self._where = where
+    def __init__(self, where: str, publish: Publish, hidden: tuple[str, ...] = ()) -> None:
+        self._where, self._hidden = where, hidden
         self._publish = publish
         self._sent = 0
         self._next = 0.0
@@ -253,7 +267,9 @@ class _Throttled:
         if self._sent >= MAX_PROGRESS or now < self._next:
             return
         self._sent, self._next = self._sent + 1, now + PROGRESS_EVERY
-        frame = Progress(message=message[:_MESSAGE], progress=finite(progress), total=finite(total))
+        frame = Progress(
+            message=scrubbed(message, self._hidden)[:_MESSAGE], progress=finite(progress), total=finite(total)
+        )
         await self._publish(self._where, frame)
 
 

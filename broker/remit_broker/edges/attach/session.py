@@ -107,14 +107,20 @@ class ToolSession:
         return True
 
     async def call(
-        self, tool: str, args: dict[str, Any], *, meta: dict[str, Any], seconds: float, progress: OnProgress
-    ) -> dict[str, Any]:
+        self, tool: str, args: dict[str, Any], *, meta: dict[str, Any], seconds: float, progress: OnProgress,
+        headers: dict[str, str] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         """The CallToolResult of one call, as the server sent it.
 
         Raises a refusal: TARGET_UNAVAILABLE (effect none where the request was never handed over, else unknown),
         DEADLINE_EXCEEDED after ``seconds``, RESULT_INVALID, or INTERNAL where the server answered with a protocol error.
         """
-        outgoing = Outgoing(traceparent=meta["traceparent"], bearer=meta["dev.remit/grant"])
+        if headers is not None and self._http is None:
+            raise refusal(
+                Code.TARGET_UNAVAILABLE, "a server that is started here is shown no credentials of users", rule="credentials.http",
+                ask="attach it by its URL, or give it its own in its environment and leave out its table in [backends]",
+            )  # fmt: skip
+        outgoing = Outgoing(traceparent=meta["traceparent"], bearer=meta["dev.remit/grant"], headers=headers)
         if self.ended.is_set():
             raise unavailable(self.reason, "none")
         # The request runs in a task of its own: giving it up may take the library seconds (it tells the server, on a pipe
