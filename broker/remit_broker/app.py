@@ -370,12 +370,21 @@ class Broker:
             "fault": self.observer.fault,
         }
         desks = [
-            Desk(one.name, one.ports, one.registry, one.kill(self.index), one, self.policy_desk(one), self.secrets)
+            Desk(
+                one.name,
+                one.ports,
+                one.registry,
+                one.kill(self.index),
+                one,
+                self.policy_desk(one),
+                self.secrets,
+                self.backends,
+            )
             for one in self.tenants.values()
         ]
         operator = identity.operator(self.settings.config, self.keys, self.ports.identities)
         api = Api(desks, self.index, operator, extras)
-        signin = Signin(self.settings, self.keys, self.issuers, self.http)
+        signin = Signin(self.settings, self.keys, self.issuers, self.http, (self.secrets, self.backends))
         self.oauth = oauth = await signin.open(self.nats.core.jetstream(), desks, operator)
         routes = api.routes() + oauth.routes(self.observer.fault)
         if provider := identity.dev_issuer(self.settings.config, self.keys, self.http, SystemClock()):

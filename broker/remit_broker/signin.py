@@ -15,6 +15,7 @@ from remit_broker.adapters.once import KvOnce
 from remit_broker.adapters.outbound import Outbound
 from remit_broker.adapters.provider import Provider
 from remit_broker.adapters.secret_store import KeySealer, SecretStore
+from remit_broker.adapters.upstream import Connections
 from remit_broker.config import Settings
 from remit_broker.core.addresses import network
 from remit_broker.core.user_tokens import Identity
@@ -47,8 +48,10 @@ async def backends(
 class Signin:
     """What it is made of. ``base`` is the URL under which clients know this broker."""
 
-    def __init__(self, settings: Settings, keys: KeyFiles, issuers: Issuers, base: str) -> None:
-        self._settings, self._keys, self._issuers = settings, keys, issuers
+    def __init__(
+        self, settings: Settings, keys: KeyFiles, issuers: Issuers, base: str, behind: tuple[SecretStore, Backends]
+    ) -> None:  # fmt: skip
+        self._settings, self._keys, self._issuers, self._behind = settings, keys, issuers, behind
         self._base = (settings.config.oauth.url or base).rstrip("/")
 
     async def open(self, js: JetStreamContext, desks: Iterable[Desk], operator: Operator) -> OAuth:
@@ -59,11 +62,24 @@ class Signin:
         oauth = OAuth(self._base, desks, once, self._genuine(), operator)
         if config.oauth.client_auth == "required":
             oauth.demand_proof()
+        store = LoginStore(self._keys.results_key)
+        await store.start(js, config.bus.replicas)
+        oauth.connect(self._connections(store, desks))
         if (provider := self._provider()) is not None:
-            store = LoginStore(self._keys.results_key)
-            await store.start(js, config.bus.replicas)
             self._log_in(oauth, provider, store, desks)
         return oauth
+
+    def _connections(self, store: LoginStore, desks: list[Desk]) -> Connections:
+        """Users' logins at MCP servers."""
+        secrets, shown = self._behind
+        shown.connections = Connections(
+            self._base, secrets, store, self._outbound(), desks[0].ports.clock, self._settings.file.parent
+        )
+        return shown.connections
+
+    def _outbound(self) -> Outbound:
+        allowed = self._settings.config.oauth.documents_allow
+        return Outbound(map(network, allowed), named="oauth.documents_allow")
 
     def _provider(self) -> Provider | None:
         """The first issuer at which people log in."""
@@ -79,9 +95,8 @@ class Signin:
 
     def _log_in(self, oauth: OAuth, provider: Provider, store: LoginStore, desks: list[Desk]) -> None:
         table, clock = self._settings.config.oauth, desks[0].ports.clock
-        outbound = Outbound(map(network, table.documents_allow), named="oauth.documents_allow")
         registration = Registration(
-            store, outbound.get, clock, Gcra(clock, *REGISTRATIONS), opened=table.registration == "open",
+            store, self._outbound().get, clock, Gcra(clock, *REGISTRATIONS), opened=table.registration == "open",
             redirects=table.redirects, documents=table.client_documents,
         )  # fmt: skip
         welcome = _welcome(desks)

@@ -83,7 +83,7 @@ auth = {auth:<22}# "local": the OS user, by the token in data/keys/local.token; 
 # key_file = ""              # what they are sealed with; empty: a key drawn from data/keys/results.key
 
 # [backends.github]          # what an MCP server is shown of the user it is called for; docs/credentials.md
-# kind = "secret"            # "grant" (as without a table), "none", "secret", "service", "exchange"
+# kind = "secret"            # "grant" (as without a table), "none", "secret", "service", "exchange", "oauth"
 
 [traces]
 # endpoint = ""              # OTLP/HTTP, such as "http://127.0.0.1:4318"; OTEL_EXPORTER_OTLP_ENDPOINT wins

@@ -26,7 +26,7 @@ from remit_schemas.subjects import request as subject
 from tests.support.attach_fixture import SERVERS, free_port
 from tests.support.mcp_client import Front, front_of
 from tests.support.oauth import claims_of
-from tests.support.raw import Arena, RawAgent, arena_on
+from tests.support.raw import RawAgent
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
@@ -70,8 +70,8 @@ class Authority:
 class House:
     """A front with servers that are shown users in every way."""
 
-    def __init__(self, front: Front, authority: Authority, arena: Arena) -> None:
-        self.front, self.authority, self.arena = front, authority, arena
+    def __init__(self, front: Front, authority: Authority) -> None:
+        self.front, self.authority = front, authority
         self.local = {"Authorization": f"Bearer {front.token}"}
 
     async def post(self, path: str, **body: Any) -> httpx.Response:
@@ -87,6 +87,17 @@ class House:
         assert not answer.is_error, answer.content
         found: dict[str, str] = answer.structured_content
         return found.get("result", found)  # type: ignore[return-value]
+
+
+async def listens(port: int) -> None:
+    """Wait until somebody does."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                (await asyncio.open_connection("127.0.0.1", port))[1].close()
+                return
+            except OSError:
+                await asyncio.sleep(0.05)
 
 
 def digest(text: str) -> str:
@@ -106,25 +117,23 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
             "kind": "exchange", "token_endpoint": authority.url, "audience": "https://crm.example", "client_id": "remit",
             "secret_file": "client.secret",
         }  # fmt: skip
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, str(SERVERS / "shown.py"), str(port), stderr=asyncio.subprocess.DEVNULL
-        )
-        stack.push_async_callback(process.wait)
-        stack.callback(process.terminate)
-        async with asyncio.timeout(30):
-            while True:
-                try:
-                    (await asyncio.open_connection("127.0.0.1", port))[1].close()
-                    break
-                except OSError:
-                    await asyncio.sleep(0.05)
-        backends = {**KINDS, "crm": exchange}
+        strict = free_port()
+        for at, how in ((port, ()), (strict, ("strict",))):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, str(SERVERS / "shown.py"), str(at), *how, stderr=asyncio.subprocess.DEVNULL
+            )
+            stack.push_async_callback(process.wait)
+            stack.callback(process.terminate)
+            await listens(at)
+        backends = {**KINDS, "crm": exchange, "strict": {"kind": "secret"}}
         front = await stack.enter_async_context(front_of(folder, {"backends": backends}, servers=()))
+        house = House(front, authority)
+        await house.post("/api/secrets", server="strict", service=True, value="good-service")
         for name in backends:
-            await front.attach(name, HttpSource(f"http://127.0.0.1:{port}/mcp"), stack)
+            at = strict if name == "strict" else port
+            await front.attach(name, HttpSource(f"http://127.0.0.1:{at}/mcp"), stack)
         await front.lab.agent("caller")
-        arena = await stack.enter_async_context(arena_on(front.lab))
-        yield House(front, authority, arena)
+        yield house
 
 
 async def test_each_user_calls_with_their_own_secret(house: House) -> None:
@@ -142,6 +151,20 @@ async def test_each_user_calls_with_their_own_secret(house: House) -> None:
     assert (await house.post("/api/secrets/remove", server="own", user="ben")).status_code == 200
     assert (await house.call("own", "seen", "ben")).is_error
     assert (await house.post("/api/secrets/remove", server="own", user="ben")).status_code == 404
+
+
+async def test_each_user_has_a_session_of_their_own(house: House) -> None:
+    """At a server that lets nobody in without a token, and nobody into the session of another one; its tools are listed with the
+    service's.
+    """
+    for user in ("ann", "ben"):
+        await house.post("/api/secrets", server="strict", user=user, value=f"good-{user}")
+    seen = await asyncio.gather(*(house.seen("strict", user) for user in ("ann", "ben", "ann", "ben")))
+    assert seen == [{"authorization": digest(f"Bearer good-{user}")} for user in ("ann", "ben", "ann", "ben")]
+    await house.post("/api/secrets", server="strict", user="carl", value="bad")
+    no = await house.call("strict", "seen", "carl")
+    assert no.is_error and "credentials.refused" in no.content[0].text and "reconnect needed" in no.content[0].text
+    assert await house.seen("strict", "ann") == {"authorization": digest("Bearer good-ann")}
 
 
 async def test_the_other_ways_of_being_shown(house: House) -> None:
@@ -226,7 +249,7 @@ async def test_a_server_gets_no_credential_but_for_its_own_open_hop(house: House
             await client.call_tool("seen", {})
         records = await lab.broker.index.chain("default", claims_of(root)["txn"])
         ended = next(entry["grant"] for entry in records if entry["record"]["kind"] == "hop.opened")
-        for grant in ("", root, ended, ended[:-4] + "AAAA"):
+        for grant in (root, ended, ended[:-4] + "AAAA"):
             inbox = thief.inbox()
             answers = await thief.nc.subscribe(inbox)
             body = json.dumps({"v": 1, "grant": grant}).encode()

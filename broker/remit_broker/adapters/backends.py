@@ -14,6 +14,7 @@ import httpx
 from remit_broker.adapters.outbound import Forbidden, Outbound
 from remit_broker.adapters.private_files import read_private
 from remit_broker.adapters.secret_store import SecretStore
+from remit_broker.adapters.upstream import Connections
 from remit_broker.core.addresses import network
 from remit_broker.core.backends import SERVICE, BackendConfig, headers_of, is_secret
 from remit_broker.core.oauth import EXCHANGE, JWT
@@ -42,6 +43,8 @@ class Backends:
 
     def __init__(self, tables: Mapping[str, BackendConfig], secrets: SecretStore, clock: Clock, folder: Path) -> None:
         self._tables, self._secrets, self._clock, self._folder = tables, secrets, clock, folder
+        self.connections: Connections | None = None
+        """Logins of users at servers, where there is an HTTP edge to come back to."""
         # The operator names these endpoints, and may well have them in a network of their own.
         self._outbound = Outbound((network("0.0.0.0/0"), network("::/0")), named="backends")
         self._tokens: OrderedDict[tuple[str, ...], tuple[float, str]] = OrderedDict()
@@ -49,6 +52,11 @@ class Backends:
     def kind(self, server: str) -> str:
         """What a server is shown: by default the grant, which is in every dispatch already."""
         return self._tables[server].kind if server in self._tables else "grant"
+
+    async def listing(self, tenant: str, server: str) -> dict[str, str]:
+        """The headers with which a server is asked what it serves: its service account, if one was set."""
+        found = await self._secrets.get(tenant, server, SERVICE)
+        return headers_of(self._tables.get(server, BackendConfig()), found.value) if found is not None else {}
 
     async def headers(self, at: tuple[str, str, str, str], grant: str) -> dict[str, str]:
         """As :meth:`credentials_for`, for a tenant, user, server and txn."""
@@ -68,10 +76,27 @@ class Backends:
                 return headers_of(table, await self._kept(wanted, wanted.user))
             case "service":
                 return headers_of(table, await self._kept(wanted, SERVICE))
+            case "oauth":
+                return headers_of(table, await self._connected().access(wanted.tenant, wanted.user, wanted.server))
             case "exchange":
                 return headers_of(table, await self._exchanged(wanted, table))
             case _:
                 return headers_of(table, wanted.grant)
+
+    async def connect(self, tenant: str, user: str, server: str) -> str:
+        """Where a user begins to log in at a server. Refuses."""
+        table = self._tables.get(server)
+        if table is None or table.kind != "oauth":
+            raise refusal(
+                Code.UNKNOWN_TARGET, f"nobody logs in at {server}", rule="credentials.kind",
+                ask=f'an operator can say kind = "oauth" and its url in [backends.{server}]',
+            )  # fmt: skip
+        return await self._connected().begin(tenant, user, server, table)
+
+    def _connected(self) -> Connections:
+        if self.connections is None:
+            raise RuntimeError("not wired")
+        return self.connections
 
     async def _kept(self, wanted: Wanted, user: str) -> str:
         found = await self._secrets.get(wanted.tenant, wanted.server, user)

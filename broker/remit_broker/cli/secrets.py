@@ -39,6 +39,19 @@ def set_(
         out.print(line(f"set for {told['user'] or 'the service'} at {server}"))
 
 
+@app.command("connect")
+@command
+def connect(
+    server: Server, user: User = None, tenant: Tenant = None, config: Config = None, as_json: Json = False
+) -> None:
+    """Print where a user logs in, with a browser, at an MCP server with a table of kind oauth."""
+    told = BrokerClient(load(config), tenant).post("/api/secrets/connect", {"server": server, "user": user or ""})
+    if as_json:
+        say(told)
+    else:
+        typer.echo(told["url"])
+
+
 @app.command("list")
 @command
 def list_(tenant: Tenant = None, config: Config = None, as_json: Json = False) -> None:

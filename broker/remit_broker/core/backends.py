@@ -26,10 +26,12 @@ _HOP: Final = frozenset({"host", "content-length", "content-type", "transfer-enc
 class BackendConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``kind``: ``grant`` is the hop's own grant, for a server that verifies it; ``none`` nothing; ``secret`` what was set for the user
     at hand; ``service`` what was set for the server, whoever it is called for; ``exchange`` what the server's authorization server at
-    ``token_endpoint`` gives for the grant (RFC 8693). It is sent as ``header``, after ``scheme``.
+    ``token_endpoint`` gives for the grant (RFC 8693); ``oauth`` what the user got by logging in at the server, which is at ``url``. It
+    is sent as ``header``, after ``scheme``.
     """
 
-    kind: Literal["grant", "none", "secret", "service", "exchange"] = "grant"
+    kind: Literal["grant", "none", "secret", "service", "exchange", "oauth"] = "grant"
+    url: str = ""
     header: str = "Authorization"
     scheme: str = "Bearer"
     token_endpoint: str = ""
@@ -50,6 +52,30 @@ class Secret(msgspec.Struct, frozen=True, kw_only=True):
     by: str
 
 
+class Upstream(msgspec.Struct, frozen=True, kw_only=True):
+    """Where people log in at an MCP server, as it was found out when somebody did."""
+
+    resource: str
+    issuer: str
+    authorize: str
+    token: str
+    client_id: str
+    secret_file: str = ""
+
+
+class Connecting(msgspec.Struct, frozen=True, kw_only=True):
+    """A user on the way to a login at a server. ``browser`` is the digest of what the browser keeps, once it has gone there."""
+
+    tenant: str
+    user: str
+    server: str
+    at: Upstream
+    verifier: str
+    scope: str
+    exp: int
+    browser: str = ""
+
+
 def wrong_with(name: str, backend: BackendConfig) -> tuple[str, str] | None:
     """What is wrong with a table: the key with the reason, and what to do; None where nothing is."""
     if not is_principal(name):
@@ -60,6 +86,10 @@ def wrong_with(name: str, backend: BackendConfig) -> tuple[str, str] | None:
         return "scheme", "write Bearer, or leave it empty"
     if (backend.kind == "exchange") is not bool(backend.token_endpoint):
         return "token_endpoint", 'it belongs to kind = "exchange", and to no other'
+    if (backend.kind == "oauth") is not bool(backend.url):
+        return "url", 'it belongs to kind = "oauth", and to no other'
+    if backend.url and not secure(backend.url):
+        return "url", "https, without query; http is for this very machine alone"
     if backend.token_endpoint and not secure(backend.token_endpoint):
         return "token_endpoint", "https, without query; http is for this very machine alone"
     return None

@@ -21,6 +21,9 @@ class Shows(Protocol):
     def kind(self, server: str) -> str:
         """How a server is shown who it is called for."""
 
+    async def listing(self, tenant: str, server: str) -> dict[str, str]:
+        """The headers with which a server is asked what it serves, for nobody in particular."""
+
     async def headers(self, at: tuple[str, str, str, str], grant: str) -> dict[str, str]:
         """The headers for ``at``: tenant, user, server and txn. Refuses what there are none for."""
 
@@ -31,6 +34,9 @@ async def shown(hop: Hop, ports: Ports, shows: Shows) -> dict[str, Any]:
     INVARIANT: a server is shown the credential of a user while a hop of its own is open for that one, and at no other time
     (test_a_server_gets_no_credential_but_for_its_own_open_hop).
     """
+    if not hop.request.grant:
+        # The server itself asks what it is to be listed with: that is its own service account, and nobody's.
+        return {"headers": await shows.listing(hop.ask.tenant, hop.ask.caller)}
     claims = parse(hop.request.grant).claims
     hop = await holder(hop.with_(ask=msgspec.structs.replace(hop.ask, txn=claims.txn)), ports)
     called: Resource | None = parse_resource(hop.above.resource) if hop.above.resource else None

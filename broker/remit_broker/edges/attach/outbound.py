@@ -21,8 +21,6 @@ class Outgoing:
     traceparent: str
     bearer: str
     handed_over: bool = False
-    headers: dict[str, str] | None = None
-    """What the server is shown of the user, instead of the grant."""
 
 
 calling: ContextVar[Outgoing | None] = ContextVar("calling", default=None)
@@ -51,12 +49,11 @@ class Outbound:
         if isinstance(meta, dict):
             meta["traceparent"] = call.traceparent
             meta.pop("tracestate", None)
-        if not self._http:
+        if not self._http or not call.bearer:
             return item
         # The grant goes where RFC 6750 §2.1 has it, for this one request only.
         metadata = item.metadata if isinstance(item.metadata, ClientMessageMetadata) else ClientMessageMetadata()
-        shown = {"Authorization": f"Bearer {call.bearer}"} if call.headers is None else call.headers
-        metadata.headers = {**(metadata.headers or {}), **shown}
+        metadata.headers = {**(metadata.headers or {}), "Authorization": f"Bearer {call.bearer}"}
         return SessionMessage(item.message, metadata)
 
     async def aclose(self) -> None:

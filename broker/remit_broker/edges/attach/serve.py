@@ -49,9 +49,8 @@ class Server(Protocol):
     """The live session, as far as a call needs it."""
 
     async def call(
-        self, tool: str, args: dict[str, Any], *, meta: dict[str, Any], seconds: float, progress: OnProgress,
-        headers: dict[str, str] | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+        self, tool: str, args: dict[str, Any], *, meta: dict[str, Any], seconds: float, progress: OnProgress
+    ) -> dict[str, Any]:
         """See :meth:`remit_broker.edges.attach.session.ToolSession.call`."""
 
 
@@ -101,6 +100,8 @@ class Calls:
         self.back_in: float | None = None
         self.credentials: Callable[[str], Awaitable[dict[str, str]]] | None = None
         """The headers for the user of a grant, where the server is called with others than the grant."""
+        self.session_of: Callable[[dict[str, str]], Awaitable[Server]] = _no_session
+        """The session in which every request has these headers."""
         self.on_timeout: Callable[[], None] = lambda: None
         self.on_fault: Callable[[Exception], None] = lambda _: None
 
@@ -155,10 +156,10 @@ class Calls:
         begun, hidden = False, tuple[str, ...]()
         try:
             server, tool = self._ready(dispatch)
-            more: dict[str, Any] = {}
             if self.credentials is not None:
-                more["headers"] = headers = await self.credentials(dispatch.grant)
+                headers = await self.credentials(dispatch.grant)
                 hidden = worth_hiding(headers)
+                server = await self.session_of(headers)
             await self._publish(where, Started(connection=self._connection))
             begun = True
             value = await server.call(
@@ -167,7 +168,6 @@ class Calls:
                 meta=meta_of(dispatch, grant),
                 seconds=dispatch.deadline / 1000 - time.time(),
                 progress=_Throttled(where, self._publish, hidden),
-                **more,
             )
             final: Frame = result_frame(scrubbed(value, hidden) if hidden else value, dispatch.parts)
         except Refusal as refused:
@@ -231,6 +231,10 @@ class Calls:
                 effect=effect,
             )
         return unavailable("it was stopped while it worked", effect)
+
+
+async def _no_session(_: dict[str, str]) -> Server:
+    raise RuntimeError("not wired")
 
 
 class _Pace:

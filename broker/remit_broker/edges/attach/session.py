@@ -55,7 +55,11 @@ class ServerIdentity:
 class ToolSession:
     """A live session. Its owner leaves it when :attr:`ended` is set; calls may run at the same time in other tasks."""
 
-    def __init__(self, client: Client, identity: ServerIdentity, *, child: Child | None, http: Http | None) -> None:
+    def __init__(
+        self, client: Client, identity: ServerIdentity, *, child: Child | None, http: Http | None, as_user: bool = False
+    ) -> None:
+        """With ``as_user`` every request has the user's own headers already, and no call brings its grant in another."""
+        self._as_user = as_user
         self.identity = identity
         self.ended = child.ended if child else asyncio.Event()
         self._client = client
@@ -107,20 +111,14 @@ class ToolSession:
         return True
 
     async def call(
-        self, tool: str, args: dict[str, Any], *, meta: dict[str, Any], seconds: float, progress: OnProgress,
-        headers: dict[str, str] | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+        self, tool: str, args: dict[str, Any], *, meta: dict[str, Any], seconds: float, progress: OnProgress
+    ) -> dict[str, Any]:
         """The CallToolResult of one call, as the server sent it.
 
         Raises a refusal: TARGET_UNAVAILABLE (effect none where the request was never handed over, else unknown),
         DEADLINE_EXCEEDED after ``seconds``, RESULT_INVALID, or INTERNAL where the server answered with a protocol error.
         """
-        if headers is not None and self._http is None:
-            raise refusal(
-                Code.TARGET_UNAVAILABLE, "a server that is started here is shown no credentials of users", rule="credentials.http",
-                ask="attach it by its URL, or give it its own in its environment and leave out its table in [backends]",
-            )  # fmt: skip
-        outgoing = Outgoing(traceparent=meta["traceparent"], bearer=meta["dev.remit/grant"], headers=headers)
+        outgoing = Outgoing(traceparent=meta["traceparent"], bearer="" if self._as_user else meta["dev.remit/grant"])
         if self.ended.is_set():
             raise unavailable(self.reason, "none")
         # The request runs in a task of its own: giving it up may take the library seconds (it tells the server, on a pipe
@@ -235,7 +233,7 @@ def _result(raw: dict[str, Any]) -> dict[str, Any]:
 
 @asynccontextmanager
 async def open_session(
-    source: Source, log: ServerLog, on_change: Callable[[], None], seconds: float
+    source: Source, log: ServerLog, on_change: Callable[[], None], seconds: float, *, as_user: bool = False
 ) -> AsyncGenerator[ToolSession, None]:
     """Start or reach the server and shake hands within ``seconds``; ``on_change`` is called when its list of tools changed.
 
@@ -247,11 +245,11 @@ async def open_session(
             on_change()
 
     child = None if isinstance(source, HttpSource) else await start(source)
-    http = Http(source.url) if isinstance(source, HttpSource) else None
+    http = Http(source.url, source.headers) if isinstance(source, HttpSource) else None
     client = Client(_transport(child, http, log), message_handler=on_message, cache=None, client_info=_CLIENT)
     async with AsyncExitStack() as stack:
         await _shake_hands(stack, client, child, log, seconds)
-        session = ToolSession(client, _identity(client), child=child, http=http)
+        session = ToolSession(client, _identity(client), child=child, http=http, as_user=as_user)
         listening = asyncio.create_task(_listen(client, on_change))
         stack.callback(listening.cancel)
         yield session

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -16,8 +16,10 @@ from remit_broker.edges.attach.link import Link
 from remit_broker.edges.attach.serve import Calls, Trust
 from remit_broker.edges.attach.server_log import ServerLog
 from remit_broker.edges.attach.session import ServerError, ToolSession, first_cause, open_session
-from remit_broker.edges.attach.source import Source, SourceError
+from remit_broker.edges.attach.source import HttpSource, Source, SourceError
 from remit_broker.edges.attach.timing import Timing
+from remit_broker.edges.attach.user_sessions import UserSessions
+from remit_broker.edges.attach.wire import BusError
 from remit_schemas.control import parse_control
 from remit_schemas.errors import Code, Refusal
 from remit_schemas.keys import KeySet
@@ -85,6 +87,8 @@ class AttachWorker:
         trust = Trust(name, credentials.issuer, credentials.keys, self._fresh_keys)
         self._calls = Calls(trust, self._link.connection, self._link.publish)
         self._calls.on_timeout = self._probe.set
+        self._users = UserSessions(source, self._log, timing.start)
+        self._calls.session_of = self._users.get
         self._calls.on_fault = lambda error: self._note("fault", error)
 
     @property
@@ -143,7 +147,7 @@ class AttachWorker:
         """The life of one session; why it failed, where it did not just end."""
         failure: Exception | None = None
         try:
-            async with open_session(self._source, self._log, self._changed.set, self._timing.start) as session:
+            async with open_session(await self._listed(), self._log, self._changed.set, self._timing.start) as session:
                 self._serving = True
                 failure = await self._serve(session)
                 self._serving = False
@@ -154,6 +158,18 @@ class AttachWorker:
             # The library's transports end in groups, also of one.
             failure = failure or ServerError(_line(first_cause(group)))
         return failure
+
+    async def _listed(self) -> Source:
+        """The source, with what the server wants of whoever lists its tools: what was set for its service account, if anything."""
+        if not isinstance(self._source, HttpSource):
+            return self._source
+        try:
+            await self._link.up()
+            headers = await self._link.credentials("")
+        except (Refusal, BusError):
+            # Whatever is the matter is told when the server is registered.
+            return self._source
+        return replace(self._source, headers=headers)
 
     async def _pause(self, reason: str, seconds: float) -> None:
         """Say that the server is away, and wait before it is started again."""
@@ -261,6 +277,7 @@ class AttachWorker:
         self._log.write(f"{what}: {type(error).__name__}: {_line(error)}\n".encode())
 
     async def _leave(self) -> None:
+        await self._users.close()
         await self._calls.finish(0)
         await self._link.down()
 

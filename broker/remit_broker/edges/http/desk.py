@@ -12,7 +12,7 @@ from remit_broker.core.near import meant
 from remit_broker.edges.http.operators import Caller, elsewhere
 from remit_broker.edges.http.policy import PolicyDesk
 from remit_broker.edges.http.revocations import KillSwitch
-from remit_broker.edges.http.secrets import Vault
+from remit_broker.edges.http.secrets import Connects, Vault
 from remit_broker.operator_ports import Directory
 from remit_broker.ports import Ports
 from remit_schemas.errors import Code, refusal
@@ -43,6 +43,7 @@ class Desk:
     servers: Servers
     policy: PolicyDesk
     secrets: Vault
+    connects: Connects
 
 
 @dataclass(frozen=True)

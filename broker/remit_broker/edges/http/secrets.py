@@ -32,6 +32,13 @@ class Vault(Protocol):
         """Those of a tenant, without their values."""
 
 
+class Connects(Protocol):
+    """Where users begin to log in at servers."""
+
+    async def connect(self, tenant: str, user: str, server: str) -> str:
+        """The URL for a browser. Refuses."""
+
+
 class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``POST /api/secrets/remove``: whose, at which server. Without ``user`` the caller's own; ``service`` is the server's account."""
 
@@ -76,6 +83,14 @@ async def _remove(request: Request, at: Call) -> Any:
     return {"server": place.server, "user": user, "service": not user}
 
 
+async def _connect(request: Request, at: Call) -> Any:
+    place: Place = await typed(request, Place)
+    user = _whose(place, at)
+    if not user:
+        raise refusal(Code.MALFORMED, "a service logs in nowhere", rule="secrets.user", ask="name a user")
+    return {"server": place.server, "user": user, "url": await at.desk.connects.connect(at.tenant, user, place.server)}
+
+
 def _told(secret: Secret) -> dict[str, Any]:
     return {"server": secret.server, "user": secret.user, "service": not secret.user, "at": secret.at, "by": secret.by}
 
@@ -103,7 +118,8 @@ ROUTES: Final[tuple[tuple[str, str, None, Callable[[Request, Call], Awaitable[An
     ("GET", "/api/secrets", None, _listed),
     ("POST", "/api/secrets", None, _put),
     ("POST", "/api/secrets/remove", None, _remove),
+    ("POST", "/api/secrets/connect", None, _connect),
 )
 """Users deal with their own; for another one, and for a service, it takes an operator: each asks for itself."""
-READS: Final = (_put, _remove)
+READS: Final = (_put, _remove, _connect)
 """Those that read a body."""
