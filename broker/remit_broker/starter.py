@@ -82,8 +82,7 @@ auth = {auth:<22}# "local": the OS user, by the token in data/keys/local.token; 
 [secrets]                    # of users for MCP servers: remit secrets set
 # key_file = ""              # what they are sealed with; empty: a key drawn from data/keys/results.key
 
-# [backends.github]          # what an MCP server is shown of the user it is called for; docs/credentials.md
-# kind = "secret"            # "grant" (as without a table), "none", "secret", "service", "exchange", "oauth"
+# [backends.NAME]            # what that MCP server is shown of the user it is called for: kind, header, scheme; see docs/credentials.md
 
 [traces]
 # endpoint = ""              # OTLP/HTTP, such as "http://127.0.0.1:4318"; OTEL_EXPORTER_OTLP_ENDPOINT wins
