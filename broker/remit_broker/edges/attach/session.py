@@ -9,6 +9,7 @@ import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import mcp_types as types
@@ -229,7 +230,7 @@ def _result(raw: dict[str, Any]) -> dict[str, Any]:
 
 @asynccontextmanager
 async def open_session(
-    source: Source, log: ServerLog, on_change: Callable[[], None], seconds: float
+    source: Source, log: ServerLog, on_change: Callable[[], None], seconds: float, home: Path | None = None
 ) -> AsyncGenerator[ToolSession, None]:
     """Start or reach the server and shake hands within ``seconds``; ``on_change`` is called when its list of tools changed.
 
@@ -240,7 +241,7 @@ async def open_session(
         if isinstance(message, types.ToolListChangedNotification):
             on_change()
 
-    child = None if isinstance(source, HttpSource) else await start(source)
+    child = None if isinstance(source, HttpSource) else await start(source, home)
     http = Http(source.url) if isinstance(source, HttpSource) else None
     client = Client(_transport(child, http, log), message_handler=on_message, cache=None, client_info=_CLIENT)
     async with AsyncExitStack() as stack:

@@ -73,6 +73,7 @@ class AttachWorker:
         self._timing = timing
         self._on_report = on_report
         self._log = ServerLog(log)
+        self._home = credentials.path.with_suffix(".home").absolute()
         self._changed = asyncio.Event()
         self._probe = asyncio.Event()
         self._stop = asyncio.Event()
@@ -143,7 +144,9 @@ class AttachWorker:
         """The life of one session; why it failed, where it did not just end."""
         failure: Exception | None = None
         try:
-            async with open_session(self._source, self._log, self._changed.set, self._timing.start) as session:
+            async with open_session(
+                self._source, self._log, self._changed.set, self._timing.start, self._home
+            ) as session:
                 self._serving = True
                 failure = await self._serve(session)
                 self._serving = False
