@@ -44,7 +44,7 @@ class Machine:
         return next(state for state in self.supervisor.states() if state.name == name)
 
     async def until(self, name: str, state: str) -> ServerState:
-        await eventually(lambda: self.state(name).state == state, 20)
+        await eventually(lambda: self.state(name).state == state, 50)
         return self.state(name)
 
 
@@ -153,7 +153,7 @@ async def test_a_server_at_a_url_is_one_like_the_others(machine: Machine) -> Non
         assert (machine.state("web").tools, machine.state("web").contained) == (9, "")
         assert (await (await machine.broker.call("web", "echo", {"text": "x"})).value())["isError"] is False
     finally:
-        process.terminate()
+        process.kill()  # asked politely it would wait for our connection to end
         await process.wait()
 
 

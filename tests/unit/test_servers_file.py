@@ -70,7 +70,10 @@ def test_a_link_is_refused(tmp_path: Path) -> None:
         ('[servers.git]\ncommand = "sh -c x"\n', "list of words"),
         ('[servers.git]\ncommand = ["x", 1]\n', "list of words"),
         ('[servers.git]\ncommand = ["x"]\nurl = "http://x/"\n', "either a command or a url"),
-        ('[servers.git]\ncommand = ["x"]\nshell = true\n', "servers.git.shell: allowed are command, cwd, env, url"),
+        (
+            '[servers.git]\ncommand = ["x"]\nshell = true\n',
+            "servers.git.shell: allowed are command, contain, cwd, env, limits, network, read, url, write",
+        ),
         ('[servers.git]\ncommand = ["x"]\nenv = {"A=B" = "x"}\n', "variable name"),
         ('[servers.git]\ncommand = ["x"]\nenv = {A = 1}\n', "variable name"),
         ('[servers.git]\ncommand = ["x"]\ncwd = "/no/such/folder"\n', "not a folder"),
