@@ -29,6 +29,11 @@ class Index(Protocol):
     async def refusal(self, tenant: str, hop: str) -> dict[str, Any] | None:
         """The record of a refused call by its id."""
 
+    async def answers(
+        self, tenant: str, after: int, limit: int
+    ) -> list[tuple[int, dict[str, Any], dict[str, Any], str]]:
+        """Records of ends and of questions in order after a place: each with its place, what opened its hop, and its user."""
+
     async def decisions(self, tenant: str, after: int, kind: str, limit: int) -> list[tuple[int, dict[str, Any], str]]:
         """Records of calls that were ``opened`` or ``refused``, in order after a place: each with its place and its user."""
 

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from remit_broker.core import nkey
 from remit_broker.core.accounts import KINDS
-from remit_broker.core.history import past_of
+from remit_broker.core.history import answered, past_of
 from remit_broker.core.issuers import Ability
 from remit_broker.core.listing import ChainFilter
 from remit_broker.core.near import meant
@@ -409,8 +409,15 @@ class Api:
         entries = await self._index.chain(at.tenant, hits[0].txn or "")
         mine = [entry["record"] for entry in entries if entry["record"]["hop"] == hop]
         opened = next((record for record in mine if record["kind"] == "hop.opened"), None)
-        asked = past_of(opened, entries[0]["record"]["user"]) if opened else None
-        return {"txn": hits[0].txn, "hop": hop, "records": mine, "asked": asked}
+        user = entries[0]["record"]["user"]
+        asked = past_of(opened, user) if opened else None
+        ends = [
+            record
+            for record in mine
+            if opened and record["kind"] in ("hop.closed", "hop.parked") and record["decision"]
+        ]
+        told = answered(ends[-1], opened, user) if opened and ends else None
+        return {"txn": hits[0].txn, "hop": hop, "records": mine, "asked": asked, "answered": told}
 
     def _txn(self, request: Request) -> str:
         txn = str(request.path_params["txn"])
