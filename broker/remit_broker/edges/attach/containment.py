@@ -154,7 +154,8 @@ def _system() -> list[str]:
 
 def _program(word: str, env: Mapping[str, str]) -> str:
     """The program by its path: inside, the folder that it was found from may not be there."""
-    return shutil.which(word, path=env.get("PATH")) or word
+    found = shutil.which(word, path=env.get("PATH"))
+    return str(Path(found).absolute()) if found else word
 
 
 def installed_with(program: Path) -> Iterator[Path]:
