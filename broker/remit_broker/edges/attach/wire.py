@@ -19,6 +19,7 @@ from remit_schemas.envelope import FINAL, MAX_ENVELOPE, Error, Frame, Request, R
 from remit_schemas.errors import Code, Refusal, refusal
 
 ATTACH: Final = ("remit", "attach", "put")
+CHANGED: Final = ("remit", "attach", "changed")
 _NAME: Final = string.ascii_letters + string.digits
 
 
@@ -114,6 +115,12 @@ def _said(answer: Frame) -> dict[str, Any]:
     if not isinstance(answer, Result) or not isinstance(answer.value, dict):
         raise refusal(Code.INTERNAL, "the broker asked for an input", rule="attach.answer", ask="check its version")
     return answer.value
+
+
+async def tell_changed(client: Client, name: str, uris: list[str]) -> None:
+    """Tell the broker that resources changed which somebody asked about. Nobody waits for its answer."""
+    data = encode(Request(args={"uris": uris}, deadline=int((time.time() + 10) * 1000)))
+    await client.publish(subjects.request(name, subjects.NEW, *CHANGED), data, reply=client.new_inbox())
 
 
 async def _ask(client: Client, subject: str, data: bytes, seconds: float) -> Frame:
