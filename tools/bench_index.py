@@ -45,14 +45,11 @@ def stories(count: int) -> Iterator[bytes]:
             story = Story(opened(txn, user=f"user{(group + number) % 97}", agent=f"agent{number % 7}", at=at))
             for hop in range(HOPS):
                 story.open(hop_id(hop + 1), budget=Budget(100, 10, 2), resource=tools[(group + hop) % 5], at=at)
-                outcome = "error" if (group + hop) % 50 == 0 else "ok"
-                story.close(
-                    hop_id(hop + 1),
-                    Budget(10, 0, 0),
-                    outcome,
-                    code="TARGET_UNAVAILABLE" if outcome == "error" else None,
-                    at=at,
-                )  # type: ignore[arg-type]
+                spent = Budget(10, 0, 0)
+                if (group + hop) % 50 == 0:
+                    story.close(hop_id(hop + 1), spent, "error", code="TARGET_UNAVAILABLE", at=at)
+                else:
+                    story.close(hop_id(hop + 1), spent, at=at)
             story.end()
             running.append(story.records)
         for together in zip(*running, strict=True):
