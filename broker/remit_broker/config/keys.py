@@ -110,6 +110,17 @@ class SecretsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     key_file: str = ""
 
 
+class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where checkpoints of the log go: to ``witnesses`` (the verifier key of each, by its URL), and appended to ``file``.
+
+    ``witness_allow`` are networks that are not public and may be sent to all the same.
+    """
+
+    witnesses: dict[str, str] = {}
+    witness_allow: tuple[str, ...] = ()
+    file: str = ""
+
+
 class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where spans go by OTLP/HTTP; the standard ``OTEL_EXPORTER_OTLP_*`` variables win. Empty: nowhere.
 
@@ -169,6 +180,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     oauth: OAuthConfig = OAuthConfig()
     secrets: SecretsConfig = SecretsConfig()
     backends: dict[str, BackendConfig] = {}
+    log: LogConfig = LogConfig()
     traces: TracesConfig = TracesConfig()
     content: ContentConfig = ContentConfig()
     issuers: tuple[IssuerConfig, ...] = ()
