@@ -108,7 +108,8 @@ class TxnOpened(_Record, frozen=True, tag="txn.opened"):
     """A user delegated a task. ``hop`` is the opening, ``agent`` holds the root grant, ``auth`` is how the user was known.
 
     ``roles`` and ``groups`` are the user's at that moment, and stay those of the whole task. Where an issuer proved the user,
-    ``issuer`` is its URL, ``client`` the application its token was issued to, and ``token`` the token's id or digest.
+    ``issuer`` is its URL, ``client`` the application its token was issued to, and ``token`` the token's id or digest. ``before`` is
+    who stood above ``agent`` in the tasks that this one was detached from, from the user's first agent on.
     """
 
     user: str
@@ -126,6 +127,7 @@ class TxnOpened(_Record, frozen=True, tag="txn.opened"):
     issuer: str = ""
     client: str = ""
     token: str = ""
+    before: tuple[str, ...] = ()
 
 
 class HopOpened(_Record, frozen=True, tag="hop.opened"):

@@ -78,6 +78,7 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
         files = await arena.agent("files", "mcp")
         files.handlers["read"] = lambda taken: taken.done("content")
         await files.serve(tool("read"))
+        await agents["alice"].serve(skill("plan"))
         await agents["bob"].serve(skill("brief"))
         await agents["carol"].serve(skill("review"), skill("limited", needs=[READ]))
         await agents["dora"].serve(skill("file"))
@@ -154,6 +155,36 @@ async def test_a_detached_task_keeps_roles(stage: Stage) -> None:
     for name in ("user", "roles", "groups", "issuer", "client", "token"):
         assert after[name] == before[name]
     assert (after["roles"], after["groups"]) == (["analyst"], ["research"])
+    await stage.end(calling, bob)
+
+
+async def test_whoever_stood_above_an_agent_stands_above_what_it_detached(stage: Stage) -> None:
+    """For policy, for cycles, for revocations and for the record; and detaching once more does not forget them either."""
+    root = await stage.root(user="fay")
+    calling, bob = await stage.brief(root)
+    told = await stage.detached(bob)
+    assert (await stage.arena.lab.records(told["txn"]))[0]["before"] == ["alice"]
+    going = asyncio.ensure_future(
+        stage.bob.call(REVIEW, told["txn"], told["grant"], want={"budget": {**HOLD, "calls": 4}})
+    )
+    carol = await stage.carol.took(told["txn"])
+    opened = (await stage.arena.lab.records(told["txn"]))[-1]
+    assert (opened["depth"], opened["facts"]["depth"], opened["facts"]["actors"]) == (1, 2, ["bob", "alice"])
+    body = await stage.carol.error("agent/alice/plan", told["txn"], carol.grant)
+    assert (body.code, body.rule) == ("CYCLE", "narrow.cycle")
+    again = await stage.detached(carol, FILE, want={"budget": {**HOLD, "calls": 2}})
+    assert (await stage.arena.lab.records(again["txn"]))[0]["before"] == ["alice", "bob"]
+    said = stage.arena.lab.broker.revocations
+    entry = Entry(kind="agent", name="alice", who="ops", at="2026-01-01T00:00:00.000Z", why="")
+    said.revoked_in("default").apply(entry)
+    bodies = [
+        await stage.bob.error(READ, told["txn"], told["grant"]),
+        await stage.carol.error(FILE, again["txn"], again["grant"]),
+    ]
+    said.revoked_in("default").apply(msgspec.structs.replace(entry, state="reinstated"))
+    assert [(body.code, body.rule) for body in bodies] == [("GRANT_REVOKED", "revoked.agent")] * 2
+    await carol.done()
+    await going
     await stage.end(calling, bob)
 
 

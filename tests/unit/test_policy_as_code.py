@@ -193,7 +193,7 @@ def test_a_question_can_be_asked_again_from_its_record():
         labels=("web",), loops=2, client="cli", environment="prod", annotations=DESTROYS, tiers=("a", "b"), count=3,
     )  # fmt: skip
     assert past_of(raw(before), "ann") == before
-    facts = opening(facts_of(before.question))
+    facts = opening(facts_of(before.question), before.question.depth)
     assert facts is not None and (facts.depth, facts.labels) == (0, ())
     opened = raw(before, kind="hop.opened", depth=2, labels=["web"], facts=msgspec.to_builtins(facts))
     again = past_of(opened, "ann")

@@ -116,7 +116,8 @@ class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ``roles`` and ``groups`` are the user's, ``issuer``, ``client`` and ``token`` say how an issuer proved the user.
     ``requests`` are those for approvals, by id, ``decisions`` how often somebody said something to one.
     ``reached`` are the labels of all that has reached a principal in this txn; ``continues`` is the hop, as ``<txn>.<hop>``, of the
-    task that this one carries on, ``detached`` the tasks that an agent moved out of this one.
+    task that this one carries on, ``detached`` the tasks that an agent moved out of this one, ``before`` who stood above its agent in
+    the tasks that it was detached from.
     """
 
     tenant: str
@@ -140,6 +141,7 @@ class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     decisions: int = 0
     reached: Map[str, frozenset[str]] = Map()
     continues: str | None = None
+    before: tuple[str, ...] = ()
     detached: Map[str, tuple[str, ...]] = Map()
 
     def node(self, hop: str) -> Node | None:
@@ -170,8 +172,8 @@ class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return tuple(self._upwards(hop))[::-1]
 
     def chain(self, hop: str) -> tuple[str, ...]:
-        """The principals from the user's first agent to the callee of ``hop``."""
-        return tuple(node.callee for node in self.path(hop))
+        """The principals from the user's first agent to the callee of ``hop``, those of the tasks before this one included."""
+        return (*self.before, *(node.callee for node in self.path(hop)))
 
     def left(self, hop: str) -> Budget:
         """What may still be held from ``hop``; nothing where it is not open."""

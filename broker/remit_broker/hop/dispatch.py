@@ -44,7 +44,7 @@ async def dispatch(hop: Hop, ports: Ports) -> Hop:
         raise _late("none")
     aim, record = hop.aim, hop.intent
     parties = Parties(
-        hop.ask.caller, aim.callee, (*hop.held.chain, aim.callee), hop.held.claims.sub, hop.resource, record.tenant
+        hop.ask.caller, aim.callee, (*hop.chain, aim.callee), hop.held.claims.sub, hop.resource, record.tenant
     )
     if hop.request.detach:
         return await detach(hop, ports)

@@ -137,6 +137,11 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return self.grant if self.grant is not None else _missing()
 
     @property
+    def chain(self) -> tuple[str, ...]:
+        """The caller and everybody above it, up to the user's first agent: also in the tasks that this one was detached from."""
+        return (*self.held.chain, *reversed(self.past.before))
+
+    @property
     def past(self) -> Fold:
         """The fold this hop was decided on."""
         return self.fold if self.fold is not None else _missing()

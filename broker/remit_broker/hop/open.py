@@ -180,7 +180,7 @@ def intent(hop: Hop, ports: Ports, fold: Fold) -> HopOpened:
             idem=idempotency(hop, ports),
             approval=hop.approval,
             link=trace.traceparent if trace else None,
-            facts=opening(hop.facts),
+            facts=opening(hop.facts, child.depth),
         )
     )
 
