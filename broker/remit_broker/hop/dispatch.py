@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from remit_broker.core.policy import Verdict
 from remit_broker.core.times import seconds_of
 from remit_broker.hop.authorize import authorize
@@ -39,7 +41,7 @@ async def dispatch(hop: Hop, ports: Ports) -> Hop:
 
     Refuses TARGET_UNAVAILABLE (nobody heard it: effect none) or DEADLINE_EXCEEDED (effect unknown once it was sent).
     """
-    await _same_world(hop, ports)
+    await same_world(hop, ports, resolve)
     if ports.clock.monotonic() >= hop.mono_deadline:
         raise _late("none")
     aim, record = hop.aim, hop.intent
@@ -79,12 +81,15 @@ async def _send(hop: Hop, ports: Ports, call: Dispatch, waiting: str = "") -> No
         await ports.bus.dispatch(hop.resource, hop.aim.callee, call)
 
 
-async def _same_world(hop: Hop, ports: Ports) -> None:
-    """Policy or registry changed since the decision: decide again; what would now be otherwise is not sent."""
+async def same_world(hop: Hop, ports: Ports, resolving: Callable[[Hop, Ports], Awaitable[Hop]]) -> None:
+    """Policy or registry changed since the decision: decide again; what would now be otherwise is not sent.
+
+    ``resolving`` is the stage that found the target.
+    """
     decided = hop.intent.epochs
     if (decided.policy, decided.registry) == (ports.policy.revision, ports.registry.revision):
         return
-    again = await authorize(await resolve(hop, ports), ports)
+    again = await authorize(await resolving(hop, ports), ports)
     # INVARIANT: an approval is for the policies under which it was given
     # (test_policies_that_change_between_opening_and_dispatch_void_an_approval).
     void = hop.approval is not None and decided.policy != ports.policy.revision
