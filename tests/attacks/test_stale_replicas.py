@@ -103,8 +103,9 @@ async def test_a_replica_that_is_behind_gives_out_nothing_for_what_was_revoked(t
     assert not (await ports.ledger.fold("default", root.txn)).revoked, "it is behind"
     args = {"hop": taken.dispatch.hop} if service == "result.get" else {"id": "f" * 16}
     ask = Ask(
-        tenant="default", caller="alice", txn=root.txn, resource=Resource("agent", "remit", "x"), reply="_INBOX_alice.ABCDEFGHIJKLMNOPQRSTUV.x1",
-        data=encode(Request(grant=root.grant, args=args)), at=ports.clock.now(), mono=ports.clock.monotonic(),
+        tenant="default", caller="alice", txn=root.txn, resource=Resource("agent", "remit", "x"),
+        reply="_INBOX_alice.ABCDEFGHIJKLMNOPQRSTUV.x1", data=encode(Request(grant=root.grant, args=args)),
+        at=ports.clock.now(), mono=ports.clock.monotonic(),
     )  # fmt: skip
     hop = await holder(await admit(Hop(ask=ask, id=ports.ids.hop()), ports), ports)
     with pytest.raises(Refusal) as no:
