@@ -28,7 +28,7 @@ from remit_schemas.envelope import (
     Started,
     parse_frame,
 )
-from remit_schemas.errors import Code, Effect, Refusal, refusal
+from remit_schemas.errors import Code, Effect, Refusal, after_effect, refusal
 from remit_schemas.names import is_connection
 
 LAG = 2.0
@@ -69,7 +69,17 @@ async def dispatch(hop: Hop, ports: Ports) -> Hop:
         await _still_open(hop, ports)
         await _send(hop, ports, call, waiting)
         ports.failpoints.hit("sent")
-        return await _relay(hop, ports, channel, otherwise=call if waiting else None)
+        try:
+            return await _relay(hop, ports, channel, otherwise=call if waiting else None)
+        except _Unheard:
+            raise
+        except Refusal as no:
+            # INVARIANT: what was sent is not said to have had no effect (test_a_refusal_after_the_dispatch_is_not_to_be_retried).
+            raise Refusal(after_effect(no.body, "unknown"), no.cause) from None
+
+
+class _Unheard(Refusal):
+    """Nobody listened to what was sent, or nobody began with it."""
 
 
 async def _send(hop: Hop, ports: Ports, call: Dispatch, waiting: str = "") -> None:
@@ -155,10 +165,11 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch |
                     await _send(hop, ports, otherwise)
                     otherwise = None
                     continue
-                raise refusal(
+                no = refusal(
                     Code.TARGET_UNAVAILABLE, f"{hop.aim.callee} is not connected", rule="dispatch.no-responders",
                     ask=f"start {hop.aim.callee}, then call again", retry_after=1.0,
                 )  # fmt: skip
+                raise _Unheard(no.body)
             try:
                 frame = parse_frame(data)
             except Refusal as bad:
@@ -169,10 +180,11 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch |
             if isinstance(frame, InputRequired):
                 return hop.with_(final=frame, connection=started)
             if _busy(hop, frame):
-                raise refusal(
+                no = refusal(
                     Code.TARGET_UNAVAILABLE, f"{hop.aim.callee} has no room for the input now", rule="dispatch.busy",
                     ask="send the input again shortly", retry_after=1.0,
                 )  # fmt: skip
+                raise _Unheard(no.body)
             if isinstance(frame, Result | Error):
                 return hop.with_(final=await gathering.end(frame, ports))
             if isinstance(frame, Part):
@@ -202,7 +214,7 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch |
     except BaseException as why:
         # INVARIANT: whichever way this ends before the callee has ended, the callee hears that nobody waits
         # (test_a_callee_is_told_to_stop_whichever_way_its_call_ends).
-        if not isinstance(why, Refusal) or why.body.effect != "none":
+        if not isinstance(why, _Unheard):
             await stop(hop, ports, started)
         raise
 
