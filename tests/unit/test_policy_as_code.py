@@ -250,7 +250,7 @@ def test_labels_of_the_target_are_asked_about_again():
     """Also of a call that was refused, whose record says them among the facts."""
     before = past("deny", labels=("customer:1",), target_labels=("customer:2",))
     assert past_of(raw(before), "ann") == before
-    facts = opening(facts_of(before.question))
+    facts = opening(facts_of(before.question), before.question.depth)
     again = past_of(opened(before, brings=["customer:2"], lowered=["x"], facts=msgspec.to_builtins(facts)), "ann")
     assert again is not None and again.question.target_labels == ("customer:2",)
     assert again.question.labels == ("web", "x"), "policy is asked before an approval takes labels away"
