@@ -30,6 +30,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SEND = "mcp/mail/send"
 READ = "mcp/mail/read"
+PAY = "mcp/mail/pay"
 
 
 class Office:
@@ -463,6 +464,34 @@ def taken_in(lab: Lab) -> None:
     engine = lab.broker.ports.policy
     assert isinstance(engine, CedarEngine)
     engine.put(Policies.read(engine.folder))
+
+
+SMALL = """
+@id("all") @reason("all") @approve("look at the sum") permit (principal, action == Action::"call", resource);
+@id("release") @reason("all") permit (principal, action == Action::"release", resource);
+@id("clerks-to-50") @reason("clerks decide up to 50, of what people of sales ask for")
+permit (principal in Role::"clerk", action == Action::"approve", resource)
+when { context.args.numbers.hasTag("/sum") && context.args.numbers.getTag("/sum") <= 50 && context.user in Role::"sales" };
+"""
+TYPED = {"type": "object", "properties": {"sum": {"type": "integer"}, "to": {"type": "string"}}, "required": ["sum"]}
+
+
+async def test_policy_sees_the_arguments_that_an_approver_decides_on(tmp_path: Path) -> None:
+    async with running_broker(tmp_path, policies=[("own.cedar", SMALL)]) as lab, arena_on(lab) as arena:
+        office = await office_on(arena)
+        await office.mail.serve(
+            {"name": "send", "inputSchema": {"type": "object"}}, tool("read"), {"name": "pay", "inputSchema": TYPED}
+        )
+        clerk = person("kim", "clerk")
+        root, other = await office.root(roles=["sales"]), await office.root()
+        small, large = [await office.asks(root, {"sum": amount, "to": "ann"}, PAY) for amount in (50, 51)]
+        strange, lost = await office.asks(other, {"sum": 1}, PAY), await office.asks(root, {"sum": 2}, PAY)
+        await lab.broker.ports.arguments.forget(("default", root.txn, lost.approval or ""))
+        for held, asked in ((root, large), (other, strange), (root, lost)):
+            with pytest.raises(Refusal) as no:
+                await decide(held.txn, asked.approval or "", "approve", "", clerk, lab.broker.ports)
+            assert no.value.body.code == "POLICY_DENIED", asked
+        assert (await decide(root.txn, small.approval or "", "approve", "", clerk, lab.broker.ports)).given
 
 
 async def test_policies_that_change_void_what_was_asked_and_approved(tmp_path: Path) -> None:

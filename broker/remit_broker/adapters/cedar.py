@@ -128,7 +128,7 @@ class Policies:
         """The files that were read, by path."""
         self.rules: dict[str, Rule] = rules_of(self.sources)
         self.labels = any(rule.label for rule in self.rules.values())
-        self._schema = _schema()
+        self._schema = schema()
         self._folders = {source.within for source in self.sources}
         self._set = functools.lru_cache(SETS)(self._compose)
         self._read = facts_read(source.body for source in self.sources)
@@ -139,7 +139,7 @@ class Policies:
     def read(cls, folder: Path) -> Policies:
         """The policies in ``folder``. Raises ``ConfigError``."""
         texts = read_folder(folder)
-        read = cls(read_policies(folder, texts, _schema()), revision_of(texts))
+        read = cls(read_policies(folder, texts, schema()), revision_of(texts))
         read.texts = texts
         return read
 
@@ -230,8 +230,6 @@ def _without_demands(rule: Rule, lenient: frozenset[str]) -> Rule:
 
 
 @functools.cache
-def _schema() -> cedarpy.Schema:
+def schema() -> cedarpy.Schema:
+    """What policies may speak of, parsed once."""
     return cedarpy.Schema.from_str(packaged("schema.cedarschema"))
-
-
-__all__ = ["CedarEngine", "Policies", "packaged"]

@@ -161,5 +161,5 @@ def _required(hop: Hop, ports: Ports, approval: Approval) -> Refusal:
         rule=", ".join(need.rule for need in asked.needs),
         ask=f"have it approved until {rfc3339(asked.exp)}, then repeat the identical call: remit approvals approve {approval.id}",
         approval=approval.id,
-        approval_url=f"{ports.limits.approval_url}{approval.id}",
+        approval_url=ports.limits.approval_at(asked.tenant, approval.id),
     )
