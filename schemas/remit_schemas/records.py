@@ -136,7 +136,7 @@ class HopOpened(_Record, frozen=True, tag="hop.opened"):
     """The intent and the hold, durable before the callee hears anything.
 
     ``budget`` is held from the parent. ``exp`` is Unix seconds, ``deadline`` Unix milliseconds. ``args_digest`` is
-    keyed (HMAC-SHA-256) over exactly the bytes that are sent. ``definition`` is the digest of the target's definition.
+    keyed (HMAC-SHA-256) over the canonical JSON of what is sent. ``definition`` is the digest of the target's definition.
     ``link`` is the trace context the caller sent. ``idem`` is the keyed digest of its idempotency key. ``facts`` are what policy
     was asked beside what stands here.
 

@@ -14,6 +14,7 @@ from remit_broker.adapters.cedar import packaged
 from remit_broker.core.fold import fold_all
 from remit_broker.core.listing import ChainFilter
 from remit_broker.core.revocations import Entry
+from remit_broker.hop import label
 from remit_broker.hop.txn import Opened, close_txn, revoke
 from remit_broker.testing import running_broker
 from remit_schemas.budget import ZERO
@@ -320,4 +321,40 @@ async def test_a_detached_grant_is_of_use_to_its_holder_alone(stage: Stage) -> N
         await revoke("default", f"{told['txn']}.{'f' * 16}.1", "ops", "", stage.arena.lab.broker.ports)
     await revoke("default", parse(told["grant"]).claims.jti, "ops", "", stage.arena.lab.broker.ports)
     assert (await stage.bob.error(REVIEW, told["txn"], told["grant"])).code == "GRANT_REVOKED"
+    await stage.end(calling, bob)
+
+
+async def test_a_task_that_has_ended_is_not_read_again_for_its_labels(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = await stage.root()
+    calling, bob = await stage.brief(root)
+    ended, open_ = [(await stage.detached(bob, want={"budget": {**HOLD, "calls": 2}}))["txn"] for _ in range(2)]
+    await close_txn("default", ended, "ops", "closed", stage.arena.lab.broker.ports)
+    ledger, read = stage.arena.lab.broker.ledger, []
+    newest = ledger.newest
+
+    async def reading(tenant: str, txn: str) -> Any:
+        read.append(txn)
+        return await newest(tenant, txn)
+
+    monkeypatch.setattr(ledger, "newest", reading)
+    await stage.bob.result(READ, root.txn, bob.grant)
+    monkeypatch.undo()
+    assert open_ in read and ended not in read
+    await stage.end(calling, bob)
+
+
+async def test_an_agent_detaches_no_more_tasks_than_its_calls_can_look_at(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label, "MAX_RELATIVES", 2)
+    root = await stage.root()
+    calling, bob = await stage.brief(root)
+    want = {"budget": {**HOLD, "calls": 2}}
+    for _ in range(2):
+        await stage.detached(bob, want=want)
+    body = await stage.bob.error(REVIEW, root.txn, bob.grant, detach=True, want=want)
+    assert (body.code, body.rule) == ("TOO_LARGE", "labels.relatives")
+    await stage.bob.result(READ, root.txn, bob.grant)
     await stage.end(calling, bob)

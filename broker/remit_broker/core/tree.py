@@ -32,6 +32,9 @@ from remit_schemas.scope import Detail
 GRANTS: Final = 4
 """So many of a hop's grants count, the newest ones: a call that is on its way when a grant is renewed is not lost."""
 
+DELEGATE: Final = "$delegate"
+"""Stands for the skill of a call that is not sent: the agent as such."""
+
 WHOLE_HOLD: Final[frozenset[Outcome]] = frozenset({"unknown", "cancelled"})
 """Outcomes after which nobody knows what was used, so all that was held is charged."""
 
@@ -84,6 +87,11 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     connection: str = ""
     outcome: Outcome | None = None
     code: Code | None = None
+
+    @property
+    def handed_on(self) -> bool:
+        """Whether it was handed on without a call: no replica waits for its end, so none that falls silent ends it."""
+        return self.resource.endswith(f"/{DELEGATE}")
 
     @property
     def rec(self) -> str:
@@ -143,10 +151,6 @@ class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     continues: str | None = None
     before: tuple[str, ...] = ()
     detached: Map[str, tuple[str, ...]] = Map()
-
-    def node(self, hop: str) -> Node | None:
-        """The node of ``hop``, or None."""
-        return self.nodes.get(hop)
 
     @property
     def totals(self) -> Node:

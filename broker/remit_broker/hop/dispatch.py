@@ -135,6 +135,8 @@ async def _still_open(hop: Hop, ports: Ports) -> None:
                 Code.CANCELLED, "the call was closed before it could be sent: its broker had been silent for too long",
                 rule="dispatch.closed", ask="call again", retry_after=1.0,
             )  # fmt: skip
+        if began >= hop.mono_deadline:
+            raise _late("none")
 
 
 async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch | None = None) -> Hop:

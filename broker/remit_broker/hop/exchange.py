@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from remit_broker.core.fold import Fold, Node, settle
 from remit_broker.core.registry import Annotations, Attachment, Principal, Target, ceiling_of
 from remit_broker.core.times import rfc3339, seconds_of
+from remit_broker.core.tree import DELEGATE
 from remit_broker.hop.approve import Demanded, approve
 from remit_broker.hop.authorize import authorize
 from remit_broker.hop.close import abandon
@@ -39,8 +40,7 @@ from remit_schemas.names import Resource
 from remit_schemas.records import HopClosed, Outcome, seal
 from remit_schemas.scope import Scope
 
-DELEGATE: Final = "$delegate"
-"""Stands for the skill of a call that is not sent: the agent as such."""
+__all__ = ["DELEGATE", "Exchanged", "asked", "exchange", "finish", "to"]
 
 
 class Exchanged(msgspec.Struct, frozen=True):

@@ -114,6 +114,8 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     token: str = ""
     reserved: Reservation = Reservation()
     began: float = 0.0
+    rated: bool = False
+    """Whether its target's rate was asked: it lost a race after that."""
     # dispatch
     final: Result | Error | InputRequired | None = None
     connection: str = ""
