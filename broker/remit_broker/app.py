@@ -70,9 +70,10 @@ from remit_broker.notices import Notices
 from remit_broker.ports import Ports
 from remit_broker.premises import Place, bind_http, embed
 from remit_broker.projection import Projection
-from remit_broker.signin import Signin
+from remit_broker.signin import Signin, backends
 from remit_broker.tenants import Tenant, without_tenant
 from remit_broker.upkeep import Upkeep
+from remit_broker.witnesses import Witnesses
 from remit_schemas.names import DEFAULT_TENANT
 
 log = logging.getLogger("remit")
@@ -161,6 +162,7 @@ class Broker:
             await self._serve(server)
             self._task(Upkeep(self.index, self.ports_of, self.revocations, config.limits).run())
             self._notify()
+            self._witness()
             self._announce()
             for name, count in (await self.health.removed_tenants()).items():
                 log.warning("tenant %s is in the configuration no more, but %d of its tasks are open", name, count)
@@ -175,6 +177,17 @@ class Broker:
             self.observer.watch("remit_webhook_sent", "Requests for approvals that were told", lambda: notices.sent)
             self.observer.watch("remit_webhook_failed", "Attempts to tell one that failed", lambda: notices.failed)
             self._task(notices.run())
+
+    def _witness(self) -> None:
+        """Send checkpoints out of the house, if there is anywhere to send them."""
+        told = self.settings.config.log
+        if told.witnesses or told.file:
+            file = self.settings.file.parent / told.file if told.file else None
+            outbound = Outbound(map(network, told.witness_allow), named="log.witness_allow")
+            witnesses = Witnesses(told.witnesses, file, outbound, self.index, self.observer)
+            self.observer.watch("remit_witness_signed", "Checkpoints that a witness signed", lambda: witnesses.signed)
+            self.observer.watch("remit_witness_failed", "Checkpoints that none did", lambda: witnesses.failed)
+            self._task(witnesses.run())
 
     def _bind_http(self) -> HttpServer:
         held = self.place.http
@@ -255,6 +268,7 @@ class Broker:
         await arguments.start(
             self.nats.core.jetstream(), config.bus.replicas, config.approvals.ttl, config.results.bytes
         )
+        self.secrets, self.backends = await backends(self.settings, self.keys, clock, self.nats.core.jetstream())
         self.issuers = self.health.issuers = issuers = identity.issuers(config, self.place.url or self.http, clock)
         stored = Stored(self.ledger, self.refusals, self.accounts, self.results, arguments)
         common = shared_ports(self.settings, self.keys, clock, stored, self.http) | {
@@ -341,12 +355,12 @@ class Broker:
 
     async def _take_requests(self) -> None:
         told = {**self.published(), "models": msgspec.to_builtins(self.settings.models)}
-        edges = []
+        edges, shows = [], self.backends
         tidings = Tidings(self.nats.core, self._resources_changed)
         await tidings.start()
         for name, tenant in self.tenants.items():
             registration = Registration(tenant.registry, tenant.ports.detectors)
-            edge = BusEdge(self.nats.of(name), name, tenant.ports, registration.attach, told, self._pace.soon)
+            edge = BusEdge(self.nats.of(name), name, tenant.ports, registration.attach, told, self._pace.soon, shows)
             edge.tidings = functools.partial(tidings.say, name)
             await tenant.take_requests(edge)
             edges.append(edge)
@@ -379,12 +393,21 @@ class Broker:
             "fault": self.observer.fault,
         }
         desks = [
-            Desk(one.name, one.ports, one.registry, one.kill(self.index), one, self.policy_desk(one))
+            Desk(
+                one.name,
+                one.ports,
+                one.registry,
+                one.kill(self.index),
+                one,
+                self.policy_desk(one),
+                self.secrets,
+                self.backends,
+            )
             for one in self.tenants.values()
         ]
         operator = identity.operator(self.settings.config, self.keys, self.ports.identities)
         api = Api(desks, self.index, operator, extras)
-        signin = Signin(self.settings, self.keys, self.issuers, self.http)
+        signin = Signin(self.settings, self.keys, self.issuers, self.http, (self.secrets, self.backends))
         self.oauth = oauth = await signin.open(self.nats.core.jetstream(), desks, operator)
         routes = api.routes() + oauth.routes(self.observer.fault)
         if provider := identity.dev_issuer(self.settings.config, self.keys, self.http, SystemClock()):

@@ -69,6 +69,11 @@ auth = {auth:<22}# "local": the OS user, by the token in data/keys/local.token; 
 # webhook = ""               # told of each request, signed: "https://chat.example/hook"; public addresses only
 # webhook_allow = []         # ["10.1.0.0/16"]: networks that are not public and may be sent to all the same
 
+[log]                        # where checkpoints of the log of all records go
+# witnesses = {{}}             # {{ "https://witness.example" = "name+id+base64" }}: C2SP tlog-witness
+# witness_allow = []         # ["10.1.0.0/16"]: networks that are not public and may be sent to all the same
+# file = ""                  # each is appended to it: best on a disk where nothing is written over
+
 [oauth]                      # /oauth on the HTTP edge, see docs/oauth.md
 # url = ""                   # where clients find this broker, such as "https://remit.example"; empty: http
 # client_auth = "optional"   # "required": tokens are exchanged only for agents that prove themselves with their nkey
@@ -78,6 +83,11 @@ auth = {auth:<22}# "local": the OS user, by the token in data/keys/local.token; 
 # documents_allow = []       # ["10.1.0.0/16"]: networks that are not public and may be fetched from all the same
 # access_ttl = 3600          # life of an access token in seconds
 # login_ttl = 43200          # of a login, refreshed or not
+
+[secrets]                    # of users for MCP servers: remit secrets set
+# key_file = ""              # what they are sealed with; empty: a key drawn from data/keys/results.key
+
+# [backends.NAME]            # what that MCP server is shown of the user it is called for: kind, header, scheme; see docs/credentials.md
 
 [traces]
 # endpoint = ""              # OTLP/HTTP, such as "http://127.0.0.1:4318"; OTEL_EXPORTER_OTLP_ENDPOINT wins

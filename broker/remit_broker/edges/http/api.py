@@ -19,7 +19,7 @@ from remit_broker.core.listing import ChainFilter
 from remit_broker.core.near import meant
 from remit_broker.core.registry import Principal
 from remit_broker.core.times import rfc3339
-from remit_broker.edges.http import policy
+from remit_broker.edges.http import policy, secrets
 from remit_broker.edges.http.approvals import Approvals, Say, approver
 from remit_broker.edges.http.desk import PARAMETER, Call, Desk, desk_for
 from remit_broker.edges.http.guard import Handler, answering, body_of, typed
@@ -118,6 +118,7 @@ class Api:
             ("GET", "/api/find/{prefix}", "read", self._find),
             ("GET", "/api/records/{hop}", "read", self._record),
             *policy.ROUTES,
+            *secrets.ROUTES,
         ]
         fault = self._fault
         return [Route(at, answering(self._known(do, need, at), fault), methods=[verb]) for verb, at, need, do in table]
@@ -132,6 +133,7 @@ class Api:
             self._reinstate,
             self._decide,
             *policy.READS,
+            *secrets.READS,
         )
 
         async def handler(request: Request) -> Response:

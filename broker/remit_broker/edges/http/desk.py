@@ -12,6 +12,7 @@ from remit_broker.core.near import meant
 from remit_broker.edges.http.operators import Caller, elsewhere
 from remit_broker.edges.http.policy import PolicyDesk
 from remit_broker.edges.http.revocations import KillSwitch
+from remit_broker.edges.http.secrets import Connects, Vault
 from remit_broker.operator_ports import Directory
 from remit_broker.ports import Ports
 from remit_schemas.errors import Code, refusal
@@ -41,6 +42,8 @@ class Desk:
     kill: KillSwitch
     servers: Servers
     policy: PolicyDesk
+    secrets: Vault
+    connects: Connects
 
 
 @dataclass(frozen=True)
