@@ -144,79 +144,6 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch |
     started, room = "", MAX_BEFORE_END
     heard: tuple[str, ...] = ()
     gathering = Gathering(ports.room if hop.request.parts else None, hop.id, hop.aim.callee)
-<<<<<<< HEAD
-    for _ in range(MAX_FRAMES):
-        try:
-            data = await channel.next(hop.mono_deadline - ports.clock.monotonic())
-        except TimeoutError:
-            await stop(hop, ports, started)
-            raise _late("unknown") from None
-        except CallerCancelled:
-            await stop(hop, ports, started)
-            raise refusal(
-                Code.CANCELLED, "the caller does not wait for this call any more", rule="dispatch.cancelled",
-                ask="look at the chain before calling again", effect="unknown",
-            ) from None  # fmt: skip
-        except Withdrawn as word:
-            await stop(hop, ports, started)
-            raise refusal(
-                Code.CANCELLED, f"{word} while this call ran", rule=word.rule,
-                ask="look at the chain before doing anything again; an operator can lift it: remit reinstate", effect="unknown",
-            ) from None  # fmt: skip
-        if data is None:
-            if started:
-                continue
-            if otherwise is not None:
-                # INVARIANT: nobody has heard it yet, so it is still dispatched once
-                # (test_an_input_goes_to_another_connection_where_the_one_that_parked_is_gone).
-                await _send(hop, ports, otherwise)
-                otherwise = None
-                continue
-            no = refusal(
-                Code.TARGET_UNAVAILABLE, f"{hop.aim.callee} is not connected", rule="dispatch.no-responders",
-                ask=f"start {hop.aim.callee}, then call again", retry_after=1.0,
-            )  # fmt: skip
-            raise _Unheard(no.body)
-        try:
-            frame = parse_frame(data)
-        except Refusal as bad:
-            raise refusal(
-                Code.RESULT_INVALID, f"{hop.aim.callee} answered with something that is no frame", rule="dispatch.frame",
-                ask="tell whoever runs it", effect="unknown", cause=str(bad),
-            ) from None  # fmt: skip
-        if isinstance(frame, InputRequired):
-            return hop.with_(final=frame, final_size=len(data), connection=started, heard=heard)
-        if isinstance(frame, Result | Error):
-            final = await gathering.end(frame, ports)
-            return hop.with_(final=final, final_size=len(data) + gathering.size, heard=heard)
-        if isinstance(frame, Part):
-            try:
-                said = gathering.take(frame)
-            except Refusal:
-                await stop(hop, ports, started)
-                raise
-            if said is not None:
-                await ports.bus.tell(hop.aim.callee, started, (hop.intent.txn, hop.id), said)
-            continue
-        # INVARIANT: what comes before the end is bounded (test_a_callee_that_pours_out_data_before_its_end_is_cut_off).
-        room -= len(data)
-        if room < 0:
-            break
-        if isinstance(frame, Progress | Event):
-            await ports.bus.answer(hop.ask.reply, await release(hop, ports, frame, len(data), heard))
-            heard = after(heard, spoken(frame))
-        if isinstance(frame, Started) and not started and is_connection(frame.connection):
-            started = frame.connection
-            if hop.request.window is not None:
-                channel.worker = started
-            ports.failpoints.hit("started")
-    await stop(hop, ports, started)
-    raise refusal(
-        Code.RESULT_INVALID,
-        f"{hop.aim.callee} sent more than {MAX_FRAMES} frames or {MAX_BEFORE_END} bytes before its end",
-        rule="dispatch.frames", ask="have it send less, or a reference", effect="unknown",
-    )  # fmt: skip
-=======
     try:
         for _ in range(MAX_FRAMES):
             try:
@@ -255,7 +182,7 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch |
                     ask="tell whoever runs it", effect="unknown", cause=str(bad),
                 ) from None  # fmt: skip
             if isinstance(frame, InputRequired):
-                return hop.with_(final=frame, connection=started, heard=heard)
+                return hop.with_(final=frame, final_size=len(data), connection=started, heard=heard)
             if _busy(hop, frame):
                 no = refusal(
                     Code.TARGET_UNAVAILABLE, f"{hop.aim.callee} has no room for the input now", rule="dispatch.busy",
@@ -263,12 +190,10 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch |
                 )  # fmt: skip
                 raise _Unheard(no.body)
             if isinstance(frame, Result | Error):
-                return hop.with_(final=await gathering.end(frame, ports), heard=heard)
+                final = await gathering.end(frame, ports)
+                return hop.with_(final=final, final_size=len(data) + gathering.size, heard=heard)
             if isinstance(frame, Part):
-                try:
-                    said = gathering.take(frame)
-                except Refusal:
-                    raise
+                said = gathering.take(frame)
                 if said is not None:
                     await ports.bus.tell(hop.aim.callee, started, (hop.intent.txn, hop.id), said)
                 continue
@@ -277,7 +202,7 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch |
             if room < 0:
                 break
             if isinstance(frame, Progress | Event):
-                await ports.bus.answer(hop.ask.reply, await release(hop, ports, frame, heard))
+                await ports.bus.answer(hop.ask.reply, await release(hop, ports, frame, len(data), heard))
                 heard = after(heard, spoken(frame))
             if isinstance(frame, Started) and not started and is_connection(frame.connection):
                 started = frame.connection
@@ -306,7 +231,6 @@ def _busy(hop: Hop, frame: Frame) -> bool:
     if hop.parked is None or not isinstance(frame, Error):
         return False
     return frame.error.code is Code.TARGET_UNAVAILABLE and frame.error.effect == "none"
->>>>>>> main
 
 
 async def stop(hop: Hop, ports: Ports, connection: str) -> None:
