@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from remit_broker import __version__, identity
-from remit_broker.adapters.admin_stream import AdminStream
+from remit_broker.adapters.admin_stream import ACCESSES, AdminStream
 from remit_broker.adapters.agreement import agree, shared
 from remit_broker.adapters.cedar import CedarEngine
 from remit_broker.adapters.errors import ConfigError, ServiceError
@@ -59,12 +59,15 @@ from remit_broker.edges.http import development
 from remit_broker.edges.http.api import Api
 from remit_broker.edges.http.app import HttpServer, application
 from remit_broker.edges.http.desk import Desk
+from remit_broker.edges.http.log import LogDesk
+from remit_broker.edges.http.metrics import metrics_route
 from remit_broker.edges.http.policy import PolicyDesk
 from remit_broker.edges.inside import Calls
 from remit_broker.edges.mcp.streamable import Streamable
 from remit_broker.edges.registration import Registration
 from remit_broker.enforcement import enforce
 from remit_broker.gate import answer_callout
+from remit_broker.gauges import Load
 from remit_broker.health import Health
 from remit_broker.notices import Notices
 from remit_broker.ports import Ports
@@ -309,6 +312,11 @@ class Broker:
         kept = (tenant.revocations, tenant.admin, self.index)
         return PolicyDesk(tenant.name, tenant.ports, kept, self.policy.knows, self.caught_up)
 
+    async def log_desk(self, tenant: Tenant) -> LogDesk:
+        """What operators read of a tenant's log, and the record of that."""
+        accesses = await AdminStream.start(self.nats.core, tenant.name, self.settings.config.bus.replicas, ACCESSES)
+        return LogDesk(self.index, self.caught_up, accesses, tenant.ports.clock)
+
     @property
     def ports(self) -> Ports:
         """Those of the default tenant."""
@@ -365,7 +373,8 @@ class Broker:
             await tenant.take_requests(edge)
             edges.append(edge)
             self._inside[name] = Calls(name, tenant.ports.clock, tenant.bus, edge.take)
-        drain = self.settings.config.limits.drain
+        limits, pace, drain = self.settings.config.limits, self._pace, self.settings.config.limits.drain
+        self.health.load = lambda: Load(sum(edge.in_hand for edge in edges), pace.waiting, limits.concurrency)
         self._stack.push_async_callback(lambda: asyncio.gather(*(edge.stop(drain) for edge in edges)))
 
     def _resources_changed(self, tenant: str, server: str, uris: tuple[str, ...]) -> None:
@@ -400,6 +409,7 @@ class Broker:
                 one.kill(self.index),
                 one,
                 self.policy_desk(one),
+                await self.log_desk(one),
                 self.secrets,
                 self.backends,
             )
@@ -423,9 +433,10 @@ class Broker:
         routes += clients.routes()
         config, health = self.settings.config, self.health
         marks = identity.marked(config, self.http)
-        await server.start(
-            application(routes, self.keys.jwks, health.problems, health.metrics, health.group, config.http.hosts, marks)
-        )
+        health.servers = lambda: [one["state"] for tenant in self.tenants.values() for one in tenant.servers()]
+        readers = identity.scrapers(config, self.keys, operator)
+        routes.append(metrics_route(health.metrics, readers, self.observer.fault))
+        await server.start(application(routes, self.keys.jwks, health.problems, health.group, config.http.hosts, marks))
         self._stack.push_async_callback(server.stop)
         self._stack.push_async_callback(clients.stop)
 

@@ -26,7 +26,7 @@ async def test_who_started_in_the_moment_of_the_end_is_told_to_stop() -> None:
     bus = NatsBus(connection, "r1", connection)
     parties = Parties("alice", "bob")
     async with bus.channel(parties, TXN, HOP) as queue:
-        queue.put(encode(Started(connection=CONNECTION)))  # type: ignore[attr-defined]
+        queue.put(encode(Started(connection=CONNECTION)))
         await bus.cancel("bob", "", TXN, HOP)
     async with asyncio.timeout(5):
         assert await sent.get() == control_subject("bob", CONNECTION, TXN, HOP)
