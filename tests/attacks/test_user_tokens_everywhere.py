@@ -330,6 +330,14 @@ async def test_every_route_of_the_api_asks_for_a_role(house: House) -> None:
         response = await house.http.request(method, concrete, headers=bearer, json={} if method == "POST" else None)
         if path == "/api/grants":
             assert response.status_code == 400  # may open tasks for themself; this one names no agent
+        elif path == "/api/secrets" and method == "GET":
+            assert response.json() == {"secrets": []}  # everybody's own, and nobody else's
+        elif path.startswith("/api/secrets"):
+            assert response.status_code == 400, (
+                method,
+                path,
+                response.text,
+            )  # may keep secrets of their own; this names no server
         else:
             assert response.status_code == 403, (method, path, response.text)
         assert (await house.http.request(method, concrete)).status_code == 401

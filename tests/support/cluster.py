@@ -139,7 +139,7 @@ class Cluster:
                     port=clients[number],
                     log_file=str(folder / f"n{number + 1}" / "nats.log"),
                     cluster=Routes(host=places[number].host, port=routes[number], routes=peers),
-                    **{"max_file_store": 2 * 1024**3, **options},
+                    **{"max_file_store": 16 * 1024**3, **options},
                 ),
                 places[number].inside,
             )

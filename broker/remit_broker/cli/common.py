@@ -29,6 +29,9 @@ REFUSED: Final = 1
 USAGE: Final = 2
 UNREACHABLE: Final = 3
 
+_NO_STORAGE: Final = frozenset({10005, 10023, 10028, 10047})
+"""What JetStream calls it where streams reserve more than a node or an account may store."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
@@ -102,6 +105,10 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
         except Exception as fault:
             if os.environ.get("REMIT_DEBUG"):
                 raise
+            if getattr(fault, "err_code", None) in _NO_STORAGE:
+                what = f"the NATS server has no room for what the broker keeps: {getattr(fault, 'description', '')}"
+                ask = "let each of its nodes have more: jetstream.max_file_store, 8 GiB or more"
+                fail(own(Code.TARGET_UNAVAILABLE, "storage", what, ask), UNREACHABLE, as_json)
             what = f"this should not happen: {type(fault).__name__}: {fault}"
             fail(own(Code.INTERNAL, "fault", what, "REMIT_DEBUG=1 shows where"), REFUSED, as_json)
 

@@ -320,12 +320,20 @@ class Streamable:
             self._fault("mcp", error)
 
 
+_LINE_ENDS: Final = tuple((end.encode(), f"\\u{ord(end):04x}".encode()) for end in "\x85\u2028\u2029")
 _NO_STORE: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 def event(message: dict[str, Any]) -> bytes:
-    """One message of a stream (WHATWG HTML, server-sent events). JSON has no line ends of its own."""
-    return b"event: message\ndata: " + encode(message) + b"\n\n"
+    """One message of a stream (WHATWG HTML, server-sent events). JSON has no line ends of its own.
+
+    INVARIANT: what some clients take for line ends beside those of the standard is written as an escape
+    (test_a_stream_holds_one_message_a_line).
+    """
+    data = encode(message)
+    for raw, escaped in _LINE_ENDS:
+        data = data.replace(raw, escaped)
+    return b"event: message\ndata: " + data + b"\n\n"
 
 
 async def _listen(session: Session) -> AsyncIterator[bytes]:
