@@ -256,6 +256,9 @@ class Observer(Protocol):
     def delegated(self, record: TxnOpened) -> None:
         """A txn was opened."""
 
+    def opened(self, kind: str, seconds: float) -> None:
+        """A hop to a target of that ``kind`` was opened or resumed, so many seconds after its request."""
+
     def fault(self, where: str, error: BaseException) -> None:
         """Something failed that should not; for the operator's log only."""
 

@@ -34,6 +34,11 @@ class Pace:
         self._due = False
         self._began = 0.0
 
+    @property
+    def waiting(self) -> int:
+        """Pieces of work that have not begun."""
+        return len(self._waiting)
+
     def soon(self, begin: Callable[[], object]) -> None:
         """Call ``begin``: at once where this turn has room for it, else in one of the next. It must not wait or raise."""
         if not self._due:

@@ -73,6 +73,11 @@ class BusEdge:
         self._services["approval", "wait"] = lambda hop: wait(_granted(hop), ports)
         self._services["grant", "renew"] = lambda hop: renew(hop, ports)
 
+    @property
+    def in_hand(self) -> int:
+        """Calls that were taken and have not ended."""
+        return self._in_hand.total()
+
     async def start(self) -> None:
         """Take requests, shared with the other replicas."""
         self._subscription = await self._nc.subscribe(

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from remit_broker.current import ABOUT, About
 from remit_broker.hop.admit import admit
 from remit_broker.hop.approve import Demanded, approve
 from remit_broker.hop.authorize import authorize
@@ -55,6 +56,7 @@ STAGES: Final = (*DECIDE, open_, *EFFECT, close)
 async def govern(ask: Ask, ports: Ports) -> Closed | Refused:
     """One hop, from the request on the bus to its close record. The only place that turns an exception into an answer."""
     trail = Trail(Hop(ask=ask, id=ports.ids.hop()))
+    ABOUT.set(About(ask.txn, trail.hop.id))
     try:
         await trail.through(DECIDE, ports)
         await _open(trail, ports)
@@ -108,6 +110,7 @@ async def _open(trail: Trail, ports: Ports) -> None:
             if not isinstance(opened, LostRace):
                 trail.hop = opened
                 break
+    ports.observer.opened(trail.hop.resource.kind, ports.clock.monotonic() - trail.hop.ask.mono)
     ports.failpoints.hit("open" if trail.hop.parked is None else "resume")
 
 
