@@ -14,12 +14,14 @@ from contextlib import AsyncExitStack
 from typing import Any, Final
 
 import msgspec
+from starlette.routing import Route
 
 from remit_broker import __version__, identity
 from remit_broker.adapters.admin_stream import AdminStream
 from remit_broker.adapters.agreement import agree, shared
 from remit_broker.adapters.cedar import CedarEngine
 from remit_broker.adapters.errors import ConfigError, ServiceError
+from remit_broker.adapters.index_proofs import signer
 from remit_broker.adapters.jetstream import JetStream, Unreachable
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.kept_results import ARGUMENTS, KvResults
@@ -31,6 +33,7 @@ from remit_broker.adapters.nats_checks import require_servers
 from remit_broker.adapters.nats_connect import Connections, connect_all
 from remit_broker.adapters.nats_presence import Connected
 from remit_broker.adapters.observer import RecordObserver
+from remit_broker.adapters.once import KvOnce
 from remit_broker.adapters.otlp import OtlpSpans
 from remit_broker.adapters.outbound import Outbound
 from remit_broker.adapters.pace import Pace
@@ -54,6 +57,8 @@ from remit_broker.edges.http import development
 from remit_broker.edges.http.api import Api
 from remit_broker.edges.http.app import HttpServer, application
 from remit_broker.edges.http.desk import Desk
+from remit_broker.edges.http.oauth.wiring import OAuth
+from remit_broker.edges.http.operators import Operator
 from remit_broker.edges.http.policy import PolicyDesk
 from remit_broker.enforcement import enforce
 from remit_broker.gate import answer_callout
@@ -64,6 +69,8 @@ from remit_broker.premises import Place, bind_http, embed
 from remit_broker.projection import Projection
 from remit_broker.tenants import Tenant, without_tenant
 from remit_broker.upkeep import Upkeep
+from remit_schemas.grant import Grant, parse, verify_ancestor
+from remit_schemas.keys import KeySet
 from remit_schemas.names import DEFAULT_TENANT
 
 log = logging.getLogger("remit")
@@ -309,6 +316,8 @@ class Broker:
         self._stack.push_async_callback(self.index.close)
         self.health.index = self.index
         self._task(self._projection.follow(self.nats.core, self.observer))
+        sign = signer(self.settings.config.issuer, self.keys.sealing)
+        self._task(self._projection.seal(sign, self.observer))
 
     @property
     def index(self) -> SqliteIndex:
@@ -347,6 +356,7 @@ class Broker:
         extras = {
             "published": self.published(),
             "evidence": self.evidence,
+            "checkpoints": self._projection.checkpoints,
             "caught_up": self.caught_up,
             "status": self.health.status,
             "budgets": self.accounts.report,
@@ -358,7 +368,7 @@ class Broker:
         ]
         operator = identity.operator(self.settings.config, self.keys, self.ports.identities)
         api = Api(desks, self.index, operator, extras)
-        routes = api.routes()
+        routes = api.routes() + await self._oauth(desks, operator)
         if provider := identity.dev_issuer(self.settings.config, self.keys, self.http, SystemClock()):
             routes += development.routes(provider, self.observer.fault)
         config, health = self.settings.config, self.health
@@ -367,6 +377,21 @@ class Broker:
             application(routes, self.keys.jwks, health.problems, health.metrics, health.group, config.http.hosts, marks)
         )
         self._stack.push_async_callback(server.stop)
+
+    async def _oauth(self, desks: list[Desk], operator: Operator) -> list[Route]:
+        """Metadata, tokens, introspection and revocation."""
+        config, once = self.settings.config, KvOnce()
+        await once.start(self.nats.core.jetstream(), config.bus.replicas)
+        oauth = OAuth(config.oauth.url or self.http, desks, once, self._genuine, operator)
+        if config.oauth.client_auth == "required":
+            oauth.demand_proof()
+        return oauth.routes(self.observer.fault, {})
+
+    def _genuine(self, token: str) -> Grant:
+        """The grant that ``token`` is, whatever time it is. Refuses GRANT_INVALID."""
+        unverified = parse(token)
+        keys = KeySet.from_jwks(self.keys.jwks())
+        return verify_ancestor(unverified, keys, issuer=self.settings.config.issuer, now=unverified.claims.iat)
 
     def _task(self, work: Any) -> None:
         task = asyncio.create_task(work)

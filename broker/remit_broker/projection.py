@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import contextlib
+import sqlite3
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from nats.aio.client import Client
 
+from remit_broker.adapters import jetstream_ledger, refusal_stream
 from remit_broker.adapters.errors import ConfigError
+from remit_broker.adapters.index_tree import Sign
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.ledger_suspicion import SECONDS as CERTAIN
 from remit_broker.adapters.refusal_stream import RefusalStream
@@ -16,6 +22,9 @@ from remit_broker.adapters.stream_tail import Regressed
 from remit_broker.core.evidence import export
 from remit_broker.ports import Observer
 from remit_schemas.errors import Code, refusal
+
+CHECKPOINT_SECONDS: Final = 2.0
+"""How often what has changed is signed, beside the end of every txn."""
 
 
 class Projection:
@@ -47,6 +56,20 @@ class Projection:
         ledger.witnessed(self.index.head)
         return self
 
+    async def seal(self, sign: Sign, observer: Observer) -> None:
+        """Sign checkpoints until cancelled: with each end of a txn, and every few seconds of what has changed."""
+        self.index.signed_with(sign)
+        while True:
+            await asyncio.sleep(CHECKPOINT_SECONDS)
+            try:
+                # A disk that is full is said by the projection: what was not signed now is signed later.
+                with contextlib.suppress(sqlite3.OperationalError):
+                    await self.index.checkpoint()
+            except Regressed as lost:
+                self._ledger.halt(str(lost))
+                observer.fault("checkpoint", lost)
+                return
+
     async def follow(self, nats: Client, observer: Observer) -> None:
         """Project both streams until cancelled; an end by itself is told."""
         await self.index.run(nats, self._ledger.halt, self._certain)
@@ -69,4 +92,33 @@ class Projection:
         entries = await self.index.chain(tenant, txn)
         if not entries:
             raise refusal(Code.UNKNOWN_TARGET, f"no txn {txn}", rule="api.unknown-txn", ask="remit chains lists them")
-        return export(entries, await self.index.refusals(tenant, txn), jwks)
+        refusals = await self.index.refusals(tenant, txn)
+        with contextlib.suppress(sqlite3.OperationalError):
+            await self.index.checkpoint()
+        proofs = await self.index.proofs.of(entries, refusals)
+        if proofs is None:
+            raise refusal(
+                Code.LEDGER_UNAVAILABLE, "no checkpoint covers the chain yet", rule="index.unsealed",
+                ask="try again shortly", retry_after=1.0,
+            )  # fmt: skip
+        return export(entries, refusals, jwks, proofs)
+
+    async def checkpoints(self, since: int | None = None) -> dict[str, Any]:
+        """The newest checkpoints of both logs; with ``since`` the proof that the ledger's begins with its first ``since`` records.
+
+        Refuses MALFORMED where it does not have as many.
+        """
+        ledger = await self.index.proofs.sealed(jetstream_ledger.STREAM)
+        refused = await self.index.proofs.sealed(refusal_stream.STREAM)
+        told: dict[str, Any] = {
+            "checkpoint": ledger and ledger.note,
+            "cosignatures": list(ledger.cosignatures) if ledger else [],
+            "refusals": refused and refused.note,
+        }
+        if since is None:
+            return told
+        try:
+            steps = await self.index.proofs.consistent(jetstream_ledger.STREAM, since, ledger.size if ledger else 0)
+        except ValueError as no:
+            raise refusal(Code.MALFORMED, str(no), rule="checkpoint.since", ask="the size of a checkpoint") from None
+        return {**told, "consistency": [base64.b64encode(step).decode() for step in steps]}

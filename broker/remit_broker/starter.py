@@ -61,6 +61,10 @@ auth = {auth:<22}# "local": the OS user, by the token in data/keys/local.token; 
 # webhook = ""               # told of each request, signed: "https://chat.example/hook"; public addresses only
 # webhook_allow = []         # ["10.1.0.0/16"]: networks that are not public and may be sent to all the same
 
+[oauth]                      # /oauth on the HTTP edge, see docs/oauth.md
+# url = ""                   # where clients find this broker, such as "https://remit.example"; empty: http
+# client_auth = "optional"   # "required": tokens are exchanged only for agents that prove themselves with their nkey
+
 [traces]
 # endpoint = ""              # OTLP/HTTP, such as "http://127.0.0.1:4318"; OTEL_EXPORTER_OTLP_ENDPOINT wins
 # ui = ""                    # where people look at them, such as "http://127.0.0.1:16686": remit chain links there

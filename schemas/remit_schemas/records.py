@@ -420,6 +420,17 @@ def hash_of(raw: dict[str, Any]) -> str:
     return digest(canonical_document({key: value for key, value in raw.items() if key != "hash"}))
 
 
+def sealing(raw: dict[str, Any]) -> tuple[str, bytes]:
+    """:func:`hash_of` and the canonical form of the whole record, which is its leaf in the Merkle tree. Raises ValueError."""
+    data = quick(raw)
+    if data is not None and "hash" in raw and "hop" in raw:
+        # Names are in order, so that "hop" follows "hash": what is taken out is a whole member.
+        own = b'"hash":%s,' % _encode(raw.get("hash"))
+        if data.count(own) == 1:
+            return digest(data.replace(own, b"")), data
+    return hash_of(raw), canonical_document(raw)
+
+
 def seal(record: AnyRecord) -> AnyRecord:
     """The record with its ``hash`` set."""
     data = quick(record)

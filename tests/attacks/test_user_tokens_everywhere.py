@@ -20,6 +20,7 @@ from remit import Agent, Refused, open_task
 from remit_broker.core.issuers import DEV_PATH
 from remit_broker.testing import Lab, running_broker
 from tests.support.issuers import Issuer, b64, rsa_key, serving
+from tests.support.oauth import ACCESS, EXCHANGE, claims_of, error_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -65,6 +66,20 @@ class House:
         body = {"agent": "portal", "scopes": [{"type": "remit", "resource": "agent/portal/*"}],
                 "budget": {"usd_micros": 1, "tokens": 1, "calls": 1}}  # fmt: skip
         return await self._opened(body, token)
+
+    async def by_exchange(self, token: str) -> str:
+        """By the exchange of OAuth, for whoever has the token in hand."""
+        form = {
+            "grant_type": EXCHANGE, "subject_token": token, "subject_token_type": ACCESS, "audience": "portal",
+            "scope": "agent/portal/*",
+        }  # fmt: skip
+        response = await self.http.post("/oauth/token", data=form)
+        if response.status_code != 200:
+            assert error_of(response) in ("invalid_request", "temporarily_unavailable"), response.text
+            raise Rejected(response.json()["remit"], response.text)
+        txn = claims_of(response.json()["access_token"])["txn"]
+        user: str = (await self.lab.records(txn))[0]["user"]
+        return user
 
     async def _opened(self, body: dict[str, Any], bearer: str) -> str:
         response = await self.http.post("/api/grants", json=body, headers={"Authorization": f"Bearer {bearer}"})
@@ -112,7 +127,7 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
                 yield House(lab, issuer, credentials, http)
 
 
-WAYS = ["by_bus", "by_body", "by_header"]
+WAYS = ["by_bus", "by_body", "by_header", "by_exchange"]
 Forged = Callable[[Issuer], str]
 
 
@@ -151,6 +166,9 @@ FORGED: dict[str, tuple[str, Forged]] = {
     "another tenant": ("identity.tenant", lambda i: i.token(org="2")),
     "no tenant": ("identity.claim", lambda i: i.token(org=None)),
     "a tenant nobody mapped": ("identity.claim", lambda i: i.token(org="default")),
+    "with an actor": ("identity.actor", lambda i: i.token(act={"sub": "desk"})),
+    "for another to act": ("identity.may_act", lambda i: i.token(may_act={"sub": "desk"})),
+    "for nobody to act": ("identity.may_act", lambda i: i.token(may_act="portal")),
     "too large": ("identity.size", lambda i: i.token(pad="x" * 17_000)),
 }
 
@@ -176,6 +194,23 @@ async def test_no_forged_token_gets_in_anywhere(
     # INVARIANT of the whole thing: no text of a token is anywhere it does not belong.
     parts = [part for part in token.split(".") if len(part) > 12]
     assert not any(part in text or part in caplog.text for part in parts)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_may_act_names_the_only_agent(house: House, way: str) -> None:
+    """RFC 8693 §4.4, through every door: the agent that the user's token names acts with it, and no other."""
+    assert await getattr(house, way)(house.issuer.token(may_act={"sub": "portal"})) == "ann"
+    for other in ("desk", "rogue", "Portal", "portal "):
+        with pytest.raises((Refused, Rejected)):
+            await getattr(house, way)(house.issuer.token(may_act={"sub": other}))
+
+
+async def test_a_token_with_an_actor_begins_no_task(house: House) -> None:
+    """RFC 8693 §4.1: in the chain of the task, whoever acts with it already would be missing."""
+    for act in ({"sub": "portal"}, {}, "portal"):
+        with pytest.raises(Rejected) as caught:
+            await house.by_exchange(house.issuer.token(act=act))
+        assert caught.value.error["rule"] == "identity.actor"
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.support.cli import REMIT, SERVER, Running, until
@@ -126,3 +127,21 @@ def test_attach_serves_from_where_it_runs_until_it_is_stopped(broker: Running) -
         assert "echo" in found["serves"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(15) == 0
+
+
+def test_an_agent_proves_itself_over_http_from_the_shell(broker: Running) -> None:
+    """What `remit agents assertion` prints is good for one request, and a grant is handed on with it."""
+    for name in ("portal", "helper"):
+        broker.json("agents", "add", name)
+    grant = broker.json("grant", "--user", "ann", "--to", "portal", "--scope", "agent/*/*")["grant"]
+    proof = broker.remit("agents", "assertion", "portal").out.strip()
+    form = {
+        "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange", "subject_token": grant, "audience": "helper",
+        "subject_token_type": "urn:ietf:params:oauth:token-type:access_token", "client_assertion": proof,
+        "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
+    }  # fmt: skip
+    answers = [httpx.post(f"{broker.ready['http']}/oauth/token", data=form, trust_env=False) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 401], answers[0].text
+    assert answers[0].json()["access_token"].count(".") == 2
+    done = broker.remit("agents", "assertion", "nobody")
+    assert done.code == 2 and "no credentials of nobody" in done.err

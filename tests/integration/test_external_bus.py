@@ -178,7 +178,7 @@ async def test_a_second_broker_with_other_keys_does_not_start(tmp_path: Path):
             for path in (*own.glob("grant-*.jwk"), own / "digest.key"):
                 (third / "data" / "keys" / path.name).write_bytes(path.read_bytes())
                 (third / "data" / "keys" / path.name).chmod(0o600)
-            with pytest.raises(ConfigError, match=r"digest.key is another one; the grant key .* is missing"):
+            with pytest.raises(ConfigError, match=r"digest.key is another one; the key .* is missing"):
                 async with running_broker(third, bus):
                     pass
             with pytest.raises(

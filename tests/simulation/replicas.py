@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from remit_broker import app, commons, projection
 from remit_broker.adapters.json_schema import JsonSchemas
-from remit_broker.adapters.keyfiles import NATS_SEEDS, GrantKey, KeyFiles
+from remit_broker.adapters.keyfiles import NATS_SEEDS, DatedKey, KeyFiles
 from remit_broker.config import Config, Settings
 from remit_broker.core import nkey
 from remit_broker.core.arguments import NOTHING, Arguments
@@ -23,7 +23,7 @@ from remit_broker.core.label_sources import parse_sources
 from remit_broker.core.policy import PolicyRequest, Verdict
 from remit_broker.core.registry import Principal
 from remit_broker.ports import Ports
-from remit_schemas.keys import KeySet, SigningKey
+from remit_schemas.keys import CHECKPOINT, KeySet, SigningKey
 from remit_schemas.names import Kind
 from remit_schemas.records import Decision
 from tests.simulation.disk import Disk
@@ -36,7 +36,7 @@ URL = "nats://nats:4222"
 
 _FILES = KeyFiles(
     Path("keys"),
-    (GrantKey(KEY, 0, None),),
+    (DatedKey(KEY, 0, None), DatedKey(SigningKey.from_seed(b"c" * 32, CHECKPOINT), 0, None)),
     (b"k" * 32, b"q" * 32),
     "token",
     {name: nkey.seed_text(prefix, bytes([number]) * 32) for number, (name, prefix) in enumerate(NATS_SEEDS.items())},

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from remit_broker.core import merkle, notes
 from remit_broker.core.evidence import MINTS, export
+from remit_broker.core.notes import LEDGER, REFUSALS, Checkpoint
+from remit_broker.core.sealing import Place, Proofs, leaf
 from remit_schemas import approval
 from remit_schemas.budget import Budget
 from remit_schemas.claims import Actor, Claims
@@ -17,7 +20,9 @@ from tests.support.story import LARGE, LATER, ROOT, TXN, Story, hop_id, opened, 
 
 KEY = SigningKey.from_seed(b"\x01" * 32)
 OTHER = SigningKey.from_seed(b"\x02" * 32)
-TRUSTED = KeySet([KEY.public])
+SEAL = SigningKey.from_seed(b"\x03" * 32, "checkpoint")
+ISSUER = "http://127.0.0.1:7480"
+TRUSTED = KeySet([KEY.public, SEAL.public])
 SCOPE = (Detail(resource="agent/researcher/brief"), Detail(resource="mcp/git/git_log"))
 SMALL = Budget(1000, 100, 5)
 CHILD, GRANDCHILD, SECOND = hop_id(1), hop_id(2), hop_id(3)
@@ -93,9 +98,46 @@ class Case:
         ]  # fmt: skip
         under = {"txn": TXN, "parent": ROOT, "user": "ann"}
         refusals = [plain(refused(hop_id(9), **under)), plain(refused(hop_id(10), **under, message="other"))]
-        keys = KeySet([self.key.public]).to_jwks()
-        value: dict[str, Any] = json.loads(json.dumps(export(entries, json.loads(json.dumps(refusals)), keys)))
+        keys = KeySet([self.key.public, SEAL.public]).to_jwks()
+        sealed = proofs(self.story.records, refusals)
+        value: dict[str, Any] = json.loads(json.dumps(export(entries, json.loads(json.dumps(refusals)), keys, sealed)))
         return value
+
+
+class Log:
+    """A log of records among others, and what it proves."""
+
+    def __init__(self, kind: str, records: list[dict[str, Any]], key: SigningKey = SEAL) -> None:
+        self.leaves = [merkle.leaf_hash(b"before"), *map(leaf, records), merkle.leaf_hash(b"after")]
+        self.tiles = merkle.append(0, {}, self.leaves)
+        self.checkpoint = Checkpoint(
+            notes.origin(ISSUER, kind), len(self.leaves), merkle.root(self.tile, len(self.leaves))
+        )
+        self.note = notes.sign(self.checkpoint, key)
+
+    def tile(self, level: int, index: int) -> bytes:
+        """The hashes of a tile."""
+        return self.tiles[level, index]
+
+    def place(self, record: int) -> Place:
+        """The proof of a record."""
+        return Place(record + 1, merkle.inclusion(self.tile, record + 1, len(self.leaves)))
+
+
+def proofs(records: list[dict[str, Any]], refusals: list[dict[str, Any]], key: SigningKey = SEAL) -> Proofs:
+    """What logs of just these records prove."""
+    log, refused = Log(LEDGER, records, key), Log(f"{REFUSALS}1", refusals, key)
+    return Proofs(
+        checkpoint=log.note,
+        proof=log.place(len(records) - 1),
+        refusal_checkpoint=refused.note,
+        refusal_proofs=[refused.place(index) for index in range(len(refusals))],
+    )
+
+
+def reproved(evidence: dict[str, Any], key: SigningKey = SEAL) -> None:
+    """Give the file the proofs that its content calls for: what whoever holds the key for checkpoints could do."""
+    evidence.update(json.loads(json.dumps(proofs(evidence["records"], evidence["refusals"], key).told())))
 
 
 def closed_case(key: SigningKey = KEY) -> Case:
@@ -139,13 +181,18 @@ def resealed(records: list[dict[str, Any]], start: int) -> None:
 __all__ = [
     "CHILD",
     "GRANDCHILD",
+    "ISSUER",
     "KEY",
     "LARGE",
     "OTHER",
+    "SEAL",
     "SECOND",
     "TRUSTED",
     "Case",
+    "Log",
     "closed_case",
     "long_case",
+    "proofs",
+    "reproved",
     "resealed",
 ]

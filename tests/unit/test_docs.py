@@ -163,6 +163,7 @@ def test_every_configuration_key_is_documented() -> None:
         ContentConfig,
         HttpConfig,
         LimitsConfig,
+        OAuthConfig,
         PolicyConfig,
         ResultsConfig,
         TracesConfig,
@@ -176,6 +177,7 @@ def test_every_configuration_key_is_documented() -> None:
         "limits": LimitsConfig,
         "results": ResultsConfig,
         "approvals": ApprovalsConfig,
+        "oauth": OAuthConfig,
         "traces": TracesConfig,
         "content": ContentConfig,
         "issuers": IssuerConfig,
@@ -193,6 +195,14 @@ def test_every_route_of_the_http_edge_is_documented() -> None:
     routes = re.findall(r'\("(GET|POST|DELETE|PUT)", "(/api/[^"]+)"', source)
     assert routes
     assert [f"{method} {route}" for method, route in routes if f"`{method} {route}`" not in text] == []
+
+
+def test_every_route_of_oauth_is_documented() -> None:
+    text = (ROOT / "docs/oauth.md").read_text(encoding="utf-8")
+    folder = ROOT / "broker/remit_broker/edges/http/oauth"
+    routes = {route for file in folder.glob("*.py") for route in re.findall(r'"(/oauth/[a-z]+)"', file.read_text())}
+    assert routes
+    assert [route for route in routes if f"`{route}`" not in text] == []
 
 
 def test_the_records_of_the_worked_example_are_a_valid_sequence() -> None:

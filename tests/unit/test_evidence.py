@@ -25,11 +25,13 @@ from tests.support.evidence import (
     KEY,
     LARGE,
     OTHER,
+    SEAL,
     SECOND,
     TRUSTED,
     Case,
     closed_case,
     long_case,
+    reproved,
     resealed,
 )
 from tests.support.story import ROOT, TXN, hop_id
@@ -86,7 +88,8 @@ def test_untouched_evidence_verifies(evidence: Evidence) -> None:
     verdict = verified(evidence)
     assert verdict.verified
     assert [check.check for check in verdict.checks] == [
-        "form", "records", "keys", "grants", "links", "signed", "approvals", "complete", "refusals",
+        "form", "records", "keys", "grants", "links", "signed", "approvals", "complete",
+        "checkpoint", "proof", "witnesses", "refusals",
     ]  # fmt: skip
 
 
@@ -186,14 +189,13 @@ def test_a_renewed_grant_is_not_wider_than_the_one_above_it() -> None:
     assert bad(case.evidence()) == ("links", f"record {index}: exp is later than the parent's (bundle.exp)")
 
 
-def test_how_far_signatures_reach_is_said(evidence: Evidence) -> None:
-    """What the format cannot bind yet is not claimed."""
+def test_a_record_after_the_last_grant_is_bound_by_the_checkpoint(evidence: Evidence) -> None:
     evidence["records"][6]["by"] = "somebody"
     resealed(evidence["records"], 6)
     verdict = verified(evidence)
-    assert verdict.verified
+    assert [check.check for check in verdict.checks if not check.ok] == ["proof"]
     said = next(check.where for check in verdict.checks if check.check == "signed")
-    assert said.startswith("records 0 to 5 are bound by signatures; the 2 after it by hashes alone")
+    assert said == "records 0 to 5 are bound by grants; the 2 after it by the checkpoint"
 
 
 def test_accounts_that_do_not_add_up_are_found_although_sealed_anew(evidence: Evidence) -> None:
@@ -234,7 +236,7 @@ def test_a_grant_signed_by_another_key_is_found(evidence: Evidence) -> None:
 
 def test_grants_all_signed_by_another_key_do_not_verify_whatever_the_file_says_of_keys() -> None:
     forged = closed_case(OTHER).evidence()
-    assert verified(forged, KeySet([OTHER.public])).verified
+    assert verified(forged, KeySet([OTHER.public, SEAL.public])).verified
     assert bad(forged)[0] == "keys"
     forged["keys"] = GOOD["keys"]
     assert bad(forged)[0] == "grants"
@@ -300,7 +302,7 @@ def test_an_open_txn_says_that_more_may_have_followed() -> None:
     case.open(SECOND, ROOT, "agent/critic/review")
     verdict = verified(case.evidence())
     assert verdict.verified
-    assert any(check.where.startswith("still open after record 1") for check in verdict.checks)
+    assert any(check.where.startswith("no completeness proof: still open after record 1") for check in verdict.checks)
 
 
 @pytest.mark.parametrize("closed", [True, False])
@@ -324,6 +326,7 @@ def test_a_refusal_of_another_txn_is_found(evidence: Evidence) -> None:
     refusal = evidence["refusals"][1]
     refusal["txn"] = "b" * 32
     refusal["hash"] = hash_of(refusal)
+    reproved(evidence)
     assert bad(evidence)[1].startswith("refusal 1:")
 
 

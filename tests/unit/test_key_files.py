@@ -31,7 +31,7 @@ def test_files_and_folders_are_private(data: Path) -> None:
     assert {stat.S_IMODE(path.stat().st_mode) for path in (data, data / "keys")} == {0o700}
     files = list((data / "keys").iterdir())
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
-    assert len(files) == len(EVERY_FILE) + 1
+    assert len(files) == len(EVERY_FILE) + 2
     assert [path for path in data.iterdir() if path.name != "keys"] == []
 
 
@@ -47,7 +47,7 @@ def test_every_key_is_another_one(data: Path, tmp_path: Path) -> None:
     drawn = [
         secret
         for keys in (one, other)
-        for secret in (keys.digest_key, keys.results_key, keys.local_token, keys.signing.kid)
+        for secret in (keys.digest_key, keys.results_key, keys.local_token, keys.signing.kid, keys.sealing.kid)
     ]
     drawn += [keys.seed(name) for keys in (one, other) for name in keyfiles.NATS_SEEDS]
     assert len(set(drawn)) == len(drawn)
@@ -185,6 +185,8 @@ def test_a_rotated_key_signs_no_more_and_still_verifies(data: Path) -> None:
     assert {key["kid"]: key.get("retired") for key in after.jwks()["keys"]} == {
         before.signing.kid: 2_000_000_000,
         after.signing.kid: None,
+        before.sealing.kid: 2_000_000_000,
+        after.sealing.kid: None,
     }
     assert KeyFiles.open(data).signing.kid == after.signing.kid
 

@@ -23,7 +23,7 @@ KEY: Final = "keys"
 
 
 class Shared(msgspec.Struct, frozen=True):
-    """Nothing in it is secret: ``digest`` is a keyed digest of a constant, ``grants`` are the ids of the public keys."""
+    """Nothing in it is secret: ``digest`` is a keyed digest of a constant, ``grants`` are the ids of the public keys that sign."""
 
     issuer: str
     digest: str
@@ -33,7 +33,7 @@ class Shared(msgspec.Struct, frozen=True):
 def shared(issuer: str, keys: KeyFiles) -> Shared:
     """What this broker has."""
     mark = hmac.digest(keys.digest_key, b"remit agreement", hashlib.sha256).hex()[:32]
-    return Shared(issuer, mark, tuple(found.key.kid for found in keys.grant_keys))
+    return Shared(issuer, mark, tuple(found.key.kid for found in keys.signers))
 
 
 def differences(mine: Shared, theirs: Shared) -> list[str]:
@@ -44,7 +44,7 @@ def differences(mine: Shared, theirs: Shared) -> list[str]:
     if mine.digest != theirs.digest:
         found.append("digest.key is another one")
     if missing := sorted(set(theirs.grants) - set(mine.grants)):
-        found.append(f"the grant key {missing[0]} is missing")
+        found.append(f"the key {missing[0]} is missing")
     return found
 
 

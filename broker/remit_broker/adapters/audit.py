@@ -34,7 +34,7 @@ async def audit(data: Path, url: str, *, sync: Any = "always") -> Report:
     """
     keys = KeyFiles.open(data, create=False)
     found = Audit(KeySet.from_jwks(keys.jwks()))
-    async with _server(keys, url, sync) as at:
+    async with serving(keys, url, sync) as at:
         nc = await connect(at, keys, "core")
         try:
             js = JetStream(nc, timeout=_SECONDS)
@@ -47,7 +47,8 @@ async def audit(data: Path, url: str, *, sync: Any = "always") -> Report:
 
 
 @asynccontextmanager
-async def _server(keys: KeyFiles, url: str, sync: Any) -> AsyncIterator[str]:
+async def serving(keys: KeyFiles, url: str, sync: Any) -> AsyncIterator[str]:
+    """The URL of the NATS server: ``url``, or that of an embedded one for as long as this takes."""
     if url:
         yield url
         return

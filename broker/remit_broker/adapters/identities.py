@@ -56,6 +56,9 @@ class Issuers:
     def may_hold(self, agent: str, identity: Identity) -> None:
         """Refuses UNAUTHENTICATED where the issuer's table does not name ``agent`` as one that holds its users' tasks."""
         issuer = self._of(identity)
+        # INVARIANT: a user's token that names who may act is of use to nobody else (test_may_act_names_the_only_agent).
+        if identity.may_act not in (None, agent):
+            raise denied("may_act", f"it is not for {agent} to act with", "give it to the agent that its may_act names")
         # INVARIANT: an agent cannot begin tasks with tokens that only another one should get
         # (test_an_agent_that_the_issuer_does_not_name_begins_no_task).
         if not any(fnmatchcase(agent, pattern) for pattern in issuer.agents):

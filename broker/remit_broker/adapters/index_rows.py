@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from remit_broker.adapters.jetstream import Message
+from remit_broker.core.merkle import leaf_hash
 from remit_schemas.budget import UNITS
+from remit_schemas.canonical import canonical_document
 from remit_schemas.errors import Refusal
-from remit_schemas.records import GENESIS, hash_of, parse_entry
+from remit_schemas.records import GENESIS, Entry, parse_entry, sealing
 
 Key = tuple[str, str]
 Row = tuple[Any, ...]
@@ -53,6 +55,8 @@ class Rows:
         """Approvals that were asked for, what people said to them, and which hop used one up."""
         self.last: dict[Key, Row] = {}
         self.broken: list[Row] = []
+        self.leaves: list[bytes] = []
+        """The leaf of each message in the Merkle tree, whether its record holds or not: what the stream holds is what is proved."""
 
 
 def key_of(message: Message) -> Key:
@@ -68,10 +72,15 @@ def project(messages: Sequence[Message], heads: Mapping[Key, Head]) -> Rows:
     for message in messages:
         key = key_of(message)
         head = rows.heads.get(key, Head(-1, GENESIS))
+        try:
+            entry, sealed, leaf = _read(message)
+        except (ValueError, KeyError, TypeError, Refusal) as error:
+            entry, sealed, leaf = None, str(error), message.data
+        rows.leaves.append(leaf_hash(leaf))
         if head.broken is not None:
             continue
         try:
-            record, grant = _follow(message, key, head)
+            record, grant = _follow(entry, sealed, key, head)
             _add(rows, key, record, message.seq)
         except (ValueError, KeyError, TypeError, Refusal) as error:
             why = f"at {message.seq} of the stream: {error}"
@@ -86,14 +95,22 @@ def project(messages: Sequence[Message], heads: Mapping[Key, Head]) -> Rows:
     return rows
 
 
-def _follow(message: Message, key: Key, head: Head) -> tuple[dict[str, Any], str | None]:
+def _read(message: Message) -> tuple[Entry, str, bytes]:
+    """The entry of a message, the hash that its record should have, and the record's canonical form."""
     entry = parse_entry(message.data)
+    return entry, *sealing(entry.record)
+
+
+def _follow(entry: Entry | None, sealed: str, key: Key, head: Head) -> tuple[dict[str, Any], str | None]:
+    """The record and its grant; ``sealed`` is its hash, or why there is no entry."""
+    if entry is None:
+        raise ValueError(sealed)
     record = entry.record
     if (record["tenant"], record["txn"]) != key:
         raise ValueError("the record is of another txn")
     if record["seq"] != head.seq + 1 or record["prev"] != head.hash:
         raise ValueError(f"record {record['seq']} does not follow record {head.seq}")
-    if record["hash"] != hash_of(record):
+    if record["hash"] != sealed:
         raise ValueError(f"record {record['seq']} is not sealed by its hash")
     return record, entry.grant
 
@@ -151,12 +168,13 @@ def _close(rows: Rows, key: Key, record: dict[str, Any]) -> None:
         charged[index] += amount
 
 
-def refusal_row(message: Message) -> Row | None:
-    """The row of a refused call; None for a message that is not one."""
+def refusal_row(message: Message) -> tuple[Row | None, bytes]:
+    """The row of a refused call (None for a message that is not one), and its leaf: as it leaves with evidence, without its cause."""
     try:
         record = parse_entry(message.data).record
         at = (record["hop"], record["user"], record["caller"], record["resource"], record["code"], record["at"])
         body = _json(record).decode()
-        return (message.seq, record["tenant"], record["txn"], *at, record["count"], body)
+        row = (message.seq, record["tenant"], record["txn"], *at, record["count"], body)
+        return row, leaf_hash(canonical_document({**record, "cause": ""}))
     except (ValueError, KeyError, TypeError, Refusal):
-        return None
+        return None, leaf_hash(message.data)

@@ -3,7 +3,7 @@
 ``<folder>/keys/`` holds
 
 * ``grant-<kid>.jwk`` — keys that sign grants, as private JWKs (RFC 8037) with ``created`` and ``retired`` (Unix seconds);
-  ``checkpoint-<kid>.jwk`` is reserved for the keys that sign checkpoints;
+* ``checkpoint-<kid>.jwk`` — the same, for keys that sign checkpoints of the log;
 * ``digest.key`` — 32 bytes, base64url: the master key of keyed digests;
 * ``results.key`` — the same, for results that are kept;
 * ``local.token`` — the bearer token that proves the local user;
@@ -26,7 +26,7 @@ from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.private_files import FOLDER_MODE, private_folder, read_private, sync_folder, write_private
 from remit_broker.core import nkey
 from remit_schemas.base64url import decode, encode
-from remit_schemas.keys import GRANT, SigningKey
+from remit_schemas.keys import CHECKPOINT, GRANT, SigningKey
 
 KEYS: Final = "keys"
 NATS_SEEDS: Final[dict[str, nkey.Prefix]] = {
@@ -34,11 +34,11 @@ NATS_SEEDS: Final[dict[str, nkey.Prefix]] = {
 }  # fmt: skip
 """Which seeds there are, and of which kind."""
 
-_GRANT_FILE: Final = re.compile(r"grant-([A-Za-z0-9_-]{43})\.jwk")
+_FILE: Final = re.compile(r"(grant|checkpoint)-([A-Za-z0-9_-]{43})\.jwk")
 
 
 @dataclass(frozen=True)
-class GrantKey:
+class DatedKey:
     """A signing key with its times in Unix seconds; ``retired`` is None while it signs or may sign."""
 
     key: SigningKey
@@ -52,15 +52,15 @@ class KeyFiles:
     def __init__(
         self,
         folder: Path,
-        grants: tuple[GrantKey, ...],
+        signers: tuple[DatedKey, ...],
         masters: tuple[bytes, bytes],
         token: str,
         seeds: dict[str, str],
     ) -> None:
         """``masters`` are the master keys of keyed digests and of kept results."""
         self.folder = folder
-        self.grant_keys = grants
-        """Oldest first; the last one that is not retired signs."""
+        self.signers = signers
+        """All that sign, oldest first; the last one of a use that is not retired does."""
         self.digest_key, self.results_key = masters
         self.local_token = token
         self._seeds = seeds
@@ -79,21 +79,39 @@ class KeyFiles:
         if create and not (data / KEYS).exists():
             _draw_all(data)
         keys = private_folder(data / KEYS, create=False)
+        if create and not _signers(keys, CHECKPOINT):
+            # Of a folder from before there were checkpoints. Old ones that a lost key signed stay what they are: unverifiable.
+            _write_jwk(keys, _draw_jwk(CHECKPOINT, int(time.time())))
         seeds = {name: _seed(keys / f"nats-{name}.nk", prefix) for name, prefix in NATS_SEEDS.items()}
         masters = _raw32(keys / "digest.key"), _raw32(keys / "results.key")
-        return cls(data, _grant_keys(keys), masters, _token(keys / "local.token"), seeds)
+        if not (grants := _signers(keys, GRANT)):
+            raise ConfigError(f"no grant key in {keys}", "restore grant-*.jwk from a backup")
+        return cls(data, grants + _signers(keys, CHECKPOINT), masters, _token(keys / "local.token"), seeds)
+
+    @property
+    def grant_keys(self) -> tuple[DatedKey, ...]:
+        """Those that sign or signed grants."""
+        return tuple(found for found in self.signers if found.key.public.use == GRANT)
 
     @property
     def signing(self) -> SigningKey:
         """The key that signs grants now."""
-        live = [found.key for found in self.grant_keys if found.retired is None]
+        return self._live(GRANT)
+
+    @property
+    def sealing(self) -> SigningKey:
+        """The key that signs checkpoints now."""
+        return self._live(CHECKPOINT)
+
+    def _live(self, use: str) -> SigningKey:
+        live = [found.key for found in self.signers if found.retired is None and found.key.public.use == use]
         if not live:
-            raise ConfigError(f"every grant key in {self.folder / KEYS} is retired", "run `remit keys rotate`")
+            raise ConfigError(f"no {use} key in {self.folder / KEYS} that is not retired", "run `remit keys rotate`")
         return live[-1]
 
     def jwks(self) -> dict[str, Any]:
         """The public keys (RFC 7517), retired ones too: what they signed must stay verifiable. With ``created`` and ``retired``."""
-        return {"keys": [_public_jwk(found) for found in self.grant_keys]}
+        return {"keys": [_public_jwk(found) for found in self.signers]}
 
     def seed(self, name: str) -> str:
         """The nkey seed ``issuer``, ``xkey``, ``core``, ``bus``, ``auth`` or ``sys``."""
@@ -108,14 +126,15 @@ class KeyFiles:
         """Where local clients read the bearer token."""
         return self.folder / KEYS / "local.token"
 
-    def rotate(self, now: int) -> KeyFiles:
-        """Draw a new grant key and retire the others at ``now`` (Unix seconds); they still verify."""
+    def rotate(self, now: int, uses: tuple[str, ...] = (GRANT, CHECKPOINT)) -> KeyFiles:
+        """Draw new keys for ``uses`` and retire the others at ``now`` (Unix seconds); they still verify."""
         keys = self.folder / KEYS
-        # The new one first: a crash in between leaves two that may sign, never none.
-        _write_jwk(keys, _draw_jwk(GRANT, now))
-        for found in self.grant_keys:
-            if found.retired is None:
-                path = keys / f"grant-{found.key.kid}.jwk"
+        # The new ones first: a crash in between leaves two that may sign, never none.
+        for use in uses:
+            _write_jwk(keys, _draw_jwk(use, now))
+        for found in self.signers:
+            if found.retired is None and found.key.public.use in uses:
+                path = keys / f"{found.key.public.use}-{found.key.kid}.jwk"
                 _write_jwk(keys, {**_object(path), "retired": now})
         return KeyFiles.open(self.folder)
 
@@ -130,7 +149,8 @@ def _draw_all(data: Path) -> None:
     fresh = Path(tempfile.mkdtemp(prefix=f".{KEYS}-", dir=data))
     try:
         fresh.chmod(FOLDER_MODE)
-        _write_jwk(fresh, _draw_jwk(GRANT, int(time.time())))
+        for use in (GRANT, CHECKPOINT):
+            _write_jwk(fresh, _draw_jwk(use, int(time.time())))
         write_private(fresh / "digest.key", encode(secrets.token_bytes(32)).encode())
         write_private(fresh / "results.key", encode(secrets.token_bytes(32)).encode())
         write_private(fresh / "local.token", encode(secrets.token_bytes(32)).encode())
@@ -155,29 +175,27 @@ def _write_jwk(keys: Path, jwk: dict[str, Any]) -> None:
     write_private(keys / f"{jwk['remit_use']}-{jwk['kid']}.jwk", json.dumps(jwk, indent=1).encode())
 
 
-def _grant_keys(keys: Path) -> tuple[GrantKey, ...]:
-    found = [_grant_key(path) for path in keys.iterdir() if _GRANT_FILE.fullmatch(path.name)]
-    if not found:
-        raise ConfigError(f"no grant key in {keys}", "restore grant-*.jwk from a backup")
+def _signers(keys: Path, use: str) -> tuple[DatedKey, ...]:
+    found = [_signer(path, use) for path in keys.iterdir() if (m := _FILE.fullmatch(path.name)) and m[1] == use]
     return tuple(sorted(found, key=lambda one: (one.created, one.key.kid)))
 
 
-def _grant_key(path: Path) -> GrantKey:
+def _signer(path: Path, use: str) -> DatedKey:
     jwk = _object(path)
     seed, created, retired = _b64_32(path, jwk.get("d")), jwk.get("created"), jwk.get("retired")
-    key = SigningKey.from_seed(seed)
-    # The file says which key it is in three places; a copy under another name must not sign as that name.
-    said = (f"grant-{jwk.get('kid')}.jwk", jwk.get("kid"), jwk.get("x"))
+    key = SigningKey.from_seed(seed, use)
+    # The file says which key it is in four places; a copy under another name must not sign as that name, or for another use.
+    said = (f"{jwk.get('remit_use', GRANT)}-{jwk.get('kid')}.jwk", jwk.get("kid"), jwk.get("x"))
     if (
         said != (path.name, key.kid, encode(key.public.raw))
         or not isinstance(created, int)
         or not isinstance(retired, int | None)
     ):
         raise ConfigError(f"{path} is damaged: kid, x and d do not belong together", "restore it from a backup")
-    return GrantKey(key, created, retired)
+    return DatedKey(key, created, retired)
 
 
-def _public_jwk(found: GrantKey) -> dict[str, Any]:
+def _public_jwk(found: DatedKey) -> dict[str, Any]:
     times = (
         {"created": found.created} if found.retired is None else {"created": found.created, "retired": found.retired}
     )

@@ -22,17 +22,19 @@ import aiosqlite
 import msgspec
 from nats.aio.client import Client
 
-from remit_broker.adapters import index_rows, jetstream_ledger, refusal_stream
+from remit_broker.adapters import index_rows, index_tree, jetstream_ledger, refusal_stream
 from remit_broker.adapters.errors import ConfigError
+from remit_broker.adapters.index_proofs import IndexProofs
 from remit_broker.adapters.index_queries import IndexQueries
 from remit_broker.adapters.index_rows import Head, Key, Rows, refusal_row
+from remit_broker.adapters.index_tree import Sign
 from remit_broker.adapters.jetstream import ApiError, JetStream, Message, Unreachable
 from remit_broker.adapters.private_files import private_folder
 from remit_broker.adapters.stream_tail import Regressed, StreamTail, made_certain
 from remit_schemas.records import GENESIS, parse_entry
 
 _MIGRATION: Final = re.compile(r"(\d{4})_\w+\.sql")
-_DATA: Final = ("record", "hop", "txn", "broken", "refusal", "approval")
+_DATA: Final = ("record", "hop", "txn", "broken", "approval")
 
 _INSERTS: Final[Mapping[str, str]] = {
     "txns": "INSERT INTO txn (tenant, txn, user, agent, root, continues, opened_at, last_at, exp, limit_usd_micros, "
@@ -60,7 +62,9 @@ _LAST: Final = (
     "UPDATE txn SET last_at = ?, last_seq = ?, last_hash = ?, last_stream_seq = ?, hops = hops + ?, "
     "open_hops = open_hops + ? WHERE (tenant, txn) = (?,?)"
 )
-_REFUSAL: Final = "INSERT INTO refusal VALUES (?,?,?,?,?,?,?,?,?,?,?)"
+_REFUSAL: Final = (
+    "INSERT INTO refusal VALUES (?,?,?,?,?,?,?,?,?,?,?, (SELECT tree_size FROM stream WHERE name = 'REFUSALS') + ?)"
+)
 _HEADS: Final = (
     "SELECT w.value ->> 0, w.value ->> 1, coalesce(t.last_seq, -1), coalesce(t.last_hash, ?), b.why "
     "FROM json_each(?) w LEFT JOIN txn t ON (t.tenant, t.txn) = (w.value ->> 0, w.value ->> 1) "
@@ -69,6 +73,8 @@ _HEADS: Final = (
 
 Write = tuple[str, Sequence[Sequence[Any]]]
 """A statement and the rows it is carried out for."""
+Then = Callable[[sqlite3.Connection], None]
+"""What else belongs to a transaction."""
 
 
 class SqliteIndex(IndexQueries):
@@ -76,6 +82,7 @@ class SqliteIndex(IndexQueries):
 
     def __init__(self, writer: aiosqlite.Connection, reader: aiosqlite.Connection, position: Mapping[str, int]) -> None:
         super().__init__(reader)
+        self.proofs = IndexProofs(reader)
         self._writer = writer
         self._position = dict(position)
         self._moved = asyncio.Event()
@@ -86,6 +93,8 @@ class SqliteIndex(IndexQueries):
         self._halted: str | None = None
         self._trouble: str | None = None
         self._without_refusals: str | None = None
+        self._sign: Sign | None = None
+        self._at = ""
 
     @classmethod
     async def open(cls, path: Path) -> SqliteIndex:
@@ -106,6 +115,10 @@ class SqliteIndex(IndexQueries):
             await writer.close()
             raise
         return cls(writer, reader, position)
+
+    def signed_with(self, sign: Sign) -> None:
+        """From now on checkpoints are signed: with every batch in which a txn was closed, and by :meth:`checkpoint`."""
+        self._sign = sign
 
     async def close(self) -> None:
         """Close both connections."""
@@ -191,14 +204,16 @@ class SqliteIndex(IndexQueries):
             if not self._waiters:
                 self._hurry.clear()
 
-    async def rebuild(self) -> None:
-        """Empty the tables, so that the next :meth:`run` makes them again. What was witnessed is kept."""
+    async def rebuild(self, refusals_from: int = 1) -> None:
+        """Empty the tables, so that the next :meth:`run` makes them again. What was witnessed and what was signed is kept.
+
+        So are refusals before ``refusals_from``, which is the first that their stream still has.
+        """
         if self._running:
             raise RuntimeError("stop the projection first")
         async with self._writing:
-            empty: list[Write] = [(f"DELETE FROM {table}", [()]) for table in _DATA]  # noqa: S608 - constants
-            await self._commit([*empty, ("UPDATE stream SET last_seq = 0", [()])])
-        self._position = dict.fromkeys(self._position, 0)
+            await self._commit([], functools.partial(index_tree.emptied, _DATA, refusals_from))
+        self._position = await _positions(self._writer)
 
     async def add(self, messages: Sequence[Message]) -> None:
         """Project consecutive messages of the ledger: one transaction. Those that are there already change nothing."""
@@ -208,7 +223,12 @@ class SqliteIndex(IndexQueries):
         async with self._writing:
             heads = await self._heads({index_rows.key_of(message) for message in fresh})
             rows = index_rows.project(fresh, heads)
-            await self._commit([*_writes(rows), *_moves(jetstream_ledger.STREAM, fresh[-1])])
+            self._at = max(self._at, *(last[0] for last in rows.last.values()), "")
+            then: Then = functools.partial(_grown, jetstream_ledger.STREAM, rows.leaves, fresh[0].seq)
+            if rows.endings and (sign := self._sign) is not None:
+                # INVARIANT: a txn is closed and sealed in one (test_a_checkpoint_is_signed_with_the_end_of_a_txn).
+                then = _both(then, functools.partial(_sealed, jetstream_ledger.STREAM, sign, self._at))
+            await self._commit([*_writes(rows), *_moves(jetstream_ledger.STREAM, fresh[-1])], then)
         self._moved_to(jetstream_ledger.STREAM, fresh[-1].seq)
 
     async def add_refusals(self, messages: Sequence[Message]) -> None:
@@ -216,10 +236,21 @@ class SqliteIndex(IndexQueries):
         fresh = [message for message in messages if message.seq > self._position[refusal_stream.STREAM]]
         if not fresh:
             return
-        rows = [row for row in map(refusal_row, fresh) if row]
+        found = list(map(refusal_row, fresh))
+        rows = [(*row, place) for place, (row, _) in enumerate(found) if row]
+        self._at = max(self._at, *(str(row[8]) for row in rows), "")
+        then = functools.partial(_grown, refusal_stream.STREAM, [leaf for _, leaf in found], fresh[0].seq)
         async with self._writing:
-            await self._commit([(_REFUSAL, rows), *_moves(refusal_stream.STREAM, fresh[-1])])
+            await self._commit([(_REFUSAL, rows), *_moves(refusal_stream.STREAM, fresh[-1])], then)
         self._moved_to(refusal_stream.STREAM, fresh[-1].seq)
+
+    async def checkpoint(self) -> None:
+        """Sign what both trees are now, where that was not done."""
+        if (sign := self._sign) is None:
+            return
+        async with self._writing:
+            seals = [functools.partial(_sealed, tree, sign, self._at) for tree in self._position]
+            await self._commit([], _both(*seals))
 
     async def told(self, key: tuple[str, str, str]) -> None:
         """Somebody was told of the request ``key`` (tenant, txn, id). Forgotten with the tables: then it is told again."""
@@ -269,10 +300,10 @@ class SqliteIndex(IndexQueries):
         found = await self._writer.execute_fetchall(_HEADS, (GENESIS, wanted))
         return {(tenant, txn): Head(seq, last, why) for tenant, txn, seq, last, why in found}
 
-    async def _commit(self, writes: Sequence[Write]) -> None:
+    async def _commit(self, writes: Sequence[Write], then: Then | None = None) -> None:
         """One transaction, all of it in one visit to the writer's thread: each visit costs more than a statement."""
         # Not left half done by whoever is cancelled meanwhile: the thread finishes it.
-        await self._writer._execute(_transaction, self._writer._conn, writes)  # type: ignore[no-untyped-call]
+        await self._writer._execute(_transaction, self._writer._conn, writes, then)  # type: ignore[no-untyped-call]
 
     def _moved_to(self, stream: str, seq: int) -> None:
         self._position[stream] = seq
@@ -289,16 +320,34 @@ async def _positions(db: aiosqlite.Connection) -> dict[str, int]:
         return {str(name): int(seq) async for name, seq in rows}
 
 
-def _transaction(db: sqlite3.Connection, writes: Sequence[Write]) -> None:
+def _transaction(db: sqlite3.Connection, writes: Sequence[Write], then: Then | None) -> None:
     try:
         db.execute("BEGIN IMMEDIATE")
         for statement, rows in writes:
             db.executemany(statement, rows)
+        if then is not None:
+            then(db)
         db.execute("COMMIT")
     except BaseException:
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
+
+
+def _grown(tree: str, leaves: Sequence[bytes], first: int, db: sqlite3.Connection) -> None:
+    index_tree.grow(db, tree, leaves, first)
+
+
+def _sealed(tree: str, sign: Sign, at: str, db: sqlite3.Connection) -> None:
+    index_tree.seal(db, tree, sign, at)
+
+
+def _both(*work: Then) -> Then:
+    def then(db: sqlite3.Connection) -> None:
+        for each in work:
+            each(db)
+
+    return then
 
 
 def _writes(rows: Rows) -> Iterator[Write]:

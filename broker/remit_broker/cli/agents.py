@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import secrets
+import time
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -11,6 +15,7 @@ from remit_broker.cli.client import BrokerClient
 from remit_broker.cli.common import Config, Json, Tenant, command
 from remit_broker.cli.printing import line, out, say
 from remit_broker.config import Settings, load
+from remit_broker.core.assertion import LIFE, client_assertion, client_id
 from remit_schemas.names import DEFAULT_TENANT, Kind, is_principal
 
 app = typer.Typer(help="Agents that may connect to the bus.", no_args_is_help=True)
@@ -85,3 +90,32 @@ def remove(
         say(told)
     else:
         out.print(line(f"removed {name}; it cannot connect any more"))
+
+
+@app.command("assertion")
+@command
+def assertion(
+    name: Annotated[str, typer.Argument(help="An agent whose credentials are on this machine.")],
+    credentials: Annotated[Path | None, typer.Option(help="Its credentials file, where that is elsewhere.")] = None,
+    tenant: Tenant = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Print what proves an agent to /oauth: a client_assertion, good once and for a minute."""
+    from remit_broker.adapters.private_files import read_private
+
+    settings = load(config)
+    whose = tenant or DEFAULT_TENANT
+    path = credentials or settings.credentials_of(whose) / f"{name}.json"
+    if not path.is_file():
+        raise ConfigError(f"there are no credentials of {name} at {path}", "name its file with --credentials")
+    try:
+        seed = json.loads(read_private(path, 128 * 1024))["nkey_seed"]
+        audience = settings.config.oauth.url.rstrip("/") or BrokerClient(settings, tenant).http
+        proof = client_assertion(seed, client_id(name, whose), audience, int(time.time()), secrets.token_urlsafe(16))
+    except (KeyError, TypeError, ValueError):  # a key that is none is a ValueError too, without its text
+        raise ConfigError(f"{path} is no credentials file", "remit agents add writes one") from None
+    if as_json:
+        say({"agent": name, "client_assertion": proof, "expires_in": LIFE})
+    else:
+        print(proof)

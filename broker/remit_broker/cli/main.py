@@ -23,6 +23,7 @@ from remit_broker.cli import (
     demo,
     doctor,
     evidence,
+    index,
     keys,
     policy,
     rulings,
@@ -71,6 +72,7 @@ app.add_typer(approvals.app, name="approvals")
 app.add_typer(servers.app, name="servers")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(audit.app, name="audit")
+app.add_typer(index.app, name="index")
 app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")
 app.add_typer(users.app, name="users")

@@ -45,6 +45,8 @@ def sensible(file: Path, config: Config) -> None:
         raise ConfigError(f"{file}: traces.endpoint is {traces!r}", "write http://HOST:PORT, or leave it empty")
     if (ui := config.traces.ui) and not _is_url(ui, ("http", "https")):
         raise ConfigError(f"{file}: traces.ui is {ui!r}", "write http://HOST:PORT of Jaeger, or leave it empty")
+    if (base := config.oauth.url) and (not _is_url(base, ("http", "https")) or urlsplit(base).path.strip("/")):
+        raise ConfigError(f"{file}: oauth.url is {base!r}", "write https://HOST, without a path, or leave it empty")
     if (url := config.approvals.url) and not _is_url(url, ("http", "https")):
         raise ConfigError(f"{file}: approvals.url is {url!r}", "write https://HOST, or leave it empty")
     if (hook := config.approvals.webhook) and (not _is_url(hook, ("http", "https")) or "@" in urlsplit(hook).netloc):

@@ -83,6 +83,15 @@ class ApprovalsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     webhook_allow: tuple[str, ...] = ()
 
 
+class OAuthConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """OAuth on the HTTP edge. ``url`` is where clients find this broker, if not at ``http``. With ``client_auth`` ``required`` a
+    token is exchanged only for an agent that proves itself with its nkey; with ``optional`` for whoever has it in hand.
+    """
+
+    url: str = ""
+    client_auth: Literal["optional", "required"] = "optional"
+
+
 class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where spans go by OTLP/HTTP; the standard ``OTEL_EXPORTER_OTLP_*`` variables win. Empty: nowhere.
 
@@ -125,6 +134,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     limits: LimitsConfig = LimitsConfig()
     results: ResultsConfig = ResultsConfig()
     approvals: ApprovalsConfig = ApprovalsConfig()
+    oauth: OAuthConfig = OAuthConfig()
     traces: TracesConfig = TracesConfig()
     content: ContentConfig = ContentConfig()
     issuers: tuple[IssuerConfig, ...] = ()

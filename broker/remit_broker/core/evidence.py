@@ -4,11 +4,12 @@ What it proves: every record is as it was sealed and in its place; every grant w
 record that authorised it, and is no wider than the grant above it; the accounts add up; every decision
 about an approval was signed by a published key, and is about exactly the call that used it.
 
-What it does not prove. A record is bound by a signature where a grant names its hash, and so is everything before it,
-since each record names the one before. The records after the last grant, and the refusals, are sealed by a hash that
-anybody can compute: whoever may rewrite the file may rewrite them, or cut them off and call the txn open. The check
-``signed`` says where that begins; signed checkpoints will close it. Nor does a file show that the operator, who holds
-the keys, did not make the whole chain up or leave another one out.
+What binds it all. A grant names the hash of its record, and a record the one before it. The last record is proved to be in the log of
+all records, whose checkpoint is signed with a key of its own; after ``txn.closed`` nothing can follow, so that nothing was left out. A
+chain that is still open has no such proof, and says so. Refusals are proved to be in a log of their own, not to be all.
+
+What it does not prove: that the operator, who holds the keys, did not make the whole chain up, or leave another one out. A checkpoint
+that somebody outside has signed or kept (:mod:`remit_broker.core.sealing`) bounds when that could have been.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from typing import Any, Final
 
 import msgspec
 
+from remit_broker.core import sealing
 from remit_broker.core.fold import Corrupt, Fold, fold_all
+from remit_broker.core.notes import Witness
+from remit_broker.core.sealing import LEDGER, REFUSALS, Proofs, Unproved
 from remit_broker.core.tree import GRANTS
 from remit_schemas.approval import verify as verify_decision
 from remit_schemas.bundle import verify_link
@@ -49,9 +53,9 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def export(
-    entries: Iterable[Mapping[str, Any]], refusals: list[dict[str, Any]], jwks: Mapping[str, Any]
+    entries: Iterable[Mapping[str, Any]], refusals: list[dict[str, Any]], jwks: Mapping[str, Any], proofs: Proofs
 ) -> dict[str, Any]:
-    """The evidence of one txn: its records in order, every grant that a record names, and what was refused."""
+    """The evidence of one txn: its records in order, every grant that a record names, what was refused, and the proofs of all that."""
     entries = list(entries)
     first = entries[0]["record"]
     return {
@@ -63,6 +67,7 @@ def export(
         "refusals": [{**record, "cause": ""} for record in refusals],
         "keys": jwks,
         "complete": entries[-1]["record"]["kind"] == "txn.closed",
+        **proofs.told(),
     }
 
 
@@ -72,8 +77,13 @@ def read(data: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def verify_evidence(evidence: Mapping[str, Any], keys: KeySet, allowed_cycles: frozenset[tuple[str, str]]) -> Verdict:
-    """Check everything, with no trust in anything but ``keys``. Never raises for what a file may contain.
+def verify_evidence(
+    evidence: Mapping[str, Any],
+    keys: KeySet,
+    allowed_cycles: frozenset[tuple[str, str]] = frozenset(),
+    witnesses: Iterable[Witness] = (),
+) -> Verdict:
+    """Check everything, with no trust in anything but ``keys`` and ``witnesses``. Never raises for what a file may contain.
 
     Where the form or the records do not hold, what rests on them is not looked at.
     """
@@ -86,7 +96,8 @@ def verify_evidence(evidence: Mapping[str, Any], keys: KeySet, allowed_cycles: f
             grants, found = _grants(evidence["grants"], records, keys)
             checks += [grants, _links(found, records, allowed_cycles), _signed(found, records)]
             checks += [_approvals(records, keys), _complete(evidence["complete"], fold)]
-        checks.append(_refusals(evidence["refusals"], evidence["txn"]))
+            checks += _log(evidence, records, keys, list(witnesses))
+        checks.append(_refusals(evidence, keys))
     return Verdict(all(check.ok for check in checks), tuple(checks))
 
 
@@ -216,13 +227,13 @@ def _links(found: dict[str, Grant], records: list[dict[str, Any]], allowed: froz
 
 
 def _signed(found: Mapping[str, Grant], records: list[dict[str, Any]]) -> Check:
-    """How far signatures reach: a grant names the hash of its record, and that record all before it."""
+    """How far signatures of grants reach: each names the hash of its record, and that record all before it."""
     last = max((raw["seq"] for raw in records if raw["kind"] in MINTS and raw["jti"] in found), default=-1)
     if last < 0:
         return Check("signed", False, "record 0: no grant stands for it")
     rest = len(records) - 1 - last
-    after = f"; the {rest} after it by hashes alone, which whoever may rewrite the file can do anew" if rest else ""
-    return Check("signed", True, f"records 0 to {last} are bound by signatures{after}")
+    after = f"; the {rest} after it by the checkpoint" if rest else ""
+    return Check("signed", True, f"records 0 to {last} are bound by grants{after}")
 
 
 def _approvals(records: list[dict[str, Any]], keys: KeySet) -> Check:
@@ -261,7 +272,32 @@ def _undecided(raw: dict[str, Any], asked: dict[str, Any], keys: KeySet) -> str:
     return f"the {wrong} of its token is not that of the record" if wrong else ""
 
 
-def _refusals(refusals: list[dict[str, Any]], txn: Any) -> Check:
+def _log(
+    evidence: Mapping[str, Any], records: list[dict[str, Any]], keys: KeySet, witnesses: list[Witness]
+) -> list[Check]:
+    """The checkpoint, that the last record is under it, and who outside saw it."""
+    try:
+        note, checkpoint, kid = sealing.checked(evidence.get("checkpoint"), keys, LEDGER)
+    except Unproved as no:
+        return [Check("checkpoint", False, str(no))]
+    checks = [Check("checkpoint", True, f"{checkpoint.origin} with {checkpoint.size} records, signed by {kid}")]
+    last = len(records) - 1
+    try:
+        # INVARIANT: what is proved is the last record of the file (test_the_proof_of_another_record_proves_nothing).
+        index = sealing.included(records[-1], evidence.get("proof"), checkpoint)
+        checks.append(Check("proof", True, f"record {last} is number {index} of the log, and covers all before it"))
+    except Unproved as no:
+        checks.append(Check("proof", False, f"record {last}: {no}"))
+    try:
+        checks.append(Check("witnesses", True, sealing.witnessed(evidence.get("cosignatures"), note.text, witnesses)))
+    except Unproved as no:
+        checks.append(Check("witnesses", False, str(no)))
+    return checks
+
+
+def _refusals(evidence: Mapping[str, Any], keys: KeySet) -> Check:
+    """Each is as it was sealed, of this txn, and in the log of refusals."""
+    refusals, txn, proofs = evidence["refusals"], evidence["txn"], evidence.get("refusal_proofs")
     for index, raw in enumerate(refusals):
         try:
             msgspec.convert(raw, HopRefused)
@@ -270,7 +306,25 @@ def _refusals(refusals: list[dict[str, Any]], txn: Any) -> Check:
             good = False
         if not good:
             return Check("refusals", False, f"refusal {index}: it is not as it was sealed, or of another txn")
-    return Check("refusals", True, f"{len(refusals)} refusals as they were sealed; that these are all is not proved")
+    if not isinstance(proofs, list) or len(proofs) != len(refusals):
+        return Check("refusals", False, "there is not one proof for each refusal")
+    if not refusals:
+        return Check("refusals", True, "none; that there were none is not proved")
+    try:
+        _, checkpoint, _ = sealing.checked(evidence.get("refusal_checkpoint"), keys, REFUSALS)
+    except Unproved as no:
+        return Check("refusals", False, f"their checkpoint: {no}")
+    seen: set[int] = set()
+    for index, (raw, told) in enumerate(zip(refusals, proofs, strict=True)):
+        try:
+            seen.add(sealing.included(raw, told, checkpoint))
+        except Unproved as no:
+            return Check("refusals", False, f"refusal {index}: {no}")
+    if len(seen) != len(refusals):
+        return Check("refusals", False, "one of them is there twice")
+    return Check(
+        "refusals", True, f"{len(refusals)} refusals, sealed and in their log; that these are all is not proved"
+    )
 
 
 def _complete(claimed: bool, fold: Fold) -> Check:
@@ -278,5 +332,7 @@ def _complete(claimed: bool, fold: Fold) -> Check:
     if claimed is not (fold.state == "closed"):
         return Check("complete", False, "the file says otherwise than its last record")
     if fold.state == "closed":
-        return Check("complete", True, f"closed by record {fold.seq}; nothing can follow")
-    return Check("complete", True, f"still open after record {fold.seq}: more may have followed")
+        return Check(
+            "complete", True, f"closed by record {fold.seq}: nothing can follow, and nothing before it is missing"
+        )
+    return Check("complete", True, f"no completeness proof: still open after record {fold.seq}, more may have followed")

@@ -49,7 +49,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """A user, as an issuer proved them. ``issuer`` is its name in the configuration, ``iss`` its URL.
 
     ``client`` is the application the token was issued to. ``token`` names the token without being of use to anybody: its ``jti``,
-    else a digest. ``exp`` is Unix seconds.
+    else a digest. ``exp`` is Unix seconds. ``may_act`` is the one agent that may act with it, where it says so.
     """
 
     issuer: str
@@ -61,6 +61,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     client: str = ""
     token: str = ""
     exp: int = 0
+    may_act: str | None = None
 
     @property
     def auth(self) -> str:
@@ -130,8 +131,27 @@ def judge(token: Unverified, issuer: IssuerConfig, now: float) -> Identity:
         raise denied(no.kind, f"{issuer.name}: {no.why}", no.ask) from None
     return Identity(
         issuer=issuer.name, iss=issuer.issuer, user=mapped.user, tenant=mapped.tenant, roles=mapped.roles,
-        groups=mapped.groups, client=client, token=named(token), exp=int(expires),
+        groups=mapped.groups, client=client, token=named(token), exp=int(expires), may_act=_may_act(claims),
     )  # fmt: skip
+
+
+def _may_act(claims: Mapping[str, Any]) -> str | None:
+    """The one who may act with this token (RFC 8693 §4.4). A token with which somebody acts already (``act``, §4.1) begins nothing:
+    in the task it would be the user's own.
+
+    INVARIANT: nobody who acts is left out of a chain (test_a_token_with_an_actor_begins_no_task).
+    """
+    if "act" in claims:
+        raise denied("actor", "somebody acts with it already (act)", "bring the user's own token")
+    if "may_act" not in claims:
+        return None
+    said = claims["may_act"]
+    agent = said.get("sub") if isinstance(said, Mapping) else None
+    if not isinstance(agent, str) or not agent:
+        raise denied(
+            "may_act", "it does not say who may act with it", "ask the issuer for may_act with the agent's name as sub"
+        )
+    return agent
 
 
 def named(token: Unverified) -> str:

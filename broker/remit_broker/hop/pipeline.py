@@ -59,7 +59,7 @@ async def govern(ask: Ask, ports: Ports) -> Closed | Refused:
     ABOUT.set(About(ask.txn, trail.hop.id))
     try:
         await trail.through(DECIDE, ports)
-        await _open(trail, ports)
+        await append_intent(trail, ports)
     except Demanded:
         return await refuse(trail.hop, trail.stage, await request(trail.hop, ports), ports)
     except (Exception, asyncio.CancelledError) as error:
@@ -98,7 +98,7 @@ class Trail:
             ports.failpoints.hit(self.stage)
 
 
-async def _open(trail: Trail, ports: Ports) -> None:
+async def append_intent(trail: Trail, ports: Ports) -> None:
     """Append the intent; whenever the txn has grown since the decision, decide again first, in this replica's turn."""
     async with ports.ledger.turn(trail.hop.ask.tenant, trail.hop.ask.txn) as turn:
         while True:

@@ -84,6 +84,7 @@ class Api:
         self._index, self._operator = index, operator
         self._published: Mapping[str, Any] = extras["published"]
         self._evidence: Evidence = extras["evidence"]
+        self._checkpoints: Callable[[int | None], Awaitable[dict[str, Any]]] = extras["checkpoints"]
         self._describe: Callable[[str | None], Awaitable[dict[str, Any]]] = extras["status"]
         self._caught_up: Callable[[], Awaitable[None]] = extras["caught_up"]
         self._budgets: Callable[[str], Awaitable[list[dict[str, Any]]]] = extras["budgets"]
@@ -106,6 +107,7 @@ class Api:
             ("GET", "/api/chains/{txn}", "read", self._chain),
             ("GET", "/api/chains/{txn}/evidence", "read", self._export),
             ("POST", "/api/chains/{txn}/close", None, self._close),
+            ("GET", "/api/checkpoint", "read", self._checkpoint),
             ("GET", "/api/approvals", "read", self._list_approvals),
             ("GET", "/api/approvals/{id}", "read", self._approval),
             ("POST", "/api/approvals/{id}", "approve", self._decide),
@@ -267,6 +269,17 @@ class Api:
 
     async def _export(self, request: Request, at: Call) -> Any:
         return await self._evidence(at.tenant, self._txn(request))
+
+    async def _checkpoint(self, request: Request, at: Call) -> Any:
+        # The log is one for all tenants: how many records it has is told to whoever may read, and nothing of them.
+        wanted = {key: value for key, value in request.query_params.items() if key != PARAMETER}
+        since = wanted.pop("since", None)
+        if wanted or (since is not None and not (since.isascii() and since.isdigit() and len(since) < 16)):
+            raise refusal(
+                Code.MALFORMED, "a checkpoint is asked for by since", rule="api.query",
+                ask="since is the number of records of a checkpoint that you kept",
+            )  # fmt: skip
+        return await self._checkpoints(None if since is None else int(since))
 
     async def _close(self, request: Request, at: Call) -> Any:
         await self._own(self._txn(request), at)
