@@ -57,11 +57,13 @@ from remit_broker.edges.http import development
 from remit_broker.edges.http.api import Api
 from remit_broker.edges.http.app import HttpServer, application
 from remit_broker.edges.http.desk import Desk
+from remit_broker.edges.http.metrics import metrics_route
 from remit_broker.edges.http.oauth.wiring import OAuth
 from remit_broker.edges.http.operators import Operator
 from remit_broker.edges.http.policy import PolicyDesk
 from remit_broker.enforcement import enforce
 from remit_broker.gate import answer_callout
+from remit_broker.gauges import Load
 from remit_broker.health import Health
 from remit_broker.notices import Notices
 from remit_broker.ports import Ports
@@ -339,7 +341,8 @@ class Broker:
             edge = BusEdge(self.nats.of(name), name, tenant.ports, tenant.registry.attach, told, self._pace.soon)
             await tenant.take_requests(edge)
             edges.append(edge)
-        drain = self.settings.config.limits.drain
+        limits, pace, drain = self.settings.config.limits, self._pace, self.settings.config.limits.drain
+        self.health.load = lambda: Load(sum(edge.in_hand for edge in edges), pace.waiting, limits.concurrency)
         self._stack.push_async_callback(lambda: asyncio.gather(*(edge.stop(drain) for edge in edges)))
 
     def published(self) -> dict[str, Any]:
@@ -373,9 +376,10 @@ class Broker:
             routes += development.routes(provider, self.observer.fault)
         config, health = self.settings.config, self.health
         marks = identity.marked(config, self.http)
-        await server.start(
-            application(routes, self.keys.jwks, health.problems, health.metrics, health.group, config.http.hosts, marks)
-        )
+        health.servers = lambda: [one["state"] for tenant in self.tenants.values() for one in tenant.servers()]
+        readers = identity.scrapers(config, self.keys, operator)
+        routes.append(metrics_route(health.metrics, readers, self.observer.fault))
+        await server.start(application(routes, self.keys.jwks, health.problems, health.group, config.http.hosts, marks))
         self._stack.push_async_callback(server.stop)
 
     async def _oauth(self, desks: list[Desk], operator: Operator) -> list[Route]:

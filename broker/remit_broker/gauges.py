@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -18,7 +18,13 @@ from remit_broker import __version__
 
 Family = GaugeMetricFamily
 
-STATES: Final = ("starting", "running", "attached", "waiting", "failed", "stopped")
+
+class Load(NamedTuple):
+    """What a process has to do: calls in hand, those that have not begun, and how many it takes at most."""
+
+    in_hand: int
+    waiting: int
+    room: int
 
 
 def gauge(name: str, text: str, values: Mapping[tuple[str, ...], float], labels: tuple[str, ...] = ()) -> Family:
@@ -27,6 +33,11 @@ def gauge(name: str, text: str, values: Mapping[tuple[str, ...], float], labels:
     for key, value in sorted(values.items()):
         family.add_metric(key, value)
     return family
+
+
+def of(name: str, text: str, label: str, values: Mapping[str, float]) -> Family:
+    """One metric with one label."""
+    return gauge(name, text, {(key,): value for key, value in values.items()}, (label,))
 
 
 def build() -> Family:
@@ -66,6 +77,15 @@ def used(rows: Iterable[dict[str, Any]]) -> list[Family]:
         ),
         gauge("remit_caps_exhausted", "Accounts of which nothing is left", {k: float(v) for k, v in gone.items()}, ("kind",)),
     ]  # fmt: skip
+
+
+def load(now: Load) -> list[Family]:
+    """What a process has to do."""
+    return [
+        gauge("remit_hops_in_hand", "Calls that were taken and have not ended", {(): now.in_hand}),
+        gauge("remit_hops_waiting", "Calls that were taken and have not begun", {(): now.waiting}),
+        gauge("remit_hops_room", "How many calls are taken at most: limits.concurrency", {(): now.room}),
+    ]
 
 
 def counted(name: str, text: str, label: str, values: Iterable[str]) -> Family:

@@ -9,12 +9,13 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
 from nats.aio.msg import Msg
 
-from remit_broker import __version__
+from remit_broker import __version__, gauges
 from remit_broker.adapters.agreement import Shared
 from remit_broker.adapters.cedar import CedarEngine
 from remit_broker.adapters.identities import Issuers
@@ -31,6 +32,7 @@ from remit_broker.core.revocations import Entry
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.pipeline import STAGES
 from remit_broker.premises import Place
+from remit_schemas.errors import Refusal
 from remit_schemas.names import DEFAULT_TENANT
 
 METRICS: Final = "remit.metrics"
@@ -68,6 +70,9 @@ class Health:
         self.accounts: KvAccounts | None = None
         self.engine: CedarEngine | None = None
         self.issuers: Issuers | None = None
+        self.load: Callable[[], gauges.Load] = lambda: gauges.Load(0, 0, 0)
+        self.servers: Callable[[], Iterable[str]] = tuple
+        """The states of the MCP servers that are run here."""
 
     @property
     def policy(self) -> str:
@@ -217,7 +222,7 @@ class Health:
 
     async def metrics(self) -> bytes:
         """This replica's metrics; of a group, those of all that answer, told apart by the label ``replica``."""
-        own = self._observer.metrics()
+        own = await self._own()
         if self._place.size == 1:
             return own
         texts = {self._replica: own.decode()}
@@ -234,8 +239,26 @@ class Health:
         texts.pop("", None)
         return merged(texts).encode()
 
+    async def _own(self) -> bytes:
+        """What this process counted, and what is so now. What only one of a group can know, that one says."""
+        now = [gauges.build(), *gauges.parts(self.troubles(), self.problems()), *gauges.load(self.load())]
+        if self.index is not None and self.ledger is not None and self.refusals is not None:
+            there = self.index.positions()
+            behind = {"ledger": self.ledger.high - there[0], "refusals": self.refusals.high - there[1]}
+            text = "Records that are in a stream and not in the index yet"
+            now.append(gauges.of("remit_index_lag_records", text, "stream", {k: max(0, v) for k, v in behind.items()}))
+            is_open = await self.index.open_now(int(time.time()))
+            now.append(gauges.of("remit_open", "What has not ended; broken tasks hold no water", "what", is_open))
+            now.append(gauges.of("remit_replicas", "Processes of this remit up", "state", self.group()))
+            now.append(gauges.counted("remit_servers", "MCP servers that are run here", "state", self.servers()))
+            if self.accounts is not None:
+                with contextlib.suppress(Refusal):
+                    rows = [row for tenant in self._settings.tenants for row in await self.accounts.report(tenant)]
+                    now += gauges.used(rows)
+        return self._observer.metrics() + gauges.text(now)
+
     async def _on_metrics(self, message: Msg) -> None:
-        await self._nats.core.publish(message.reply, self._observer.metrics(), headers={"Replica": self._replica})
+        await self._nats.core.publish(message.reply, await self._own(), headers={"Replica": self._replica})
 
 
 def _named(entry: Entry) -> str:

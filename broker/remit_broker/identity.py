@@ -11,6 +11,7 @@ from remit_broker.adapters.identities import Issuers
 from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.config import Config
 from remit_broker.core.issuers import DEV_PATH, IssuerConfig, development_issuer
+from remit_broker.edges.http.metrics import Reader, Scrapers, anybody
 from remit_broker.edges.http.operators import IssuerToken, LocalToken, Open, Operator
 from remit_broker.ports import Clock, Identities
 
@@ -43,6 +44,13 @@ def operator(config: Config, keys: KeyFiles, identities: Identities) -> Operator
             return IssuerToken(identities)
         case _:
             return LocalToken(keys.local_token, getpass.getuser())
+
+
+def scrapers(config: Config, keys: KeyFiles, operator: Operator) -> Reader:
+    """Who may read metrics."""
+    if config.http.auth != "issuer":
+        return anybody
+    return Scrapers(keys.metrics_token(), operator if not config.tenants else None)
 
 
 def dev_issuer(config: Config, keys: KeyFiles, http: str, clock: Clock) -> DevIssuer | None:

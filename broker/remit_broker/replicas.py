@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import sys
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
@@ -40,8 +41,8 @@ WRONG: Final = 2
 class Replicas:
     """The supervisor. ``async with`` it; :attr:`ended` is set when it cannot go on, and :attr:`why` says why."""
 
-    def __init__(self, settings: Settings, count: int, quiet: bool = False) -> None:
-        self._settings, self._count, self._quiet = settings, count, quiet
+    def __init__(self, settings: Settings, count: int, words: Sequence[str] = ()) -> None:
+        self._settings, self._count, self._options = settings, count, tuple(words)
         self.ended = asyncio.Event()
         self.why = ""
         self.http = ""
@@ -76,7 +77,7 @@ class Replicas:
         place = Place(bus=self.bus, url=self.http, pid=os.getpid(), group=secrets.token_hex(4), size=self._count)
         places = [msgspec.structs.replace(place, http=server.listen())]
         places += [msgspec.structs.replace(place, edge=False)] * (self._count - 1)
-        self.replicas = [Replica(settings, at, self._quiet, self._cannot) for at in places]
+        self.replicas = [Replica(settings, at, self._options, self._cannot) for at in places]
         # The first alone: it compares the ledger with its witness, and nobody builds on one that lost something.
         for some in (self.replicas[:1], self.replicas[1:]):
             for one in some:
@@ -104,9 +105,9 @@ class Replicas:
 class Replica:
     """One broker process and its restarts."""
 
-    def __init__(self, settings: Settings, place: Place, quiet: bool, cannot: Any) -> None:
+    def __init__(self, settings: Settings, place: Place, words: Sequence[str], cannot: Any) -> None:
         self.name, self.pid = "", 0
-        self._settings, self._place, self._quiet, self._cannot = settings, place, quiet, cannot
+        self._settings, self._place, self._options, self._cannot = settings, place, words, cannot
         self._task: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._ready = asyncio.Event()
@@ -191,5 +192,5 @@ class Replica:
     def _words(self) -> list[str]:
         place = msgspec.json.encode(self._place).decode()
         words = [sys.executable, "-P", "-m", "remit_broker.cli.replica", str(self._settings.file), place]
-        words += ["--quiet"] if self._quiet else []
+        words += self._options
         return [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), "--", *words]

@@ -93,8 +93,14 @@ async def test_no_caller_makes_series_without_end(tmp_path: Path) -> None:
 
 
 async def test_where_issuers_prove_users_metrics_are_for_operators_and_scrapers(tmp_path: Path) -> None:
-    config: dict[str, Any] = {"http": {"port": 0, "auth": "issuer"}, "development": {"issuer": True, "users": {"ann": {}}}}
-    async with running_broker(tmp_path, config) as lab, httpx.AsyncClient(base_url=lab.broker.http, trust_env=False) as web:
+    config: dict[str, Any] = {
+        "http": {"port": 0, "auth": "issuer"},
+        "development": {"issuer": True, "users": {"ann": {}}},
+    }
+    async with (
+        running_broker(tmp_path, config) as lab,
+        httpx.AsyncClient(base_url=lab.broker.http, trust_env=False) as web,
+    ):
         answer = await web.get("/metrics")
         assert answer.status_code == 401 and answer.json()["error"]["rule"] == "http.metrics"
         token = (tmp_path / "data" / "keys" / "metrics.token").read_text(encoding="utf-8").strip()
@@ -124,5 +130,3 @@ async def test_every_metric_of_the_dashboard_and_of_the_alerts_is_there(tmp_path
     assert [rule["alert"] for rule in rules if f"`{rule['alert']}`" not in text] == []
     own = {name for name in there if name.startswith("remit_")} - {name for name in there if name.endswith("_created")}
     assert [name for name in sorted(own) if f"`{name}`" not in text] == []
-
-

@@ -243,6 +243,19 @@ class IndexQueries:
         names = ("txns", "open_txns", "hops", "open_hops", "refusals", "broken", "records")
         return dict(zip(names, (await self._all(query, ()))[0], strict=True))
 
+    async def open_now(self, now: int) -> dict[str, int]:
+        """What has not ended, over all tenants; ``now`` is Unix seconds. Looks at nothing that has ended."""
+        query = """
+            SELECT (SELECT count(*) FROM txn WHERE closed_at IS NULL),
+                (SELECT count(*) FROM hop WHERE closed_at IS NULL AND parked_at IS NULL AND deadline >= 0),
+                (SELECT coalesce(sum(open_hops), 0) FROM txn WHERE closed_at IS NULL),
+                (SELECT count(*) FROM approval a JOIN txn t ON (t.tenant, t.txn) = (a.tenant, a.txn)
+                    WHERE t.closed_at IS NULL AND a.verdict IS NULL AND a.exp > ?),
+                (SELECT count(*) FROM broken)
+        """
+        tasks, hops, standing, approvals, broken = (await self._all(query, (now,)))[0]
+        return {"tasks": tasks, "hops": hops, "parked": standing - hops, "approvals": approvals, "broken": broken}
+
     async def _all(self, query: str, given: Any) -> list[Any]:
         async with self._reader.execute(query, given) as rows:
             return list(await rows.fetchall())

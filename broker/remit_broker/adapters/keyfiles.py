@@ -7,6 +7,7 @@
 * ``digest.key`` — 32 bytes, base64url: the master key of keyed digests;
 * ``results.key`` — the same, for results that are kept;
 * ``local.token`` — the bearer token that proves the local user;
+* ``metrics.token`` — that of whoever scrapes metrics, where users are known by an issuer;
 * ``nats-*.nk`` — nkey seeds: the callout's issuer (an account key, never used for grants), its curve key, and the broker's users.
 """
 
@@ -125,6 +126,13 @@ class KeyFiles:
     def token_file(self) -> Path:
         """Where local clients read the bearer token."""
         return self.folder / KEYS / "local.token"
+
+    def metrics_token(self) -> str:
+        """What a scraper of metrics is known by; drawn when it is first asked for. Raises :class:`ConfigError`."""
+        path = self.folder / KEYS / "metrics.token"
+        if not path.exists():
+            write_private(path, encode(secrets.token_bytes(32)).encode())
+        return _token(path)
 
     def rotate(self, now: int, uses: tuple[str, ...] = (GRANT, CHECKPOINT)) -> KeyFiles:
         """Draw new keys for ``uses`` and retire the others at ``now`` (Unix seconds); they still verify."""

@@ -135,6 +135,10 @@ class SqliteIndex(IndexQueries):
         """The stream sequence of the ledger up to which everything is in the tables."""
         return self._position[jetstream_ledger.STREAM]
 
+    def positions(self) -> tuple[int, int]:
+        """Up to where everything of the ledger and of the refusals is in the tables."""
+        return self._position[jetstream_ledger.STREAM], self._position[refusal_stream.STREAM]
+
     async def check(self, nc: Client, certain: float = 0.0) -> None:
         """Compare the ledger's stream with what this file knows of it, again and again for ``certain`` seconds where they differ.
 

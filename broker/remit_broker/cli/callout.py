@@ -25,7 +25,7 @@ def callout(
 ) -> None:
     """Answer the NATS server's question who a connection is, until Ctrl-C: with bus.callout = "process", run two or more of it."""
     from remit_broker.cli.client import BrokerClient
-    from remit_broker.cli.running import set_up_logging
+    from remit_broker.cli.logs import set_up as set_up_logging
 
     settings = load(config)
     set_up_logging(quiet)

@@ -8,8 +8,9 @@ import msgspec
 
 from remit_broker.adapters.errors import ConfigError, ServiceError
 from remit_broker.cli.common import UNREACHABLE, USAGE, own, run_loop
+from remit_broker.cli.logs import set_up as set_up_logging
 from remit_broker.cli.printing import say
-from remit_broker.cli.running import first_of, set_up_logging, settle_down, until_asked_to_stop
+from remit_broker.cli.running import first_of, settle_down, until_asked_to_stop
 from remit_broker.config import Settings, load
 from remit_broker.premises import Place
 from remit_schemas.errors import Code
@@ -27,9 +28,9 @@ async def serve(settings: Settings, place: Place) -> None:
 
 
 def main(words: list[str]) -> int:
-    """``CONFIG PLACE [--quiet]``; the exit codes of every command."""
+    """``CONFIG PLACE [--quiet] [--logs=FORMAT]``; the exit codes of every command."""
     file, place, *rest = words
-    set_up_logging("--quiet" in rest)
+    set_up_logging("--quiet" in rest, "json" if "--logs=json" in rest else "text")
     try:
         run_loop(serve(load(file), msgspec.json.decode(place, type=Place)))
     except ConfigError as wrong:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from remit_broker.cli.common import UNREACHABLE, USAGE, Config, Json, command, run_loop
+from remit_broker.cli.logs import set_up as set_up_logging
 from remit_broker.cli.printing import err, line, out, say
 from remit_broker.config import FILE, Settings, load
 
@@ -99,24 +99,15 @@ def up(
     replicas: Annotated[int, typer.Option(help="Broker processes on this machine.", min=1, max=64)] = 1,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Log errors only.")] = False,
+    logs: Annotated[Literal["text", "json"], typer.Option(help="How log lines look.")] = "text",
 ) -> None:
     """Run the broker: an embedded NATS server (unless bus.url is set), the broker and the HTTP edge, until Ctrl-C."""
     settings = load(config)
-    set_up_logging(quiet)
+    set_up_logging(quiet, logs)
+    words = [*(["--quiet"] if quiet else []), f"--logs={logs}"]
     raise typer.Exit(
-        run_loop(_serve(settings, as_json) if replicas == 1 else _supervise(settings, replicas, as_json, quiet))
+        run_loop(_serve(settings, as_json) if replicas == 1 else _supervise(settings, replicas, as_json, words))
     )
-
-
-def set_up_logging(quiet: bool) -> None:
-    """Faults and what happens on standard error, without the chatter of libraries."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.ERROR if quiet else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
-    for noisy in ("nats", "httpx", "httpcore", "uvicorn", "opentelemetry"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 def until_asked_to_stop() -> asyncio.Event:
@@ -151,11 +142,11 @@ def _warn(ready: dict[str, Any]) -> None:
         out.print(line(("  OPEN ", "bold red"), f"everybody on this machine may do everything here, as {user}"))
 
 
-async def _supervise(settings: Settings, count: int, as_json: bool, quiet: bool) -> int:
+async def _supervise(settings: Settings, count: int, as_json: bool, words: list[str]) -> int:
     asked = until_asked_to_stop()
     from remit_broker.replicas import Replicas
 
-    async with Replicas(settings, count, quiet) as group:
+    async with Replicas(settings, count, words) as group:
         if as_json:
             say(group.ready)
         else:

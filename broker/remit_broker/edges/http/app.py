@@ -28,7 +28,6 @@ def application(
     routes: list[Route],
     jwks: Callable[[], dict[str, Any]],
     ready: Probe,
-    metrics: Callable[[], Awaitable[bytes]],
     replicas: Callable[[], Mapping[str, int]],
     hosts: Iterable[str] = (),
     marks: Mapping[str, Any] = MappingProxyType({}),
@@ -46,14 +45,10 @@ def application(
     async def keys(_: Request) -> Response:
         return JSONResponse(jwks(), headers={"Cache-Control": "public, max-age=300"})
 
-    async def prometheus(_: Request) -> Response:
-        return Response(await metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
     return Starlette(
         routes=[
             Route("/healthz", healthz),
             Route("/readyz", readyz),
-            Route("/metrics", prometheus),
             Route("/.well-known/jwks.json", keys),
             *routes,
         ],
