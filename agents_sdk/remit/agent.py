@@ -159,14 +159,14 @@ class Agent:
 
     async def open(
         self, token: str, *, scopes: Scopes, budget: Budget | str = "usd=0.1,calls=20", ttl: str | float = "10m",
-        max_depth: int = 8,
+        max_depth: int = 8, labels: Sequence[str] = ("*",),
     ) -> str:  # fmt: skip
         """The root grant of a new task for the user of ``token`` (an OIDC access token), for :meth:`task`. Needs a connection.
 
         Raises :class:`~remit.errors.Refused`, with ``UNAUTHENTICATED`` for a token that the broker does not accept.
         """
         link = await self.connect()
-        return await begin(link, token, scopes=scopes, budget=budget, ttl=ttl, max_depth=max_depth)
+        return await begin(link, token, scopes=scopes, budget=budget, ttl=ttl, max_depth=max_depth, labels=labels)
 
     # Connection and registration
 

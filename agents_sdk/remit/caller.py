@@ -65,6 +65,7 @@ class Call:
     input: Any = None
     detach: bool = False
     wait: Wait = False
+    labels: Sequence[str] | None = None
     _begun: list[bool] = field(default_factory=list, repr=False)
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -113,7 +114,13 @@ class Call:
                 if not self.wait or about is None:
                     raise
                 await self.caller._decided(about, self.wait)
-                wishes = {"budget": self.budget, "scopes": self.scopes, "ttl": self.ttl, "wait": self.wait}
+                wishes = {
+                    "budget": self.budget,
+                    "scopes": self.scopes,
+                    "ttl": self.ttl,
+                    "labels": self.labels,
+                    "wait": self.wait,
+                }
                 call = need.answer(about.answer(), **wishes)
                 call._begun.append(True)
 
@@ -166,22 +173,23 @@ class Caller:
         self, resource: str, /, *, args: dict[str, Any] | None = None, budget: Budget | str | None = None,
         scopes: Scopes | None = None, ttl: str | float | None = None, max_depth: int | None = None, key: str | None = None,
         approval: str | None = None, wait_for_approval: Wait = False, retry: int = 0, window: int | None = None,
-        keep: bool = False, **arguments: Any,
+        keep: bool = False, labels: Sequence[str] | None = None, **arguments: Any,
     ) -> Call:  # fmt: skip
         """Call ``agent/<agent>/<skill>`` or ``mcp/<server>/<tool>``; await it for the value.
 
         Arguments are given by keyword, or in ``args`` where a name is one of the wishes: ``budget`` (``"0.05usd 3calls"``, a share
-        such as ``"1/4"``, or a Budget), ``scopes`` for the callee, ``ttl`` (``"30s"``), ``max_depth``, an idempotency ``key``, the id
-        of an ``approval``, how often to ``retry`` what was refused without effect and may succeed later, and a ``window``: how many
-        frames of output the callee may be ahead of what is read here (1 to 1024; left out, what is not read in time gets lost).
+        such as ``"1/4"``, or a Budget), ``scopes`` for the callee, ``labels`` of data that may reach it, ``ttl`` (``"30s"``),
+        ``max_depth``, an idempotency ``key``, the id of an ``approval``, how often to ``retry`` what was refused without effect and may
+        succeed later, and a ``window``: how many frames of output the callee may be ahead of what is read here (1 to 1024; left out,
+        what is not read in time gets lost).
         With ``wait_for_approval`` a call that a person has to approve waits for that, and is then made again, the same: a task waits
-        as long as it lives, a hop parks meanwhile; given a time (``"10m"``), either waits here, at most so long. What it calls may park
+        as long as it lives, a hop parks meanwhile; given a time (``"10m"``), either waits here, at most so long.
         With ``keep`` (and a ``key``) the broker keeps the result for a while: the same call, made again after a crash, gives it.
         Awaited, it raises :class:`~remit.errors.Refused` and :class:`~remit.errors.ToolFailed`.
         """
         return Call(
             self, resource, {**(args or {}), **arguments}, budget, scopes, ttl, max_depth, key, approval, retry, window,
-            keep, wait=wait_for_approval,
+            keep, wait=wait_for_approval, labels=labels,
         )  # fmt: skip
 
     async def approved(self, no: Refused, wait: str | float = "10m") -> str:
@@ -207,7 +215,7 @@ class Caller:
     async def resume(
         self, run_id: str, resource: str = "", /, *, input: Any = UNSET, args: dict[str, Any] | None = None,
         budget: Budget | str | None = None, scopes: Scopes | None = None, ttl: str | float | None = None, retry: int = 0,
-        window: int | None = None, **arguments: Any,
+        window: int | None = None, labels: Sequence[str] | None = None, **arguments: Any,
     ) -> Run:  # fmt: skip
         """Take up a call that was made before, by its id (:attr:`Run.id <remit.run.Run.id>`): its run, whose result can be awaited.
 
@@ -221,7 +229,16 @@ class Caller:
             return self._find({"hop": run_id}, None)
         given = {**(args or {}), **arguments}
         call = self._resumption(
-            run_id, resource, input=input, args=given, budget=budget, scopes=scopes, ttl=ttl, retry=retry, window=window
+            run_id,
+            resource,
+            input=input,
+            args=given,
+            budget=budget,
+            scopes=scopes,
+            ttl=ttl,
+            retry=retry,
+            window=window,
+            labels=labels,
         )
         return await call.start()
 
@@ -235,6 +252,9 @@ class Caller:
                 Code.MALFORMED, f"{run_id} is no call that was made here and asks for an input", rule="call.resume",
                 ask="name its resource and its arguments as well",
             )  # fmt: skip
+        if call is not None and wishes.get("labels") is None:
+            # What was not to reach the callee at first is not to reach it later.
+            wishes["labels"] = call.labels
         return Call(
             self, resource or (call.resource if call else ""), args or (call.args if call else {}), resume=run_id, input=input,
             **wishes,
@@ -242,21 +262,22 @@ class Caller:
 
     async def detach(
         self, resource: str, /, *, args: dict[str, Any] | None = None, budget: Budget | str | None = None,
-        scopes: Scopes | None = None, ttl: str | float | None = None, **arguments: Any,
+        scopes: Scopes | None = None, ttl: str | float | None = None, labels: Sequence[str] | None = None, **arguments: Any,
     ) -> Detached:  # fmt: skip
         """Make a call that outlives this hop or task, in a task of its own; policy has to permit it. It is started when this returns.
 
         ``budget`` (at least two calls: one for leaving, one for the call) is moved there for good, and ``ttl`` is how long the
         new task lives, at most 8 h. Raises :class:`~remit.errors.Refused`.
         """
-        call = Call(self, resource, {**(args or {}), **arguments}, budget, scopes, ttl, detach=True)
+        call = Call(self, resource, {**(args or {}), **arguments}, budget, scopes, ttl, labels=labels, detach=True)
         call._begun.append(True)
         told = await (await self._begin(call)).result()
         with as_refused():
             claims = parse(told["grant"]).claims
         task = Caller(self._link, told["grant"], told["txn"], claims.budget, float(told["exp"]))
         lasts = told["exp"] - time.time() - _MARGIN if ttl is None else ttl
-        run = await task.call(resource, args=call.args, budget=claims.budget, scopes=scopes, ttl=lasts).start()
+        wishes: dict[str, Any] = {"budget": claims.budget, "scopes": scopes, "ttl": lasts, "labels": labels}
+        run = await task.call(resource, args=call.args, **wishes).start()
         return Detached(task, run)
 
     def _find(self, which: dict[str, Any], call: Call | None) -> Run:
@@ -357,6 +378,7 @@ class Caller:
                 budget=None if call.budget is None else budget_of(call.budget, self.left),
                 ttl_ms=None if call.ttl is None else max(1, int(wished * 1000)),
                 max_depth=call.max_depth,
+                labels=None if call.labels is None else tuple(call.labels),
             ),
             key=call.key,
             deadline=int(deadline * 1000),

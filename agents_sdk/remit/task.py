@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -89,12 +89,13 @@ class Task(Caller):
 async def open_task(
     *, grant: str = "", token: str = "", scopes: Scopes = (), budget: Budget | str = "usd=0.1,calls=20",
     ttl: str | float = "10m", max_depth: int = 8, as_: str = "cli", credentials: str | os.PathLike[str] | None = None,
-    bus: str | None = None,
+    bus: str | None = None, labels: Sequence[str] = ("*",),
 ) -> AsyncIterator[Task]:  # fmt: skip
     """A task, carried on as the agent ``as_``: that of a root ``grant`` for this agent, or a new one for the user of a ``token``.
 
     A ``token`` is the user's own, from an issuer that the broker knows (an OIDC access token), and needs ``scopes``; ``budget``,
-    ``ttl`` and ``max_depth`` are those of the new task, which is closed when the block is left. With a ``grant``, leaving the block
+    ``ttl``, ``max_depth`` and ``labels`` (which labels of data may reach it) are those of the new task, which is closed when the block
+    is left. With a ``grant``, leaving the block
     cancels what still runs and leaves the txn open, since the same grant may be used again until it expires; :meth:`Task.close`
     closes it. Raises :class:`~remit.errors.Refused` or ``CredentialsError``.
     """
@@ -111,7 +112,7 @@ async def open_task(
     try:
         await agent.connect()
         if token:
-            grant = await agent.open(token, scopes=scopes, budget=budget, ttl=ttl, max_depth=max_depth)
+            grant = await agent.open(token, scopes=scopes, budget=budget, ttl=ttl, max_depth=max_depth, labels=labels)
         async with agent.task(grant) as task:
             try:
                 yield task
@@ -125,7 +126,14 @@ async def open_task(
 
 
 async def begin(
-    link: Link, token: str, *, scopes: Scopes, budget: Budget | str, ttl: str | float, max_depth: int
+    link: Link,
+    token: str,
+    *,
+    scopes: Scopes,
+    budget: Budget | str,
+    ttl: str | float,
+    max_depth: int,
+    labels: Sequence[str],
 ) -> str:
     """The root grant of a new task for the user of ``token``, held by this agent. Raises :class:`~remit.errors.Refused`."""
     wish = {
@@ -134,6 +142,7 @@ async def begin(
         "budget": msgspec.to_builtins(budget if isinstance(budget, Budget) else budget_of(budget, ZERO)),
         "ttl": max(1, int(seconds(ttl))),
         "max_depth": max_depth,
+        "labels": list(labels),
     }
     opened = await ask_service(link, ("txn", "open"), wish, wait=BEGIN_SECONDS)
     grant: str = opened["grant"]

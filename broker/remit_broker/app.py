@@ -46,6 +46,7 @@ from remit_broker.adapters.revocations import KvRevocations
 from remit_broker.adapters.sqlite_index import SqliteIndex
 from remit_broker.adapters.tasks import ended
 from remit_broker.adapters.world import SystemClock
+from remit_broker.clients import serve_clients
 from remit_broker.commons import Stored, shared_ports
 from remit_broker.config import Settings
 from remit_broker.core.addresses import network
@@ -61,6 +62,7 @@ from remit_broker.edges.http.metrics import metrics_route
 from remit_broker.edges.http.oauth.wiring import OAuth
 from remit_broker.edges.http.operators import Operator
 from remit_broker.edges.http.policy import PolicyDesk
+from remit_broker.edges.inside import Calls
 from remit_broker.enforcement import enforce
 from remit_broker.gate import answer_callout
 from remit_broker.gauges import Load
@@ -94,6 +96,7 @@ class Broker:
         """Set when something the broker cannot live without has ended."""
         self._pace = Pace()
         self._stack = AsyncExitStack()
+        self._inside: dict[str, Calls] = {}
         self._bus_said: dict[tuple[str, str], float] = {}
 
     async def __aenter__(self) -> Broker:
@@ -341,6 +344,7 @@ class Broker:
             edge = BusEdge(self.nats.of(name), name, tenant.ports, tenant.registry.attach, told, self._pace.soon)
             await tenant.take_requests(edge)
             edges.append(edge)
+            self._inside[name] = Calls(name, tenant.ports.clock, tenant.bus, edge.take)
         limits, pace, drain = self.settings.config.limits, self._pace, self.settings.config.limits.drain
         self.health.load = lambda: Load(sum(edge.in_hand for edge in edges), pace.waiting, limits.concurrency)
         self._stack.push_async_callback(lambda: asyncio.gather(*(edge.stop(drain) for edge in edges)))
@@ -374,6 +378,10 @@ class Broker:
         routes = api.routes() + await self._oauth(desks, operator)
         if provider := identity.dev_issuer(self.settings.config, self.keys, self.http, SystemClock()):
             routes += development.routes(provider, self.observer.fault)
+        self._clients = clients = serve_clients(
+            self.settings, desks, self.registries, self._inside, operator, self.observer.fault
+        )
+        routes += clients.routes()
         config, health = self.settings.config, self.health
         marks = identity.marked(config, self.http)
         health.servers = lambda: [one["state"] for tenant in self.tenants.values() for one in tenant.servers()]
@@ -381,6 +389,7 @@ class Broker:
         routes.append(metrics_route(health.metrics, readers, self.observer.fault))
         await server.start(application(routes, self.keys.jwks, health.problems, health.group, config.http.hosts, marks))
         self._stack.push_async_callback(server.stop)
+        self._stack.push_async_callback(clients.stop)
 
     async def _oauth(self, desks: list[Desk], operator: Operator) -> list[Route]:
         """Metadata, tokens, introspection and revocation."""

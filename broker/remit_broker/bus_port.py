@@ -98,3 +98,18 @@ class Bus(Protocol):
 
     async def until_ended(self, at: tuple[str, str], seconds: float) -> None:
         """Wait until it is said that the hop ``at`` (its txn and id) has ended, at most ``seconds``."""
+
+
+class Inside(Protocol):
+    """The bus as a caller in the broker's own process uses it: frames come to a function, and nothing is published."""
+
+    replica: str
+
+    def hear_inside(self, reply: str, hear: Callable[[Frame], None]) -> None:
+        """What is answered to ``reply`` goes to ``hear``, which must not wait."""
+
+    def deaf_inside(self, reply: str) -> None:
+        """Nobody listens there any more."""
+
+    def cancel_inside(self, caller: str, txn: str, hop: str) -> None:
+        """The caller does not want a hop any more."""

@@ -34,6 +34,13 @@ auth = {auth:<22}# "local": the OS user, by the token in data/keys/local.token; 
 # open_user = "everybody"    # who that is with "open"
 # hosts = []                 # ["remit.example.com"]: names beside loopback that the header Host may say; needs "issuer"
 
+[mcp]                        # clients of MCP, at /mcp and by remit mcp
+# agent = "mcp-client"       # who calls for a client that brings no grant, in chains and in policies
+# scopes = ["mcp/**"]        # what a session of a client may call, as far as policy permits it
+# budget = "usd=10,tokens=1000000,calls=2000"   # what a session may use up
+# call_ttl = 600.0           # longest time of one call in seconds
+# idle = 900.0               # seconds without a call after which a session goes on in another task
+
 {identity}
 [limits]
 # hop_ttl = 3600.0           # longest life of one hop in seconds, at most 8 h; one that says nothing of it gets 60 s

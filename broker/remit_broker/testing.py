@@ -19,6 +19,7 @@ from remit_broker.credentials import credentials_file
 from remit_broker.hop.txn import Delegation, Opened, open_txn
 from remit_broker.starter import write_policies
 from remit_schemas.budget import Budget, parse_budget
+from remit_schemas.claims import ANY_LABEL
 from remit_schemas.names import DEFAULT_TENANT, Kind
 from remit_schemas.scope import Scope, parse_scope
 
@@ -64,6 +65,7 @@ class Lab:
         max_depth: int = 8,
         roles: Sequence[str] = (),
         groups: Sequence[str] = (),
+        labels: Sequence[str] = (ANY_LABEL,),
         tenant: str = DEFAULT_TENANT,
     ) -> Opened:
         """Open a txn for ``user`` and give ``to`` its root grant."""
@@ -80,6 +82,7 @@ class Lab:
                 max_depth=max_depth,
                 roles=tuple(roles),
                 groups=tuple(groups),
+                labels=tuple(labels),
             ),
             self.broker.ports_of(tenant),
         )

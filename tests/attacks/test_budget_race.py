@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,15 @@ def conserved(records: list[dict[str, Any]]) -> Fold:
 
 
 @asynccontextmanager
-async def two_replicas(folder: Path) -> AsyncIterator[tuple[Lab, Lab]]:
+async def two_replicas(
+    folder: Path, config: Mapping[str, Any] | None = None, policies: Sequence[tuple[str, str]] = ()
+) -> AsyncIterator[tuple[Lab, Lab]]:
     """Two brokers on one bus with the same keys, each in a folder of its own."""
-    async with running_broker(folder / "one") as first:
+    async with running_broker(folder / "one", config, policies) as first:
         keys = folder / "two" / "data" / "keys"
         keys.parent.mkdir(parents=True, mode=0o700)
         shutil.copytree(folder / "one" / "data" / "keys", keys)
-        async with running_broker(folder / "two", {"bus": {"url": first.url}}) as second:
+        async with running_broker(folder / "two", {**(config or {}), "bus": {"url": first.url}}, policies) as second:
             yield first, second
 
 

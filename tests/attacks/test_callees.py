@@ -30,6 +30,7 @@ from remit_schemas.envelope import (
 )
 from remit_schemas.errors import Code, ErrorBody
 from tests.support.raw import Arena, RawAgent, Taken, error_of, skill, tool
+from tests.support.secret_samples import SAMPLES
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -107,6 +108,17 @@ async def test_an_answer_after_the_end_reaches_nobody(stage: Stage) -> None:
     assert len(heard) == 2 and ear.pending_msgs == 0
     await ear.unsubscribe()
     await stage.closed(root)
+
+
+async def test_an_answer_full_of_findings_ends_its_hop(stage: Stage) -> None:
+    """Every kind of secret, at places that take as much room in a record as places can."""
+    root = await stage.root()
+    calling, taken = await stage.begin(root)
+    texts = [text for text, _ in SAMPLES.values()]
+    await taken.done({"🦀" * 150 + str(n): texts[n : n + 3] for n in range(len(texts))})
+    assert isinstance((await calling)[-1], Result)
+    record = await stage.closed(root)
+    assert record["outcome"] == "ok" and len(record["findings"]) > 30
 
 
 # For others

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from remit_broker.testing import running_broker
 from remit_schemas.envelope import Error, Event, Frame, InputRequired, Progress, Result, Started
 from remit_schemas.errors import Code, ErrorBody
 from remit_schemas.parts import split
+from tests.attacks.test_budget_race import everything, known, two_replicas
 from tests.support.raw import Arena, RawAgent, Taken, arena_on, error_of, skill, tool
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -51,7 +53,8 @@ permit (principal == User::"olga", action == Action::"approve", resource);
 @reason("work may go on")
 permit (principal, action == Action::"detach", resource);
 """
-CONFIG = {
+POLICIES = [("default.cedar", packaged("default.cedar")), ("labels.cedar", POLICY)]
+CONFIG: dict[str, Any] = {
     "labels": {"mcp/web/*": WEB, "mcp/files/of": ["customer:{customer}"]},
     "limits": {"allow_cycles": ["carol>bob"], "burst": 100_000},
     "content": {"labels": {"pii": ["personal"]}},
@@ -123,23 +126,27 @@ async def fetches(caller: RawAgent, held: Any) -> str:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
-    policies = [("default.cedar", packaged("default.cedar")), ("labels.cedar", POLICY)]
-    async with running_broker(tmp_path_factory.mktemp("labels"), CONFIG, policies) as lab, arena_on(lab) as arena:
-        lab.broker.refusals._window = 0.02
-        agents = {name: await arena.agent(name) for name in ("alice", "bob", "carol", "dora")}
-        servers = {name: await arena.agent(name, "mcp") for name in ("web", "mail", "files")}
-        servers["web"].handlers["fetch"] = lambda taken: taken.done(WORDS)
-        servers["mail"].handlers["send"] = lambda taken: taken.done("sent")
-        servers["files"].handlers["write"] = lambda taken: taken.done("written")
-        servers["files"].handlers["of"] = servers["files"].handlers["read"] = lambda taken: taken.done(WORDS)
-        await servers["web"].serve(tool("fetch"), tool("slow"))
-        await servers["mail"].serve(tool("send"))
-        await servers["files"].serve(tool("read"), tool("write"), tool("of"))
-        await agents["bob"].serve(skill("work"))
-        await agents["carol"].serve(skill("help"), skill("post"))
-        await agents["dora"].serve(skill("rate"))
-        await agents["bob"].wait_for_input()
-        yield Stage(arena, {**agents, **servers})
+    async with running_broker(tmp_path_factory.mktemp("labels"), CONFIG, POLICIES) as lab, arena_on(lab) as arena:
+        yield await staged(arena)
+
+
+async def staged(arena: Arena) -> Stage:
+    """Everybody, attached."""
+    arena.lab.broker.refusals._window = 0.02
+    agents = {name: await arena.agent(name) for name in ("alice", "bob", "carol", "dora")}
+    servers = {name: await arena.agent(name, "mcp") for name in ("web", "mail", "files")}
+    servers["web"].handlers["fetch"] = lambda taken: taken.done(WORDS)
+    servers["mail"].handlers["send"] = lambda taken: taken.done("sent")
+    servers["files"].handlers["write"] = lambda taken: taken.done("written")
+    servers["files"].handlers["of"] = servers["files"].handlers["read"] = lambda taken: taken.done(WORDS)
+    await servers["web"].serve(tool("fetch"), tool("slow"))
+    await servers["mail"].serve(tool("send"))
+    await servers["files"].serve(tool("read"), tool("write"), tool("of"))
+    await agents["bob"].serve(skill("work"))
+    await agents["carol"].serve(skill("help"), skill("post"))
+    await agents["dora"].serve(skill("rate"))
+    await agents["bob"].wait_for_input()
+    return Stage(arena, {**agents, **servers})
 
 
 async def test_mail_goes_out_before_anything_came_from_the_web(stage: Stage) -> None:
@@ -172,6 +179,38 @@ async def test_another_grant_of_the_same_agent_sheds_no_label(stage: Stage) -> N
     await other.end()
     await clean.end()
     assert (await stage.records(root.txn, "hop.closed"))[-1]["labels"] == WEB, "what the clean hop returns has it too"
+
+
+async def test_another_replica_launders_nothing(tmp_path: Path) -> None:
+    """The page is read at one replica while letters are sent at both: none is sent that the page could have been in."""
+    async with two_replicas(tmp_path, CONFIG, POLICIES) as (one, two), arena_on(one) as arena:
+        stage = await staged(arena)
+        await known(one, two)
+        replicas: dict[str, set[str]] = {"read": set(), "refused": set()}
+        for _ in range(24):
+            if len(replicas["read"]) == 2:
+                break
+            root = await stage.root()
+            bob = await stage.call(stage.alice, stage.bob, WORK, root)
+            for lab in (one, two):  # both remember the task as it is before anything came from the web
+                await lab.broker.ledger.newest("default", root.txn)
+            reading = asyncio.ensure_future(fetches(stage.bob, bob.taken))
+            racing = [
+                asyncio.ensure_future(sends(who, held)) for who, held in ((stage.alice, root), (stage.bob, bob.taken))
+            ]
+            await reading
+            late = await asyncio.gather(*(sends(stage.bob, bob.taken) for _ in range(6)), sends(stage.alice, root))
+            assert set(late) == {"no-mail-after-web"}
+            assert set(await asyncio.gather(*racing)) <= {"sent", "no-mail-after-web"}
+            records = await everything(one, two, root.txn)
+            opened = [record for record in records if record["kind"] == "hop.opened"]
+            read = next(record for record in opened if record["resource"] == FETCH)
+            assert all(record["seq"] < read["seq"] for record in opened if record["resource"] == SEND)
+            replicas["read"].add(read["by"])
+            await bob.end()
+        replicas["refused"] = {record["by"] for record in arena.refused.records}
+        both = {one.broker.replica, two.broker.replica}
+        assert replicas == {"read": both, "refused": both}, "both took part"
 
 
 async def test_a_file_in_between_launders_nothing_within_a_task(stage: Stage) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from remit_schemas.grant import parse
 from tests.support.cli import Result, Running, new_folder, running
 
 PERMIT = '@id("all")\n@reason("all")\npermit(principal, action, resource);\n'
@@ -21,6 +22,10 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A broker whose policy permits whatever the grant covers, with two agents and an MCP server."""
     folder = new_folder(tmp_path_factory.mktemp("broker"))
     (folder / "policies" / "default.cedar").write_text(PERMIT)
+    config = folder / "remit.toml"
+    config.write_text(
+        config.read_text().replace("\n[labels]", '\n[labels]\n"mcp/tools/read_thing" = ["confidential"]\n#')
+    )
     with running(folder) as found:
         for name in ("planner", "researcher"):
             found.agent(name)
@@ -45,6 +50,18 @@ def test_a_grant_is_a_txn_a_token_and_when_it_ends(broker: Running) -> None:
     assert re.fullmatch("[0-9a-f]{32}", told["txn"])
     assert told["grant"].count(".") == 2
     assert 100 < told["exp"] - time.time() <= 121
+
+
+def test_a_task_has_the_ceiling_of_labels_that_was_asked_for(broker: Running, tmp_path: Path) -> None:
+    """What the tool reads is confidential."""
+    wide = granted(broker, tmp_path, "--labels", "web, confidential").read_text().strip()
+    assert parse(wide).claims.labels == ("confidential", "internal", "web")
+    path = granted(broker, tmp_path, "--labels", "")
+    assert parse(path.read_text().strip()).claims.labels == ()
+    done = call(broker, "read_thing", {"name": "x"}, "--grant-file", str(path))
+    assert (done.error["code"], done.error["rule"]) == ("OUT_OF_SCOPE", "labels.ceiling")
+    done = broker.remit("grant", "--user", "ann", "--to", "planner", "--scope", "mcp/**", "--labels", "No!", "--json")
+    assert (done.code, done.error["rule"]) == (1, "txn.labels")
 
 
 def test_without_json_a_grant_is_the_token_alone(broker: Running) -> None:

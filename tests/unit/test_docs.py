@@ -163,6 +163,7 @@ def test_every_configuration_key_is_documented() -> None:
         ContentConfig,
         HttpConfig,
         LimitsConfig,
+        McpConfig,
         OAuthConfig,
         PolicyConfig,
         ResultsConfig,
@@ -174,6 +175,7 @@ def test_every_configuration_key_is_documented() -> None:
     sections = {
         "bus": BusConfig,
         "http": HttpConfig,
+        "mcp": McpConfig,
         "limits": LimitsConfig,
         "results": ResultsConfig,
         "approvals": ApprovalsConfig,

@@ -194,6 +194,7 @@ class NatsBus:
         self._telling: set[asyncio.Task[None]] = set()
         self._called: dict[tuple[str, str, str], FrameQueue | Releasing] = {}
         self._running: dict[tuple[str, str], tuple[Parties, FrameQueue]] = {}
+        self._inside: dict[str, Callable[[Frame], None]] = {}
         self.on_input: Callable[[subjects.Reply, Msg], None] = lambda _, __: None
         """Told what the caller of a hop says beside that it does not want it any more."""
         self.on_unwanted: Callable[[subjects.Reply], None] = lambda _: None
@@ -353,8 +354,27 @@ class NatsBus:
         reply = subjects.reply(callee, self.replica, dispatch.txn, dispatch.hop)
         await self._nc.publish(subject, data, reply=reply)
 
+    def hear_inside(self, reply: str, hear: Callable[[Frame], None]) -> None:
+        """What is answered to ``reply`` goes to ``hear``, which must not wait: the caller is a part of this process."""
+        self._inside[reply] = hear
+
+    def deaf_inside(self, reply: str) -> None:
+        """Nobody in this process listens there any more."""
+        self._inside.pop(reply, None)
+
+    def cancel_inside(self, caller: str, txn: str, hop: str) -> None:
+        """A caller in this process does not want a hop any more, as one on the bus says it on ``ctl.…``."""
+        listening = self._called.get((caller, txn, hop))
+        if listening is None:
+            self.on_unwanted(subjects.Reply(caller, self.replica, txn, hop))
+        else:
+            listening.hear(Control(cancel=True))
+
     async def answer(self, reply: str, frame: Frame) -> None:
         """Publish one frame to a caller's inbox; one that is too large becomes one that says so."""
+        if (hear := self._inside.get(reply)) is not None:
+            hear(frame)
+            return
         data = encode(frame)
         if len(data) > MAX_ENVELOPE:
             if isinstance(frame, Progress | Event):
@@ -368,6 +388,9 @@ class NatsBus:
 
     async def release(self, to: Recipient, result: Result) -> None:
         """Publish a result, in parts where it is too large, no faster than the caller says that it takes them."""
+        if (hear := self._inside.get(to.reply)) is not None:
+            hear(result if not result.parts else replace(result, parts=0))
+            return
         whole = encode(result if not result.parts else replace(result, parts=0))
         if len(whole) <= MAX_ENVELOPE:
             if self._nc.is_connected:

@@ -33,7 +33,7 @@ SOON: Final = 0.5
 """Seconds that a span waits for others to go with."""
 ATTEMPTS: Final = 6
 """How often a batch is tried; each attempt has the exporter's own timeout."""
-LAST_WORDS: Final = 10.0
+LAST_WORDS: Final = 6.0
 """Seconds that a stopping broker gives to what waits."""
 
 _KINDS: Final = {"client": SpanKind.CLIENT, "server": SpanKind.SERVER}
@@ -85,7 +85,7 @@ class OtlpSpans:
                 self._changed.notify()
 
     def stop(self) -> None:
-        """Send what waits, for ten seconds at most; blocks. What is left then is lost, and said."""
+        """Send what waits, for six seconds at most; blocks. What is left then is lost, and said."""
         with self._changed:
             self._until = time.monotonic() + LAST_WORDS
             self._changed.notify()

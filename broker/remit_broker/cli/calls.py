@@ -56,6 +56,9 @@ def grant(
     budget: Annotated[str, typer.Option(help="Such as usd=0.5,tokens=10000,calls=20.")] = "usd=0.1,calls=20",
     ttl: Annotated[str, typer.Option(help="How long it lives, such as 10m; at most 8h.")] = "10m",
     max_depth: Annotated[int, typer.Option(help="How many agents deep it may go.", min=0, max=16)] = 8,
+    labels: Annotated[
+        str, typer.Option(help="Which labels of data may reach it, such as internal,web; '' for unlabelled data alone.")
+    ] = "*",
     tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
@@ -78,6 +81,7 @@ def grant(
         "budget": msgspec.to_builtins(typed("--budget", budget, parse_budget)),
         "ttl": duration(ttl),
         "max_depth": max_depth,
+        "labels": [name for part in labels.split(",") if (name := part.strip())],
     }
     told = BrokerClient(settings, tenant).post("/api/grants", body)
     if as_json:

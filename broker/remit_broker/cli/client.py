@@ -56,7 +56,7 @@ class BrokerClient:
         except PermissionError:
             raise ConfigError(f"{path} cannot be read", "run this as the user that runs the broker") from None
 
-    def _token(self) -> str:
+    def token(self) -> str:
         """What proves who asks: the file in the data folder, or an issuer's token from the file that $REMIT_TOKEN_FILE names."""
         if self._settings.config.http.auth != "issuer":
             return self._read("keys/local.token").strip()
@@ -99,7 +99,7 @@ class BrokerClient:
         self._ask("GET", "/healthz")
 
     def _call(self, method: str, path: str, **rest: Any) -> Any:
-        return self._ask(method, path, headers={"Authorization": f"Bearer {self._token()}"}, **rest)
+        return self._ask(method, path, headers={"Authorization": f"Bearer {self.token()}"}, **rest)
 
     def _ask(self, method: str, path: str, **rest: Any) -> Any:
         try:

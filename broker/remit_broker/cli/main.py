@@ -25,6 +25,7 @@ from remit_broker.cli import (
     evidence,
     index,
     keys,
+    mcp,
     policy,
     rulings,
     running,
@@ -65,6 +66,7 @@ bench.register(app)
 doctor.register(app)
 callout.register(app)
 demo.register(app)
+mcp.register(app)
 servers.register(app)
 rulings.register(app)
 app.add_typer(agents.app, name="agents")

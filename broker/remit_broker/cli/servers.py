@@ -12,10 +12,12 @@ from remit_broker.cli.agents import enrol
 from remit_broker.cli.client import BrokerClient
 from remit_broker.cli.common import Config, Json, Tenant, Unreachable, command
 from remit_broker.cli.printing import line, out, say
+from remit_broker.cli.scan import scan
 from remit_broker.config import Settings, load
 from remit_schemas.names import DEFAULT_TENANT
 
 app = typer.Typer(help="MCP servers on the bus.", no_args_is_help=True)
+app.command("scan")(scan)
 
 
 def register(root: typer.Typer) -> None:

@@ -119,6 +119,19 @@ class ContentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     labels: dict[str, tuple[str, ...]] = {}
 
 
+class McpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Clients of MCP. ``agent`` is the name under which they call where they bring no grant; ``scopes`` and ``budget`` are what
+    each of their sessions is given; ``call_ttl`` is the longest that one call may take, in seconds, and ``idle`` the time after
+    which a session goes on in another task.
+    """
+
+    agent: str = "mcp-client"
+    scopes: tuple[str, ...] = ("mcp/**",)
+    budget: str = "usd=10,tokens=1000000,calls=2000"
+    call_ttl: Annotated[float, msgspec.Meta(gt=0, le=28_800)] = 600.0
+    idle: Annotated[float, msgspec.Meta(ge=1, le=28_800)] = 900.0
+
+
 class TenantConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``[tenants.NAME]``: that there is this tenant, beside the default one, which is always there."""
 
@@ -131,6 +144,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     policies: str = "policies"
     bus: BusConfig = BusConfig()
     http: HttpConfig = HttpConfig()
+    mcp: McpConfig = McpConfig()
     limits: LimitsConfig = LimitsConfig()
     results: ResultsConfig = ResultsConfig()
     approvals: ApprovalsConfig = ApprovalsConfig()

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.config.keys import Config, LimitsConfig
 from remit_broker.core.caps import BadCap, Caps, parse_caps
@@ -16,6 +18,30 @@ from remit_schemas.budget import Budget, parse_budget
 from remit_schemas.errors import Refusal
 from remit_schemas.model_prices import DEAREST, DEFAULT, ModelPrice, parse_model_price
 from remit_schemas.names import is_principal
+from remit_schemas.scope import Detail, parse_scope
+
+
+class Clients(msgspec.Struct, frozen=True, kw_only=True):
+    """What the session of a client of MCP is given."""
+
+    scopes: tuple[Detail, ...] = (Detail(resource="mcp/**"),)
+    budget: Budget = Budget(10_000_000, 1_000_000, 2000)
+
+
+def clients(file: Path, config: Config) -> Clients:
+    mcp, key = config.mcp, "mcp.agent"
+    if not is_principal(mcp.agent):
+        raise ConfigError(f"{file}: {key} is {mcp.agent!r}", "use [a-z0-9][a-z0-9_-]*, at most 63 characters")
+    try:
+        key = "mcp.scopes"
+        scopes = tuple(parse_scope(text) for text in mcp.scopes)
+        key = "mcp.budget"
+        budget = parse_budget(mcp.budget)
+    except Refusal as bad:
+        raise ConfigError(f"{file}: {key}: {bad.body.message}", bad.body.ask) from None
+    if not scopes:
+        raise ConfigError(f"{file}: mcp.scopes is empty", 'write such as ["mcp/**"]')
+    return Clients(scopes=scopes, budget=budget)
 
 
 def price(file: Path, pattern: str, text: str) -> Budget:

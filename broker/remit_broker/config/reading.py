@@ -14,6 +14,7 @@ from remit_broker.config import parts
 from remit_broker.config.checks import sensible
 from remit_broker.config.keys import Config
 from remit_broker.config.mistakes import mistake
+from remit_broker.config.parts import Clients
 from remit_broker.core.caps import Caps
 from remit_broker.core.extraction import Endorser
 from remit_broker.core.label_sources import LabelSources
@@ -41,6 +42,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     rates: Rates = Rates()
     labels: LabelSources = LabelSources()
     endorsers: tuple[Endorser, ...] = ()
+    clients: Clients = Clients()
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -143,4 +145,5 @@ def settings(file: Path, raw: object) -> Settings:
         rates=parts.rates(file, config),
         labels=parts.labels(file, config),
         endorsers=parts.endorsers(file, config),
+        clients=parts.clients(file, config),
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+import msgspec
+
 from remit_schemas.records import Finding
 
 OVER_CAP: Final = "scan.over_cap"
@@ -23,7 +25,10 @@ MAX_KINDS: Final = 96
 """Kinds that are told apart where there are that many; what exceeds this is counted as ``secret.other``, ``pii.other`` …"""
 
 MAX_POINTER: Final = 160
-"""Longest place in characters; of a longer one the beginning is kept, which names an ancestor."""
+"""Longest place in bytes of JSON; of a longer one the beginning is kept, which names an ancestor."""
+
+ABRIDGED: Final = "scan.abridged"
+"""In a record: so many findings lost their place, or their kind, because it would not have had room for them."""
 
 
 def class_of(kind: str) -> str:
@@ -46,10 +51,15 @@ def pointer(tokens: Sequence[str]) -> str:
     text = ""
     for token in tokens:
         longer = f"{text}/{token.replace('~', '~0').replace('/', '~1')}"
-        if len(longer) > MAX_POINTER:
+        if _width(longer) > MAX_POINTER:
             break
         text = longer
     return text
+
+
+def _width(text: str) -> int:
+    plain = text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
+    return len(text) if plain else len(msgspec.json.encode(text)) - 2
 
 
 def summary(found: Iterable[tuple[str, str]]) -> tuple[Finding, ...]:

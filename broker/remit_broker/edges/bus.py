@@ -128,6 +128,18 @@ class BusEdge:
         else:
             self._take(at.caller, govern(ask, self._ports))
 
+    def take(self, ask: Ask) -> None:
+        """A call that came another way than by this account, for a caller whom that way knows; the same pipeline, the same room.
+
+        Raises RATE_LIMITED where there is no room: of a flood not everybody is answered by a frame.
+
+        INVARIANT: whichever way a call comes in, one pipeline decides (test_a_tool_call_over_http_is_a_hop_like_any_other).
+        """
+        if (full := self._full(ask.caller)) is not None:
+            self._turn_away(msgspec.structs.replace(ask, data=b""), full)
+            raise full
+        self._take(ask.caller, govern(ask, self._ports))
+
     def on_input(self, at: subjects.Reply, message: Msg) -> None:
         """What the caller of a hop says on ``ctl.…`` beside a cancellation: the input of a parked hop, as a request."""
         ask = Ask(

@@ -11,18 +11,20 @@ from remit_broker.hop.hop import Hop
 from remit_broker.hop.txn import Delegation, Opened, open_txn
 from remit_broker.ports import Ports
 from remit_schemas.budget import Budget
+from remit_schemas.claims import ANY_LABEL
 from remit_schemas.errors import Code, refusal
 from remit_schemas.scope import Detail, Scope
 
 
 class Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What ``txn.open`` takes. ``ttl`` is in seconds; the issuer's table may make it shorter."""
+    """What ``txn.open`` takes. ``ttl`` is in seconds; the issuer's table may make it shorter. ``labels`` may reach the agent."""
 
     token: str
     scopes: tuple[Detail, ...]
     budget: Budget
     ttl: int = 600
     max_depth: Annotated[int, msgspec.Meta(ge=0, le=16)] = 8
+    labels: tuple[str, ...] = (ANY_LABEL,)
 
 
 async def begin(hop: Hop, ports: Ports) -> dict[str, Any]:
@@ -33,7 +35,7 @@ async def begin(hop: Hop, ports: Ports) -> dict[str, Any]:
         # It names the member and its type, never the value: the token is in there.
         raise refusal(
             Code.MALFORMED, f"the arguments are not right: {error}", rule="txn.open",
-            ask="send token, scopes and budget; ttl and max_depth where they are not 600 and 8",
+            ask="send token, scopes and budget; ttl, max_depth and labels where they are not 600, 8 and any",
         ) from None  # fmt: skip
     opened = await open_for(wish, hop.ask.caller, hop.ask.tenant, ports)
     return {"txn": opened.txn, "grant": opened.grant, "exp": opened.exp}
@@ -67,6 +69,7 @@ def delegated(identity: Identity, agent: str, wish: Wish, ports: Ports) -> Deleg
         ttl=min(wish.ttl, ports.identities.longest(identity)),
         auth=identity.auth,
         max_depth=wish.max_depth,
+        labels=wish.labels,
         roles=identity.roles,
         groups=identity.groups,
         issuer=identity.iss,

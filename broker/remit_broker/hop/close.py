@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from remit_broker.core.fitting import fitting
 from remit_broker.core.fold import Fold, settle
 from remit_broker.core.times import rfc3339, seconds_of
 from remit_broker.core.tree import WHOLE_HOLD
@@ -69,7 +70,7 @@ def outcome(hop: Hop, ports: Ports, fold: Fold, body: ErrorBody | None) -> HopCl
     seen = hop.result
     # Only what was inspected: a callee's own words go into no record with what was found in them (test_no_secret_leaves_in_an_error).
     inner = seen.frame.error if body is None and seen is not None and isinstance(seen.frame, Error) else body
-    return seal(
+    record = fitting(
         HopClosed(
             tenant=fold.tenant,
             txn=fold.txn,
@@ -98,6 +99,7 @@ def outcome(hop: Hop, ports: Ports, fold: Fold, body: ErrorBody | None) -> HopCl
             detached=_task(hop),
         )
     )
+    return seal(record)
 
 
 def _task(hop: Hop) -> str:

@@ -168,7 +168,7 @@ async def finish(tenant: str, txn: str, hop: str, ports: Ports) -> bool:
             fold, node = turn.fold, turn.fold.nodes[hop]
             record = _finished(fold, node, ports)
             if not isinstance(await turn.append(record, None), LostRace):
-                ports.observer.swept(node, record, fold.user)
+                ports.observer.swept(node, record, fold)
                 await ports.bus.ended(tenant, txn, hop)
                 return True
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from remit_broker.core.fitting import fitting
 from remit_broker.core.fold import Fold, settle
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.close import abandon, own_cost, reported, reserved, sweep
@@ -52,7 +53,7 @@ def parked(hop: Hop, ports: Ports, fold: Fold, unheard: ErrorBody | None) -> Hop
     settled = settle(fold, hop.id, cost, "ok")
     seen = hop.result if unheard is None else None
     before = hop.parked.connection if hop.parked is not None else ""
-    return seal(
+    record = fitting(
         HopParked(
             tenant=fold.tenant,
             txn=fold.txn,
@@ -74,6 +75,7 @@ def parked(hop: Hop, ports: Ports, fold: Fold, unheard: ErrorBody | None) -> Hop
             labels=labels_back(hop, fold.nodes[hop.id]) if unheard is None else (),
         )
     )
+    return seal(record)
 
 
 async def unwanted(caller: str, tenant: str, txn: str, hop: str, ports: Ports) -> None:

@@ -8,6 +8,7 @@ import msgspec
 
 from remit_broker.core.claims_map import MAX_BYTES, MAX_NAMES, are_names
 from remit_broker.core.fold import Fold
+from remit_broker.core.labels import MAX_LABELS, ceiling, is_label
 from remit_broker.core.near import by_beginning, meant
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.close import sweep
@@ -15,6 +16,7 @@ from remit_broker.hop.revoked import may_decide, withheld
 from remit_broker.ledger_port import LostRace, Turn
 from remit_broker.ports import Ports
 from remit_schemas.budget import Budget
+from remit_schemas.claims import ANY_LABEL
 from remit_schemas.errors import Code, refusal
 from remit_schemas.grant import Claims
 from remit_schemas.names import Jti, is_principal, parse_jti
@@ -43,7 +45,7 @@ class Delegation(msgspec.Struct, frozen=True, kw_only=True):
     ttl: int
     auth: str
     max_depth: int = 8
-    labels: tuple[str, ...] = ("*",)
+    labels: tuple[str, ...] = (ANY_LABEL,)
     carried: tuple[str, ...] = ()
     continues: str | None = None
     roles: tuple[str, ...] = ()
@@ -116,7 +118,7 @@ async def open_txn(wish: Delegation, ports: Ports) -> Opened:
             rec=record.hash,
             authorization_details=wish.scope.details,
             budget=wish.budget,
-            labels=wish.labels,
+            labels=ceiling(wish.labels),
         )
     )
     await ports.ledger.create(record, grant)
@@ -145,6 +147,11 @@ def _sensible(wish: Delegation, ports: Ports) -> None:
         )
     if not 0 <= wish.max_depth <= 16:
         raise refusal(Code.MALFORMED, "a depth is between 0 and 16", rule="txn.depth", ask="choose another depth")
+    if len(wish.labels) > MAX_LABELS or not all(is_label(name) or name == ANY_LABEL for name in wish.labels):
+        raise refusal(
+            Code.MALFORMED, "that is no ceiling of labels", rule="txn.labels",
+            ask=f"at most {MAX_LABELS} of a-z 0-9 _ . : / -, none for unlabelled data alone, or * for any",
+        )  # fmt: skip
 
 
 async def revoke(tenant: str, jti: str, who: str, why: str, ports: Ports) -> Fold:

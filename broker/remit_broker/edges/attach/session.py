@@ -19,10 +19,11 @@ from mcp.client.subscriptions import SubscriptionLost
 from mcp.shared.exceptions import MCPError
 from pydantic import RootModel, ValidationError
 
+from remit_broker.edges.attach.child import Child, start
 from remit_broker.edges.attach.outbound import Outbound, Outgoing, calling
 from remit_broker.edges.attach.server_log import ServerLog
 from remit_broker.edges.attach.source import HttpSource, Source
-from remit_broker.edges.attach.stdio import Child, start, stdio
+from remit_broker.edges.attach.stdio import stdio
 from remit_broker.edges.attach.streamable import Http
 from remit_schemas.errors import Code, Effect, Refusal, refusal
 

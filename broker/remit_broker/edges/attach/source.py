@@ -99,7 +99,7 @@ def _url(url: str) -> str:
         _ = parts.port
     except ValueError:
         raise SourceError(f"url: {url!r} is not a URL") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable() or " " in url:
         raise SourceError(f"url: {url!r} must begin with http:// or https:// and name a host")
     if parts.username or parts.password or parts.fragment:
         raise SourceError("url: a URL with a user, password or fragment is not accepted")

@@ -8,9 +8,6 @@ and only its own children stayed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -21,58 +18,13 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from mcp.client._transport import TransportStreams
 from mcp.shared.message import SessionMessage
 
+from remit_broker.edges.attach.child import MAX_LINE, Child, stop
 from remit_broker.edges.attach.server_log import ServerLog
-from remit_broker.edges.attach.source import SourceError, StdioSource
-
-MAX_LINE: Final = 16 * 1024 * 1024
-"""Longest line in bytes that is read from a server; one that sends more has broken the protocol and is ended."""
-
-GRACE: Final = 2.0
-"""Seconds a server has after its input closed, and again after SIGTERM."""
 
 _CHUNK: Final = 64 * 1024
-_POLL: Final = 0.02
 
 _Inbound = MemoryObjectSendStream[SessionMessage | Exception]
 _Outbound = MemoryObjectReceiveStream[SessionMessage]
-
-
-class Child:
-    """A running server. ``ended`` is set when it can no longer answer, ``reason`` then says why."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.ended = asyncio.Event()
-        self.reason = ""
-
-    @property
-    def pid(self) -> int:
-        """Process id, which is also the id of its process group."""
-        return self.process.pid
-
-    def end(self, reason: str) -> None:
-        """Note why no more answers will come; the first reason stays."""
-        if not self.ended.is_set():
-            self.reason = reason
-            self.ended.set()
-
-
-async def start(source: StdioSource) -> Child:
-    """Start the server in a session of its own. Raises :class:`SourceError` where the command cannot be run."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *source.command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            cwd=source.cwd,
-            env=source.environment(),
-            start_new_session=True,
-            limit=MAX_LINE,
-        )
-    except OSError as error:
-        raise SourceError(f"cannot run {source.command[0]!r}: {error.strerror}") from None
-    return Child(process)
 
 
 @asynccontextmanager
@@ -143,41 +95,3 @@ async def _keep_log(child: Child, log: ServerLog) -> None:
     assert child.process.stderr is not None  # noqa: S101 - spawned with pipes
     while data := await child.process.stderr.read(_CHUNK):
         log.write(data)
-
-
-async def stop(child: Child) -> None:
-    """Close the input, wait, then end the process group: SIGTERM, wait, SIGKILL. Bounded by three times :data:`GRACE`."""
-    process = child.process
-    if process.stdin is not None:
-        process.stdin.close()
-    await _gone(child, leader_only=True)
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        # INVARIANT: the group is signalled even when its leader left by itself (test_stopping_ends_grandchildren_too).
-        if not _signal(child.pid, number):
-            break
-        if await _gone(child, leader_only=False):
-            break
-    # A grandchild that escaped into a session of its own may still hold the pipes: never wait for their end.
-    transport = getattr(process, "_transport", None)
-    if transport is not None:
-        with contextlib.suppress(PermissionError):
-            transport.close()
-
-
-async def _gone(child: Child, *, leader_only: bool) -> bool:
-    for _ in range(round(GRACE / _POLL)):
-        if child.process.returncode is not None and (leader_only or not _signal(child.pid, 0)):
-            return True
-        await asyncio.sleep(_POLL)
-    return False
-
-
-def _signal(group: int, number: int) -> bool:
-    """Send a signal to a process group; whether there still was one (0 only asks)."""
-    try:
-        os.killpg(group, number)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -13,7 +13,7 @@ from mcp.client._transport import TransportStreams
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import ErrorData
 
-from remit_broker.edges.attach.stdio import MAX_LINE
+from remit_broker.edges.attach.child import MAX_LINE
 
 CONNECT: Final = 10.0
 """Seconds for connecting and for writing a request. How long an answer may take is decided by the call's deadline."""

@@ -31,13 +31,14 @@ from remit_broker.hop.revoked import withheld
 from remit_broker.hop.txn import Delegation, close_txn, open_txn, revoke
 from remit_broker.operator_ports import Index
 from remit_schemas.budget import Budget
+from remit_schemas.claims import ANY_LABEL
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.names import is_principal, is_txn
 from remit_schemas.scope import Detail, Scope
 
 
 class Delegate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``POST /api/grants``: open a txn for a user. ``ttl`` is in seconds.
+    """``POST /api/grants``: open a txn for a user. ``ttl`` is in seconds, ``labels`` are those of data that may reach the agent.
 
     ``token`` is the user's own. Without one an operator names the ``user``, an administrator their ``roles`` and ``groups`` too;
     with none of these it is the caller, where an issuer proved who that is.
@@ -52,6 +53,7 @@ class Delegate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     groups: tuple[str, ...] = ()
     ttl: int = 600
     max_depth: Annotated[int, msgspec.Meta(ge=0, le=16)] = 8
+    labels: tuple[str, ...] = (ANY_LABEL,)
 
 
 class NewAgent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -166,13 +168,17 @@ class Api:
                 ttl=wish.ttl,
                 auth=at.who,
                 max_depth=wish.max_depth,
+                labels=wish.labels,
             ),
             at.desk.ports,
         )
 
     async def _for_proved(self, wish: Delegate, at: Call) -> Any:
         """For the user of the token in the body, else for the caller."""
-        about = Wish(token=wish.token, scopes=wish.scopes, budget=wish.budget, ttl=wish.ttl, max_depth=wish.max_depth)
+        about = Wish(
+            token=wish.token, scopes=wish.scopes, budget=wish.budget, ttl=wish.ttl, max_depth=wish.max_depth,
+            labels=wish.labels,
+        )  # fmt: skip
         if wish.token:
             return await open_for(about, wish.agent, at.tenant, at.desk.ports)
         if wish.roles or wish.groups or at.caller.identity is None:

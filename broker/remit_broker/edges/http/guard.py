@@ -21,7 +21,9 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 def error_response(body: ErrorBody) -> JSONResponse:
     """An error body with the status the table gives its code."""
-    headers = {"WWW-Authenticate": "Bearer"} if body.code is Code.UNAUTHENTICATED else {}
+    # RFC 6750 §3: what was sent as a token and is none is called that; where none was sent, nothing more is said.
+    challenge = "Bearer" if body.code is Code.UNAUTHENTICATED else 'Bearer error="invalid_token"'
+    headers = {"WWW-Authenticate": challenge} if SURFACES[body.code].http == 401 else {}
     if body.retry_after is not None:
         headers["Retry-After"] = str(max(1, round(body.retry_after)))
     return JSONResponse({"error": msgspec.to_builtins(body)}, SURFACES[body.code].http, headers)

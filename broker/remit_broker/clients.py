@@ -1,0 +1,32 @@
+"""The MCP endpoint for clients, put together: what it is given of each tenant, and what the configuration says of it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+
+from remit_broker.adapters.keyfiles import new_user_seed
+from remit_broker.adapters.registries import Registries
+from remit_broker.config import Settings
+from remit_broker.edges.http.desk import Desk
+from remit_broker.edges.http.operators import Operator
+from remit_broker.edges.inside import Calls
+from remit_broker.edges.mcp.streamable import Place, Streamable
+from remit_broker.edges.mcp.tasks import Rules
+
+
+def serve_clients(
+    settings: Settings,
+    desks: Iterable[Desk],
+    registries: Registries,
+    inside: Mapping[str, Calls],
+    operator: Operator,
+    fault: Callable[[str, BaseException], None],
+) -> Streamable:
+    """The routes under ``/mcp``, and what is behind them."""
+    config, given = settings.config.mcp, settings.clients
+    places = {
+        desk.tenant: Place(desk, inside[desk.tenant], registries.of(desk.tenant), new_user_seed()) for desk in desks
+    }
+    rules = Rules(agent=config.agent, scopes=given.scopes, budget=given.budget, idle=config.idle)
+    return Streamable(places, operator, rules, config.call_ttl, secrets.token_bytes(32), fault)

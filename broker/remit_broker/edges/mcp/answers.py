@@ -1,0 +1,67 @@
+"""Refusals as MCP has them: in the answer of the tool where the model reads it, as an error of the protocol elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from remit_broker.edges.mcp.jsonrpc import INVALID_PARAMS, Fault
+from remit_schemas.envelope import Error, Result
+from remit_schemas.errors import SURFACES, Code, ErrorBody
+
+ERROR: Final = "dev.remit/error"
+"""The key in ``_meta`` (and in the data of an error) under which the body of a refusal is."""
+TXN: Final = "dev.remit/txn"
+HOP: Final = "dev.remit/hop"
+
+
+def text_of(body: ErrorBody) -> str:
+    """A refusal in words, for a model."""
+    lines = [f"{body.code}: {body.message}" + (f" ({body.rule})" if body.rule else "")]
+    if body.ask:
+        lines.append(f"What to do: {body.ask}")
+    if body.approval_url:
+        lines.append(f"Approval: {body.approval_url}")
+    if body.retry_after is not None:
+        lines.append(f"Try again in {body.retry_after:g} s.")
+    if body.effect != "none":
+        lines.append(f"Effect: {body.effect}; look before you call again.")
+    return "\n".join(lines)
+
+
+def plain(body: ErrorBody) -> dict[str, Any]:
+    """The body as it travels."""
+    found: dict[str, Any] = msgspec.to_builtins(body)
+    return found
+
+
+def refused_tool(body: ErrorBody) -> dict[str, Any]:
+    """A refusal as the result of a tool.
+
+    INVARIANT: a call that was admitted and refused is answered in band, with what to ask for
+    (test_a_refused_call_is_a_result_that_a_model_can_read).
+    """
+    return {
+        "content": [{"type": "text", "text": text_of(body)}],
+        "isError": True,
+        "_meta": {ERROR: plain(body)},
+    }
+
+
+def tool_result(frame: Result | Error, txn: str, hop: str) -> dict[str, Any]:
+    """What a tool answered, and where the record of it is."""
+    if isinstance(frame, Error):
+        if frame.error.code is Code.UNKNOWN_TARGET:
+            raise fault_of(frame.error, INVALID_PARAMS)
+        return refused_tool(frame.error)
+    value = frame.value if isinstance(frame.value, dict) else {"content": [], "structuredContent": frame.value}
+    meta = value.get("_meta")
+    return {**value, "_meta": {**(meta if isinstance(meta, dict) else {}), TXN: txn, HOP: hop}}
+
+
+def fault_of(body: ErrorBody, code: int | None = None) -> Fault:
+    """A refusal as an error of the protocol."""
+    return Fault(
+        SURFACES[body.code].jsonrpc if code is None else code, f"{body.code}: {body.message}", {ERROR: plain(body)}
+    )

@@ -1,0 +1,174 @@
+"""What a client is shown of what is attached, and which resource a name that it says is."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from remit_broker.core.policy import PolicyRequest
+from remit_broker.core.registry import Attachment, Definition, Target
+from remit_broker.edges.mcp.access import Holder, Who
+from remit_broker.edges.mcp.jsonrpc import INVALID_PARAMS, Fault
+from remit_broker.edges.mcp.tasks import Rules
+from remit_broker.hop.narrow import exactly
+from remit_broker.operator_ports import Directory
+from remit_broker.ports import Ports
+from remit_schemas.base64url import decode, encode
+from remit_schemas.names import Resource
+from remit_schemas.scope import Scope
+
+PAGE: Final = 250
+"""Entries of one page of a listing."""
+MAX_NAME: Final = 60
+"""Characters of a name in the view of all servers: clients put a prefix of their own before it, and allow 64 in all."""
+BETWEEN: Final = "__"
+_NOBODY: Final[tuple[str, ...]] = ()
+_ODD: Final = re.compile(r"[^A-Za-z0-9_-]")
+
+
+class Shown(NamedTuple):
+    """One tool under the name that this client knows it by."""
+
+    name: str
+    resource: Resource
+    definition: Definition
+
+
+class Catalogue:
+    """What one client sees: of one server, or of all."""
+
+    def __init__(self, server: str | None, who: Who, rules: Rules, ports: Ports, directory: Directory) -> None:
+        self._server, self._who, self._rules, self._ports, self._directory = server, who, rules, ports, directory
+
+    def servers(self) -> list[Attachment]:
+        """The servers of this view that are attached, by name."""
+        names = [p.name for p in self._directory.principals() if p.kind == "mcp"]
+        wanted = names if self._server is None else [name for name in names if name == self._server]
+        return [found for name in wanted if (found := self._directory.attachment(name)) is not None]
+
+    def tools(self) -> list[Shown]:
+        """Every tool that may be seen. Of two that would have one name here, neither is: :meth:`collisions` says which.
+
+        INVARIANT: nobody is shown what policy, grant or pin would refuse them anyhow
+        (test_a_listing_shows_what_grant_and_policy_permit_and_no_more).
+        """
+        found = [shown for shown in self._all() if self._visible(shown.resource)]
+        names = [shown.name for shown in found]
+        return [shown for shown in found if names.count(shown.name) == 1] if self._server is None else found
+
+    def collisions(self) -> list[list[str]]:
+        """Tools that are left out because they would have one name, as lists of resources."""
+        by_name: dict[str, list[str]] = {}
+        for shown in self._all():
+            by_name.setdefault(shown.name, []).append(str(shown.resource))
+        return [same for same in by_name.values() if len(same) > 1]
+
+    def resolve(self, name: str) -> Resource | None:
+        """The tool that a client means; None where this view has none of that name. Whether it may be called is for the pipeline."""
+        if self._server is not None:
+            return Resource("mcp", self._server, name)
+        same = [shown.resource for shown in self._all() if shown.name == name]
+        return same[0] if len(same) == 1 else None
+
+    def _all(self) -> Iterator[Shown]:
+        for attachment in self.servers():
+            for definition in attachment.definitions:
+                if not definition.op.startswith("$"):
+                    name = definition.op if self._server is not None else joined(attachment.name, definition.op)
+                    yield Shown(name, Resource("mcp", attachment.name, definition.op), definition)
+
+    def _visible(self, resource: Resource) -> bool:
+        target = self._ports.registry.target(resource)
+        if target is None or target.quarantined:
+            return False
+        held = self._who.grant.scope if isinstance(self._who, Holder) else Scope.of(self._rules.scopes)
+        if not held & exactly(resource):
+            return False
+        user = self._who.grant.claims.sub if isinstance(self._who, Holder) else self._who.name
+        if self._ports.revocations.check((target.callee,), user, resource):
+            return False
+        return self._ports.policy.decide(self._question(resource, target, user)).allowed
+
+    def _question(self, resource: Resource, target: Target, user: str) -> PolicyRequest:
+        who, ports = self._who, self._ports
+        actors, roles, groups = (*_NOBODY, self._rules.agent), _NOBODY, _NOBODY
+        depth, left, client = 1, self._rules.budget, ""
+        if isinstance(who, Holder):
+            claims = who.grant.claims
+            actors, depth, left = who.grant.chain, claims.depth + 1, claims.budget
+        elif who.identity is not None:
+            roles, groups, client = who.identity.roles, who.identity.groups, who.identity.client
+        tiers = [known.tier if (known := ports.registry.principal(name)) else "client" for name in actors]
+        return PolicyRequest(
+            action="list", tenant=who.tenant, user=user, roles=roles, groups=groups, client=client, caller=actors[0],
+            caller_tier=tiers[0], resource=resource, annotations=target.annotations, target_tier=target.tier, depth=depth,
+            actors=actors, tiers=tuple(sorted(set(tiers))), tool_groups=target.groups, environment=ports.environment,
+            left=left, now=int(ports.clock.now()),
+        )  # fmt: skip
+
+
+def joined(server: str, op: str) -> str:
+    """The name of a tool in the view of all servers: at most :data:`MAX_NAME` letters, digits, ``_`` and ``-``.
+
+    A name that has others, or is longer, gets a few digits of its digest, so that two such names stay two.
+    """
+    plain = f"{server}{BETWEEN}{op}"
+    made = _ODD.sub("_", plain)
+    if made == plain and len(made) <= MAX_NAME:
+        return made
+    mark = hashlib.sha256(plain.encode()).hexdigest()[:8]
+    return f"{made[: MAX_NAME - 9]}_{mark}"
+
+
+def described(shown: Shown) -> dict[str, Any]:
+    """A tool as ``tools/list`` has it."""
+    definition = shown.definition
+    told: dict[str, Any] = {"name": shown.name}
+    if definition.title:
+        told["title"] = definition.title
+    if definition.description:
+        told["description"] = definition.description
+    told["inputSchema"] = definition.input_schema
+    if definition.output_schema is not None:
+        told["outputSchema"] = definition.output_schema
+    if definition.annotations:
+        told["annotations"] = definition.annotations
+    return told
+
+
+class Pages:
+    """Cursors that only whoever got them can use: a place in a listing, sealed with whose it is."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def page(self, what: str, whose: Sequence[str], entries: list[Any], cursor: Any) -> tuple[list[Any], str | None]:
+        """The entries from ``cursor`` on (None: the first ones), and the cursor of the next page. Raises a fault for a foreign one.
+
+        INVARIANT: a cursor is of use to nobody else, and for nothing else (test_a_foreign_cursor_is_refused).
+        """
+        at = 0 if cursor is None else self._place(what, whose, cursor)
+        after = at + PAGE
+        return entries[at:after], self._seal(what, whose, after) if after < len(entries) else None
+
+    def _seal(self, what: str, whose: Sequence[str], at: int) -> str:
+        return f"{at}.{encode(self._mark(what, whose, at))}"
+
+    def _mark(self, what: str, whose: Sequence[str], at: int) -> bytes:
+        return hmac.digest(self._key, "\0".join((what, *whose, str(at))).encode(), "sha256")[:16]
+
+    def _place(self, what: str, whose: Sequence[str], cursor: Any) -> int:
+        place, _, mark = cursor.partition(".") if isinstance(cursor, str) and len(cursor) < 64 else ("", "", "")
+        try:
+            if (
+                place.isascii()
+                and place.isdigit()
+                and hmac.compare_digest(decode(mark.encode()), self._mark(what, whose, int(place)))
+            ):
+                return int(place)
+        except ValueError:
+            pass
+        raise Fault(INVALID_PARAMS, "this cursor is not one of this listing: begin again without one")

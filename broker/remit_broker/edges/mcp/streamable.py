@@ -1,0 +1,327 @@
+"""``/mcp/<server>`` and ``/mcp`` over streamable HTTP: one POST for each message of a client, one GET to listen."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from remit_broker.edges.http.desk import Desk, desk_for
+from remit_broker.edges.http.guard import Handler, error_response
+from remit_broker.edges.http.operators import Operator
+from remit_broker.edges.inside import Calls
+from remit_broker.edges.mcp.access import Holder, Who, as_holder, as_user, presented, tenant_of
+from remit_broker.edges.mcp.catalogue import Catalogue, Pages
+from remit_broker.edges.mcp.jsonrpc import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    MAX_MESSAGE,
+    Answer,
+    Call,
+    Fault,
+    failed,
+    parse,
+    result,
+)
+from remit_broker.edges.mcp.methods import VERSIONS, Methods, agreed, refused, welcome
+from remit_broker.edges.mcp.session import Session, Sessions
+from remit_broker.edges.mcp.tasks import Agents, Continued, Opened, Rules
+from remit_schemas.errors import Code, Refusal, refusal
+from remit_schemas.names import is_principal
+
+SESSION: Final = "mcp-session-id"
+VERSION: Final = "mcp-protocol-version"
+JSON: Final = "application/json"
+SSE: Final = "text/event-stream"
+QUIET: Final = 15.0
+"""Seconds of silence after which a stream says that it is still there."""
+
+encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True)
+class Place:
+    """One tenant, for clients: its desk, its pipeline, its registry, and the key of the agent that stands for clients there."""
+
+    desk: Desk
+    calls: Calls
+    agents: Agents
+    seed: str
+
+
+class Streamable:
+    """The routes, and the sessions behind them."""
+
+    def __init__(
+        self,
+        places: Mapping[str, Place],
+        operator: Operator,
+        rules: Rules,
+        seconds: float,
+        secret: bytes,
+        fault: Callable[[str, BaseException], None],
+    ) -> None:
+        """``seconds`` is the longest that one call may take, ``secret`` seals cursors."""
+        self._places, self._operator, self._rules, self._seconds = places, operator, rules, seconds
+        self._pages, self._fault = Pages(secret), fault
+        clock = next(iter(places.values())).desk.ports.clock
+        self._sessions = Sessions(clock.monotonic, self._end)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def routes(self) -> list[Route]:
+        """For one server, and for all."""
+        verbs = {"POST": self._post, "GET": self._get, "DELETE": self._delete}
+        return [
+            Route(path, self._answering(do), methods=[verb])
+            for path in ("/mcp", "/mcp/{server}")
+            for verb, do in verbs.items()
+        ]
+
+    async def stop(self) -> None:
+        """End what streams; tasks stay open, for whoever comes back, until they are idle."""
+        for session in self._sessions.all():
+            session.hush()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _end(self, session: Session) -> None:
+        self._spawn(session.end())
+
+    def _answering(self, handler: Handler) -> Handler:
+        async def answer(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except Refusal as no:
+                return error_response(no.body)
+            except Fault as fault:
+                return _json(failed(None, fault), 400)
+            except Exception as error:
+                self._fault("mcp", error)
+                return _json(failed(None, Fault(INTERNAL_ERROR, "the broker failed; its log says why")), 500)
+
+        return answer
+
+    async def _known(self, request: Request) -> tuple[Who, Place, str | None]:
+        """Who asks, of which tenant, for which server. Refuses UNAUTHENTICATED, GRANT_…, UNKNOWN_TARGET."""
+        view = request.path_params.get("server")
+        token = presented(request)
+        who: Who
+        if token is not None:
+            tenant = tenant_of(token)
+            place = self._places.get(tenant)
+            if place is None:
+                raise refusal(
+                    Code.GRANT_INVALID,
+                    "the grant is of a tenant that is not here",
+                    rule="grant.tenant",
+                    ask="use your own",
+                )
+            who = await as_holder(token, tenant, place.desk.ports)
+        else:
+            caller = await self._operator.known(request)
+            desk = desk_for({name: place.desk for name, place in self._places.items()}, request, caller)
+            place = self._places[desk.tenant]
+            who = as_user(caller, desk.tenant, desk.ports)
+        if view is not None and not self._is_server(view, place):
+            raise refusal(
+                Code.UNKNOWN_TARGET, f"no MCP server is called {view[:64]!r}", rule="mcp.server",
+                ask="remit servers list shows them; /mcp is all of them",
+            )  # fmt: skip
+        return who, place, view
+
+    def _is_server(self, name: str, place: Place) -> bool:
+        found = place.desk.directory.principal(name) if is_principal(name) else None
+        return found is not None and found.kind == "mcp"
+
+    async def _post(self, request: Request) -> Response:
+        who, place, view = await self._known(request)
+        accepts = _accepts(request)
+        if JSON not in accepts and SSE not in accepts:
+            return _json(failed(None, Fault(INVALID_REQUEST, f"accept {JSON} and {SSE}")), 406)
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
+            return _json(failed(None, Fault(INVALID_REQUEST, f"send {JSON}")), 415)
+        message = parse(await _body(request))
+        if isinstance(message, Call) and message.method == "initialize" and message.id is not None:
+            return self._initialize(message, who, place, view)
+        session = self._session(request, who, view)
+        if isinstance(session, Response):
+            return session
+        if isinstance(message, Answer) or message.id is None:
+            self._heard(session, message)
+            return Response(status_code=202)
+        methods = Methods(session, who, self._catalogue(view, who, place), place.calls, self._pages, self._seconds)
+        return await self._request(methods, message, SSE in accepts, JSON in accepts)
+
+    def _catalogue(self, view: str | None, who: Who, place: Place) -> Catalogue:
+        return Catalogue(view, who, self._rules, place.desk.ports, place.desk.directory)
+
+    def _initialize(self, call: Call, who: Who, place: Place, view: str | None) -> Response:
+        wanted = call.params.get("protocolVersion")
+        if not isinstance(wanted, str) or not isinstance(call.params.get("capabilities"), dict):
+            return _json(failed(call.id, Fault(INVALID_PARAMS, "initialize needs protocolVersion and capabilities")))
+        task = (
+            Continued(who)
+            if isinstance(who, Holder)
+            else Opened(who, self._rules, place.desk.ports, place.agents, place.seed)
+        )
+        about = call.params.get("clientInfo")
+        session = Session(
+            who.key, view, task, version=agreed(wanted), client=about if isinstance(about, dict) else {},
+        )  # fmt: skip
+        self._sessions.add(session)
+        found = place.desk.directory.attachment(view) if view is not None else None
+        told = welcome(session.version, view, found.server if found is not None else {})
+        assert call.id is not None  # noqa: S101 - asked by the caller
+        return _json(result(call.id, told), headers={SESSION: session.id})
+
+    def _session(self, request: Request, who: Who, view: str | None) -> Session | Response:
+        given = request.headers.getlist(SESSION)
+        if len(given) != 1:
+            return _json(
+                failed(None, Fault(INVALID_REQUEST, f"send one {SESSION}; a session begins with initialize")), 400
+            )
+        said = request.headers.get(VERSION)
+        if said is not None and said not in VERSIONS:
+            return _json(failed(None, Fault(INVALID_REQUEST, f"unsupported {VERSION}; {', '.join(VERSIONS)} are")), 400)
+        session = self._sessions.find(given[0], who.key, view)
+        if session is None:
+            return _json(failed(None, Fault(INVALID_REQUEST, "there is no such session: initialize another one")), 404)
+        if isinstance(who, Holder) and isinstance(session.task, Continued):
+            session.task.holder = who
+        return session
+
+    def _heard(self, session: Session, message: Call | Answer) -> None:
+        if isinstance(message, Call) and message.method == "notifications/cancelled":
+            session.cancel(message.params.get("requestId"))
+
+    async def _request(self, methods: Methods, call: Call, streams: bool, plain: bool) -> Response:
+        """Answered as JSON where nothing is to be told before the end, as a stream where something is."""
+        told: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+
+        async def work() -> dict[str, Any]:
+            try:
+                return await self._answered(methods, call, told.put)
+            finally:
+                told.put_nowait(None)
+
+        # A task of its own: a client that hangs up has not thereby cancelled (2025-11-25, Transports).
+        task = self._spawn(work())
+        first = await told.get()
+        if not streams or (first is None and plain):
+            return _json(await task)
+        return StreamingResponse(self._events(first, told, task), media_type=SSE, headers=_NO_STORE)
+
+    async def _answered(self, methods: Methods, call: Call, tell: Any) -> dict[str, Any]:
+        assert call.id is not None  # noqa: S101 - requests only
+        try:
+            return result(call.id, await methods.answer(call, tell))
+        except Fault as fault:
+            return failed(call.id, fault)
+        except Refusal as no:
+            return failed(call.id, refused(no))
+        except Exception as error:
+            self._fault("mcp", error)
+            return failed(call.id, Fault(INTERNAL_ERROR, "the broker failed; its log says why"))
+
+    async def _events(
+        self,
+        first: dict[str, Any] | None,
+        told: asyncio.Queue[dict[str, Any] | None],
+        task: asyncio.Task[dict[str, Any]],
+    ) -> AsyncIterator[bytes]:
+        said = first
+        while said is not None:
+            yield event(said)
+            while True:
+                try:
+                    async with asyncio.timeout(QUIET):
+                        said = await told.get()
+                    break
+                except TimeoutError:
+                    yield b": still here\n\n"
+        yield event(await task)
+
+    async def _get(self, request: Request) -> Response:
+        who, _, view = await self._known(request)
+        if SSE not in _accepts(request):
+            return _json(failed(None, Fault(INVALID_REQUEST, f"accept {SSE}")), 406)
+        session = self._session(request, who, view)
+        if isinstance(session, Response):
+            return session
+        if session.listening:
+            return _json(failed(None, Fault(INVALID_REQUEST, "this session is listened to already")), 409)
+        return StreamingResponse(_listen(session), media_type=SSE, headers=_NO_STORE)
+
+    async def _delete(self, request: Request) -> Response:
+        who, _, view = await self._known(request)
+        session = self._session(request, who, view)
+        if isinstance(session, Response):
+            return session
+        self._sessions.drop(session)
+        await session.end()
+        return Response(status_code=204)
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fault("mcp", error)
+
+
+_NO_STORE: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+def event(message: dict[str, Any]) -> bytes:
+    """One message of a stream (WHATWG HTML, server-sent events). JSON has no line ends of its own."""
+    return b"event: message\ndata: " + encode(message) + b"\n\n"
+
+
+async def _listen(session: Session) -> AsyncIterator[bytes]:
+    session.listening = True
+    try:
+        yield b": listening\n\n"
+        while not session.ended:
+            said = await session.next(QUIET)
+            yield b": still here\n\n" if said is None else event(said)
+    finally:
+        session.listening = False
+
+
+def _json(value: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(encode(value), status, {**_NO_STORE, **(headers or {})}, JSON)
+
+
+def _accepts(request: Request) -> frozenset[str]:
+    """Which of the two kinds of answers a client takes."""
+    said = {
+        part.partition(";")[0].strip().lower() for line in request.headers.getlist("accept") for part in line.split(",")
+    }
+    if "*/*" in said or not said - {""}:
+        return frozenset({JSON, SSE})
+    if "application/*" in said:
+        said.add(JSON)
+    return frozenset(said & {JSON, SSE})
+
+
+async def _body(request: Request) -> bytes:
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MAX_MESSAGE:
+            raise refusal(
+                Code.TOO_LARGE, "the message is too large", rule="mcp.size", ask=f"at most {MAX_MESSAGE} bytes"
+            )
+    return bytes(data)

@@ -1,0 +1,169 @@
+"""The task of a client's session: opened when its first call is made, and another one when the first has served its time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+
+from remit_broker.core.fold import Fold
+from remit_broker.core.nkey import public_of
+from remit_broker.core.registry import Principal
+from remit_broker.core.times import rfc3339
+from remit_broker.edges.mcp.access import Holder, User
+from remit_broker.hop.begin import Wish, delegated
+from remit_broker.hop.txn import MAX_TTL, Delegation, close_txn, open_txn
+from remit_broker.ports import Ports, Registry
+from remit_schemas.budget import Budget
+from remit_schemas.errors import Code, Refusal, refusal
+from remit_schemas.scope import Detail, Scope
+
+IDLE: Final = 900.0
+"""Seconds without a call after which the next one begins another task."""
+RECORDS: Final = 2000
+"""Records of a task, from which on the next call begins another one. One call has two, one that waits for inputs more."""
+
+
+class Holding(NamedTuple):
+    """What a call is made with."""
+
+    caller: str
+    txn: str
+    grant: str
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """What a session's task is given. ``ttl`` is in seconds, ``agent`` the name under which clients without a grant call."""
+
+    agent: str
+    scopes: tuple[Detail, ...]
+    budget: Budget
+    ttl: int = MAX_TTL
+    idle: float = IDLE
+
+
+class Agents(Registry, Protocol):
+    """The registry, where an agent can be added."""
+
+    async def add(self, principal: Principal) -> None:
+        """Refuses CONFLICT."""
+
+
+class Task(Protocol):
+    """Whose authority the calls of a session have."""
+
+    async def holding(self) -> Holding:
+        """For the next call. Refuses what cannot be opened."""
+
+    async def end(self) -> None:
+        """The session is over."""
+
+
+class Continued:
+    """The chain that a client's grant belongs to: its task is not ours, so nothing is opened, nor closed."""
+
+    def __init__(self, holder: Holder) -> None:
+        self.holder = holder
+
+    async def holding(self) -> Holding:
+        """What the client brought last."""
+        grant = self.holder.grant
+        return Holding(grant.claims.aud, grant.jti.txn, grant.token)
+
+    async def end(self) -> None:
+        """Nothing: others may go on with it."""
+
+
+class Opened:
+    """A task of the user's own, held by the agent that stands for clients."""
+
+    def __init__(self, user: User, rules: Rules, ports: Ports, agents: Agents, seed: str) -> None:
+        self._user, self._rules, self._ports, self._agents, self._seed = user, rules, ports, agents, seed
+        self._now: Holding | None = None
+        self._began = self._used = 0.0
+        self._turn = asyncio.Lock()
+
+    async def holding(self) -> Holding:
+        """The task as it is, or the next one: after :data:`IDLE` seconds, 8 h or :data:`RECORDS` records.
+
+        INVARIANT: a session that goes on for ever is not one task for ever (test_a_session_goes_on_in_another_task_after_its_time).
+        """
+        async with self._turn:
+            if self._now is None:
+                self._now = await self._open(None)
+            elif (earlier := await self._past(self._now)) is not None:
+                self._now = await self._open(earlier)
+            self._used = self._ports.clock.monotonic()
+            return self._now
+
+    async def end(self) -> None:
+        """Close the task: nothing is open below it that anybody waits for."""
+        async with self._turn:
+            held, self._now = self._now, None
+            if held is not None:
+                await self._close(held)
+
+    async def _past(self, held: Holding) -> Fold | None:
+        """What the task came to, where its time is over."""
+        clock, rules = self._ports.clock.monotonic(), self._rules
+        fold = await self._ports.ledger.fold(self._user.tenant, held.txn)
+        over = clock - self._used > rules.idle or clock - self._began > rules.ttl - 60 or fold.seq + 1 >= RECORDS
+        if fold.state == "open" and not over:
+            return None
+        if fold.state == "open":
+            await self._close(held)
+            fold = await self._ports.ledger.newest(self._user.tenant, held.txn)
+        return fold
+
+    async def _close(self, held: Holding) -> None:
+        await close_txn(self._user.tenant, held.txn, held.caller, "closed", self._ports)
+
+    async def _open(self, earlier: Fold | None) -> Holding:
+        await self._enrol()
+        # INVARIANT: what has reached the client in one task is on what it sends in the next
+        # (test_labels_go_over_into_the_next_task_of_a_session).
+        carried = tuple(sorted(earlier.reached.get(self._rules.agent, ()))) if earlier is not None else ()
+        wish = msgspec.structs.replace(
+            self._delegation(),
+            carried=carried,
+            continues=None if earlier is None else f"{earlier.txn}.{earlier.root}",
+        )
+        opened = await open_txn(wish, self._ports)
+        self._began = self._ports.clock.monotonic()
+        return Holding(self._rules.agent, opened.txn, opened.grant)
+
+    def _delegation(self) -> Delegation:
+        user, rules, proved = self._user, self._rules, self._user.identity
+        if proved is not None:
+            self._ports.identities.may_hold(rules.agent, proved)
+            wish = Wish(token="", scopes=rules.scopes, budget=rules.budget, ttl=rules.ttl)
+            return delegated(proved, rules.agent, wish, self._ports)
+        return Delegation(
+            tenant=user.tenant, user=user.name, agent=rules.agent, scope=Scope.of(rules.scopes), budget=rules.budget,
+            ttl=rules.ttl, auth=user.auth,
+        )  # fmt: skip
+
+    async def _enrol(self) -> None:
+        """The agent that stands for clients is one like any other, so that policy can name it and operators can stop it.
+
+        INVARIANT: nobody connects as it: its key is thrown away (test_nobody_connects_as_the_agent_of_clients).
+        """
+        name, tenant = self._rules.agent, self._user.tenant
+        known = self._agents.principal(name)
+        if known is None:
+            about = Principal(
+                name=name, kind="agent", nkey=public_of("U", self._seed), tenant=tenant, tier="client",
+                created=rfc3339(self._ports.clock.now()),
+            )  # fmt: skip
+            await self._agents.add(about)
+        elif known.kind != "agent":
+            raise refusal(
+                Code.CONFLICT, f"{name} is an MCP server, and clients call as an agent of that name", rule="mcp.agent",
+                ask="give clients another name: agent under [mcp] in remit.toml",
+            )  # fmt: skip
+
+
+def is_over(no: Refusal) -> bool:
+    """Whether the task of a call had ended before it, so that the same call may be made in the next one."""
+    return no.body.effect == "none" and no.body.code in (Code.GRANT_CLOSED, Code.GRANT_EXPIRED)
