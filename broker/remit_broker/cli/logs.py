@@ -35,7 +35,9 @@ class JsonLines(logging.Formatter):
     """For programs: one JSON object a line, in ASCII."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """``at`` (RFC 3339), ``level``, ``logger``, ``message``; ``txn`` and ``hop`` where it is about one, ``error`` with the traceback."""
+        """``at`` (RFC 3339), ``level``, ``logger``, ``message``; ``txn`` and ``hop`` where it is about one, ``error`` with a
+        traceback.
+        """
         said: dict[str, Any] = {
             "at": _at(record),
             "level": record.levelname.lower(),
