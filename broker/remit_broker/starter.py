@@ -33,6 +33,7 @@ auth = {auth:<22}# "local": the OS user, by the token in data/keys/local.token; 
                              # machine, as one user; "issuer": by a user's token, with roles
 # open_user = "everybody"    # who that is with "open"
 # hosts = []                 # ["remit.example.com"]: names beside loopback that the header Host may say; needs "issuer"
+# stop_all = []              # ["corp:ann"]: operators by an issuer who may stop all tenants at once, as records name them
 
 [mcp]                        # clients of MCP, at /mcp and by remit mcp
 # agent = "mcp-client"       # who calls for a client that brings no grant, in chains and in policies

@@ -295,6 +295,27 @@ async def test_nothing_in_a_path_or_query_reaches_what_it_should_not(web: Web, p
         error(response)
 
 
+async def test_what_is_said_in_a_what_if_is_not_overruled(web: Web) -> None:
+    """Also where it is what would be taken for said if it were not: the registry knows the tool as a destructive one."""
+    files = await web.arena.agent("files", "mcp")
+    await files.serve({"name": "shred", "inputSchema": {"type": "object"}})
+    await web.arena.agent("mallory", tier="untrusted")
+
+    async def outcome(**said: Any) -> tuple[str, list[str]]:
+        wish = {"resource": "mcp/files/shred", "agent": "mallory", **said}
+        told = (await web.http.post("/api/policy/simulate", json=wish, headers=web.auth)).json()
+        return told["outcome"], told["rules"]
+
+    assert await outcome() == ("deny", ["untrusted-agents-only-read"])
+    assert await outcome(readOnly=True) == ("allow", ["grant-covers-call"])
+    assert await outcome(tier="standard", tiers=["standard"]) == ("approve", ["destructive-needs-approval"])
+    assert await outcome(tier="standard", tiers=["standard"], destructive=False) == ("allow", ["grant-covers-call"])
+    assert await outcome(tier="standard", tiers=["standard"], readOnly=False) == (
+        "approve",
+        ["destructive-needs-approval"],
+    )
+
+
 async def test_health_stays_up_after_all_of_this(web: Web) -> None:
     assert (await web.http.get("/healthz")).json() == {"status": "ok"}
     assert (await web.http.get("/readyz")).json()["ready"] is True

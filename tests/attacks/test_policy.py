@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from remit_broker.adapters.cedar import packaged
+from remit_broker.adapters.cedar import Policies, packaged
 from remit_broker.edges.http.policy import Allow, Observe, PolicyDesk, Withdraw
 from remit_broker.testing import running_broker
 from remit_schemas.errors import Code, Refusal, refusal
@@ -108,7 +108,7 @@ def as_before(stage: Stage) -> Iterator[None]:
     for file in policy.folder.glob("*.cedar"):
         if file.name not in ("default.cedar", "capped.cedar"):
             file.unlink()
-    policy.reload()
+    policy.put(Policies.read(policy.folder))
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -167,7 +167,7 @@ async def test_policies_that_are_swapped_while_a_hop_runs_decide_again_before_it
     def swap(_: object, name: str) -> None:
         if name == "open":
             write(stage, "swapped.cedar", NO_READS)
-            policy.reload()
+            policy.put(Policies.read(policy.folder))
 
     monkeypatch.setattr(type(stage.arena.lab.broker.ports.failpoints), "hit", swap)
     body = await stage.alice.error(READ, root.txn, root.grant)
@@ -187,7 +187,7 @@ async def test_policies_that_are_swapped_for_others_that_demand_more_are_noticed
     def swap(_: object, name: str) -> None:
         if name == "open":
             write(stage, "swapped.cedar", capped)
-            policy.reload()
+            policy.put(Policies.read(policy.folder))
 
     monkeypatch.setattr(type(stage.arena.lab.broker.ports.failpoints), "hit", swap)
     body = await stage.alice.error(READ, root.txn, root.grant)
@@ -205,7 +205,7 @@ async def test_arguments_reach_policy_through_the_broker_and_no_record(stage: St
     await stage.files.serve(tool("read", inputSchema=schema), tool("dear"))
     await stage.arena.lab.broker.registry.accept("files")
     write(stage, "looks.cedar", looks)
-    policy.reload()
+    policy.put(Policies.read(policy.folder))
     root = await stage.arena.lab.grant("alice", "mcp/**")
     await stage.alice.call(READ, root.txn, root.grant, {"path": "docs/a.md"})
     for hostile in ("/etc/passwd", "/etc/" + "x" * 5000, {"__entity": {"type": "User", "id": "root"}}):
@@ -224,7 +224,7 @@ async def test_what_is_observed_is_let_through_and_recorded_as_would_deny(stage:
     desk = desk_of(stage)
     policy = stage.arena.lab.broker.policy
     write(stage, "observed.cedar", NO_READS)
-    policy.reload()
+    policy.put(Policies.read(policy.folder))
     root = await stage.arena.lab.grant("alice", "mcp/**")
     assert (await stage.alice.error(READ, root.txn, root.grant)).rule == "no-reads"
     told = await desk.observe(Observe(policy="no-reads", why="trying"), "op", "observed")
@@ -251,7 +251,7 @@ async def test_an_exception_is_recorded_expires_and_can_be_withdrawn(
     desk, lab = desk_of(stage), stage.arena.lab
     policy = lab.broker.policy
     write(stage, "except.cedar", NO_READS)
-    policy.reload()
+    policy.put(Policies.read(policy.folder))
     root, other = await lab.grant("alice", "mcp/**"), await lab.grant("alice", "mcp/**", user="bob")
     body = await stage.alice.error(READ, root.txn, root.grant)
     hop = (await lab.refusals(root.txn))[0]["hop"]

@@ -14,7 +14,6 @@ import msgspec
 
 from remit_broker.adapters.cedar_source import (
     ALL,
-    BESIDE,
     Source,
     Within,
     policy_set,
@@ -22,7 +21,6 @@ from remit_broker.adapters.cedar_source import (
     read_policies,
     rules_of,
 )
-from remit_broker.adapters.errors import ConfigError
 from remit_broker.core.arguments import NOTHING, UNKNOWN, Arguments, Plan, plan_of, projected
 from remit_broker.core.policy import PolicyRequest, Rule, Verdict, undecided, verdict_of
 from remit_broker.core.question import ARGS, facts_read, project, relevant
@@ -67,16 +65,6 @@ class CedarEngine:
     def load(cls, folder: Path) -> CedarEngine:
         """Read and check the policies in ``folder``. Raises ``ConfigError`` naming file, line, policy and what is allowed."""
         return cls(folder, Policies.read(folder))
-
-    def reload(self) -> str:
-        """Read the folder again, all or nothing; the new revision. Raises ``ConfigError``, and then nothing has changed."""
-        try:
-            policies = Policies.read(self.folder)
-        except ConfigError as bad:
-            self.trouble = str(bad)
-            raise
-        self.put(policies)
-        return policies.revision
 
     def put(self, policies: Policies) -> None:
         """From now on decide by ``policies``: one assignment, so that no decision is made by half of each."""
@@ -226,4 +214,4 @@ def _schema() -> cedarpy.Schema:
     return cedarpy.Schema.from_str(packaged("schema.cedarschema"))
 
 
-__all__ = ["BESIDE", "CedarEngine", "Policies", "packaged"]
+__all__ = ["CedarEngine", "Policies", "packaged"]

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.config.keys import Config
 from remit_broker.core.addresses import network
-from remit_broker.core.issuers import LOOPBACK, BadIssuer, check_issuers
+from remit_broker.core.issuers import DEVELOPMENT, LOOPBACK, BadIssuer, check_issuers
 from remit_broker.core.labels import is_label
 from remit_schemas.names import DEFAULT_TENANT, is_tenant
 
@@ -123,6 +123,14 @@ def _identity(file: Path, config: Config) -> None:
         raise ConfigError(
             f"{file}: http.auth is 'issuer', but there is no issuer", "add [[issuers]]; docs/identity.md has examples"
         )
+    names = {issuer.name for issuer in config.issuers} | ({DEVELOPMENT} if development.issuer else set())
+    for who in http.stop_all:
+        issuer, _, user = who.partition(":")
+        if http.auth != "issuer" or issuer not in names or not user:
+            raise ConfigError(
+                f"{file}: http.stop_all: {who!r} is nobody whom an issuer proves",
+                'write "<name of an issuer>:<user>", as records name an operator; it needs http.auth = "issuer"',
+            )
     try:
         check_issuers(config.issuers, development)
     except BadIssuer as bad:

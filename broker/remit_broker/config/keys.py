@@ -33,7 +33,7 @@ class BusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The HTTP edge. ``auth`` is how a caller is known: ``local`` (the OS user, by a 0600 token file) and ``open`` (everybody on
     this machine is ``open_user``) need loopback, ``issuer`` is a user's token. ``hosts`` are names beside loopback under which
-    it is reached, as the header Host says them.
+    it is reached, as the header Host says them. ``stop_all`` are the operators, ``<issuer>:<user>``, who may stop all tenants at once.
     """
 
     host: str = "127.0.0.1"
@@ -41,6 +41,7 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     auth: Literal["local", "open", "issuer"] = "local"
     open_user: str = "everybody"
     hosts: tuple[str, ...] = ()
+    stop_all: tuple[str, ...] = ()
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

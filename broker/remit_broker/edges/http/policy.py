@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -15,7 +15,7 @@ from remit_broker.core.revocations import Entry
 from remit_broker.core.rulings import DEFAULT_DENY, MAX_LIFE, Exempt
 from remit_broker.core.times import rfc3339
 from remit_broker.core.what_if import WhatIf, outcome_of
-from remit_broker.edges.http.guard import typed
+from remit_broker.edges.http.guard import body_of, typed, typed_as
 from remit_broker.operator_ports import AdminLog, Index, RevocationList
 from remit_broker.ports import Ports
 from remit_schemas.errors import Code, refusal
@@ -65,21 +65,26 @@ class PolicyDesk:
         self._tenant, self._ports, self._known, self._caught_up = tenant, ports, known, caught_up
         self._list, self._admin, self._index = kept
 
-    def simulate(self, wish: WhatIf) -> dict[str, Any]:
-        """What policy would say, with what the registry knows of agent and target in place of what is not said."""
+    def simulate(self, wish: WhatIf, said: Container[str]) -> dict[str, Any]:
+        """What policy would say, with what the registry knows of agent and target in place of what is not ``said`` (names of members).
+
+        INVARIANT: nobody's what-if is asked otherwise than they said (test_what_is_said_in_a_what_if_is_not_overruled).
+        """
         ports, resource = self._ports, parse_resource(wish.resource)
         target, caller = ports.registry.target(resource), ports.registry.principal(wish.agent)
-        fields: dict[str, Any] = {}
-        if caller is not None and "tier" not in _said(wish):
-            fields["tier"] = caller.tier
-        if not wish.environment:
-            fields["environment"] = ports.environment
+        known: dict[str, Any] = {"environment": ports.environment}
+        if caller is not None:
+            known["tier"] = caller.tier
         if target is not None:
             hints = target.annotations
-            fields |= {
+            known |= {
                 "target_tier": target.tier, "tool_groups": target.groups, "readOnly": hints.read_only,
                 "destructive": hints.destructive, "idempotent": hints.idempotent, "openWorld": hints.open_world,
             }  # fmt: skip
+        if "readOnly" in said:
+            # What reads only is not destructive, unless somebody says so.
+            known.pop("destructive", None)
+        fields = {name: value for name, value in known.items() if name not in said}
         wish = msgspec.structs.replace(wish, tenant=self._tenant, **fields)
         args = ports.policy.arguments(target, wish.args) if target is not None and wish.args else None
         request = wish.question(args)
@@ -90,7 +95,7 @@ class PolicyDesk:
         await self._caught_up()
         rows = await self._index.decisions(self._tenant, after, kind, PAGE)
         pasts = [past for seq, raw, user in rows if (past := past_of(raw, user, seq)) is not None]
-        return {"decisions": pasts, "next": rows[-1][0] if len(rows) == PAGE else None, "looked_at": len(rows)}
+        return {"decisions": pasts, "next": rows[-1][0] if len(rows) == PAGE else None}
 
     def rulings(self) -> dict[str, Any]:
         """What is only observed, and the exceptions in force; those that have ended are told too, with what became of them."""
@@ -214,12 +219,6 @@ def told(request: PolicyRequest, verdict: Verdict, known: bool = True) -> dict[s
     }
 
 
-def _said(wish: WhatIf) -> set[str]:
-    return {
-        name for name in wish.__struct_fields__ if getattr(wish, name) != getattr(WhatIf(resource="", agent=""), name)
-    }
-
-
 def _plain(entry: Entry) -> dict[str, Any]:
     raw: dict[str, Any] = msgspec.to_builtins(entry)
     raw.pop("detail")
@@ -238,7 +237,8 @@ def _state(name: str) -> Any:
 
 
 async def _simulate(request: Request, at: Call) -> Any:
-    return at.desk.policy.simulate(await typed(request, WhatIf))
+    raw = await body_of(request)
+    return at.desk.policy.simulate(typed_as(raw, WhatIf), raw)
 
 
 async def _decisions(request: Request, at: Call) -> Any:
