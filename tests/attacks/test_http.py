@@ -209,6 +209,13 @@ async def test_a_body_that_is_no_delegation_opens_no_txn(web: Web, name: str) ->
     assert web.arena.lab.broker.ledger.high == before
 
 
+async def test_nothing_is_accepted_without_saying_what(web: Web) -> None:
+    bodies: list[dict[str, Any]] = [{}, {"digests": {}}, {"digests": "all"}, {"digests": {}, "forget": False}]
+    for body in bodies:
+        response = await web.http.post("/api/servers/files/accept", headers=web.auth, json=body)
+        assert response.status_code == 400, response.text
+
+
 async def test_a_command_in_a_body_is_refused_and_not_run(web: Web, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     command = {"command": ["touch", str(mark)], "cmd": f"touch {mark}", "url": "http://127.0.0.1:1"}

@@ -87,10 +87,20 @@ class ApprovalsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 class OAuthConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """OAuth on the HTTP edge. ``url`` is where clients find this broker, if not at ``http``. With ``client_auth`` ``required`` a
     token is exchanged only for an agent that proves itself with its nkey; with ``optional`` for whoever has it in hand.
+
+    Programs that people log in with register themselves where ``registration`` is ``open``, may be sent back to this machine and to
+    ``redirects``, and may be documents at ``client_documents`` (patterns of URLs). ``access_ttl`` and ``login_ttl`` are the lives of a
+    token and of a login in seconds. ``documents_allow`` are networks that are not public and may be fetched from all the same.
     """
 
     url: str = ""
     client_auth: Literal["optional", "required"] = "optional"
+    registration: Literal["open", "closed"] = "open"
+    redirects: tuple[str, ...] = ()
+    client_documents: tuple[str, ...] = ()
+    documents_allow: tuple[str, ...] = ()
+    access_ttl: Annotated[int, msgspec.Meta(ge=60, le=86_400)] = 3600
+    login_ttl: Annotated[int, msgspec.Meta(ge=60, le=30 * 86_400)] = 43_200
 
 
 class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from remit_broker.core import nkey
 from remit_broker.core.accounts import KINDS
-from remit_broker.core.history import past_of
+from remit_broker.core.history import answered, past_of
 from remit_broker.core.issuers import Ability
 from remit_broker.core.listing import ChainFilter
 from remit_broker.core.near import meant
@@ -24,6 +24,7 @@ from remit_broker.edges.http.approvals import Approvals, Say, approver
 from remit_broker.edges.http.desk import PARAMETER, Call, Desk, desk_for
 from remit_broker.edges.http.guard import Handler, answering, body_of, typed
 from remit_broker.edges.http.operators import Operator, lacking, require
+from remit_broker.edges.http.pins import Acceptance, accept, changes
 from remit_broker.edges.http.revocations import Stop, unknown_tenant
 from remit_broker.edges.http.turned_away import let_in, noticing
 from remit_broker.hop.begin import Wish, open_as, open_for
@@ -100,6 +101,7 @@ class Api:
             ("DELETE", "/api/agents/{name}", "operate", self._remove_agent),
             ("GET", "/api/servers", "read", self._list_servers),
             ("POST", "/api/servers/reload", "operate", self._reload_servers),
+            ("GET", "/api/servers/{name}/changes", "read", self._changes),
             ("POST", "/api/servers/{name}/accept", "operate", self._accept),
             ("GET", "/api/budgets", "read", self._list_budgets),
             ("GET", "/api/chains", "read", self._chains),
@@ -122,7 +124,15 @@ class Api:
 
     def _known(self, do: Callable[[Request, Call], Awaitable[Any]], ability: Ability | None, path: str) -> Handler:
         """``do`` at ``path`` for callers with ``ability``; with None it asks for itself."""
-        reads = do in (self._grant, self._add_agent, self._revoke, self._reinstate, self._decide, *policy.READS)
+        reads = do in (
+            self._grant,
+            self._add_agent,
+            self._accept,
+            self._revoke,
+            self._reinstate,
+            self._decide,
+            *policy.READS,
+        )
 
         async def handler(request: Request) -> Response:
             caller = await let_in(request, path, ability, self._operator, self._desks)
@@ -251,8 +261,11 @@ class Api:
         await at.desk.servers.reload_servers()
         return {"servers": at.desk.servers.servers()}
 
+    async def _changes(self, request: Request, at: Call) -> Any:
+        return changes(request.path_params["name"], at.desk.directory)
+
     async def _accept(self, request: Request, at: Call) -> Any:
-        return {"accepted": await at.desk.directory.accept(request.path_params["name"])}
+        return await accept(request.path_params["name"], await typed(request, Acceptance), at.desk.directory)
 
     async def _chains(self, request: Request, at: Call) -> Any:
         raw: dict[str, Any] = {key: value for key, value in request.query_params.items() if key != PARAMETER}
@@ -396,8 +409,15 @@ class Api:
         entries = await self._index.chain(at.tenant, hits[0].txn or "")
         mine = [entry["record"] for entry in entries if entry["record"]["hop"] == hop]
         opened = next((record for record in mine if record["kind"] == "hop.opened"), None)
-        asked = past_of(opened, entries[0]["record"]["user"]) if opened else None
-        return {"txn": hits[0].txn, "hop": hop, "records": mine, "asked": asked}
+        user = entries[0]["record"]["user"]
+        asked = past_of(opened, user) if opened else None
+        ends = [
+            record
+            for record in mine
+            if opened and record["kind"] in ("hop.closed", "hop.parked") and record["decision"]
+        ]
+        told = answered(ends[-1], opened, user) if opened and ends else None
+        return {"txn": hits[0].txn, "hop": hop, "records": mine, "asked": asked, "answered": told}
 
     def _txn(self, request: Request) -> str:
         txn = str(request.path_params["txn"])

@@ -25,6 +25,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     roles: tuple[str, ...] = ()
     identity: Identity | None = None
     everything: bool = False
+    scope: tuple[str, ...] | None = None
+    """What the program that somebody logged in with may call, as resource patterns; None: whatever its user may."""
 
     @property
     def tenant(self) -> str | None:
@@ -115,9 +117,14 @@ def lacking(caller: Caller, ability: Ability) -> Refusal:
 
 def elsewhere(caller: Caller) -> Refusal:
     """The refusal of an operator of another tenant."""
+    return elsewhere_of(caller.who)
+
+
+def elsewhere_of(who: str) -> Refusal:
+    """The same for a name."""
     return refusal(
         Code.UNAUTHENTICATED,
-        f"{caller.who} is of another tenant",
+        f"{who} is of another tenant",
         rule="identity.tenant",
         ask="use your own tenant's broker",
     )

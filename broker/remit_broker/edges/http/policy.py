@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from starlette.requests import Request
 
-from remit_broker.core.history import past_of
+from remit_broker.core.history import answered, past_of
 from remit_broker.core.issuers import Ability
 from remit_broker.core.policy import PolicyRequest, Verdict
 from remit_broker.core.revocations import Entry
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Known = Callable[[str, str], bool]
 CaughtUp = Callable[[], Awaitable[None]]
 MAX_WHY: Final = 512
+KINDS: Final = ("opened", "refused", "answered")
 PAGE: Final = 1000
 """Decisions of the past in one answer."""
 LIFTABLE: Final = (Code.POLICY_DENIED, Code.CONTENT_DENIED)
@@ -93,9 +94,14 @@ class PolicyDesk:
     async def history(self, after: int, kind: str) -> dict[str, Any]:
         """Decisions of the past in order, a page of them, and where the next one begins (None: there is none)."""
         await self._caught_up()
-        rows = await self._index.decisions(self._tenant, after, kind, PAGE)
-        pasts = [past for seq, raw, user in rows if (past := past_of(raw, user, seq)) is not None]
-        return {"decisions": pasts, "next": rows[-1][0] if len(rows) == PAGE else None}
+        if kind == "answered":
+            found = await self._index.answers(self._tenant, after, PAGE)
+            told = [(seq, answered(raw, opened, user, seq)) for seq, raw, opened, user in found]
+        else:
+            rows = await self._index.decisions(self._tenant, after, kind, PAGE)
+            told = [(seq, past_of(raw, user, seq)) for seq, raw, user in rows]
+        pasts = [past for _, past in told if past is not None]
+        return {"decisions": pasts, "next": told[-1][0] if len(told) == PAGE else None}
 
     def rulings(self) -> dict[str, Any]:
         """What is only observed, and the exceptions in force; those that have ended are told too, with what became of them."""
@@ -244,10 +250,10 @@ async def _simulate(request: Request, at: Call) -> Any:
 async def _decisions(request: Request, at: Call) -> Any:
     wanted = {key: value for key, value in request.query_params.items() if key != "tenant"}
     after, kind = wanted.pop("after", "0"), wanted.pop("kind", "opened")
-    if wanted or not (after.isascii() and after.isdigit() and len(after) < 16) or kind not in ("opened", "refused"):
+    if wanted or not (after.isascii() and after.isdigit() and len(after) < 16) or kind not in KINDS:
         raise refusal(
             Code.MALFORMED, "decisions are asked for by kind and after", rule="api.query",
-            ask="kind is opened or refused, after the number that the page before ended with",
+            ask=f"kind is one of {', '.join(KINDS)}, after the number that the page before ended with",
         )  # fmt: skip
     return await at.desk.policy.history(int(after), kind)
 
