@@ -35,6 +35,7 @@ from remit_broker.adapters.observer import RecordObserver
 from remit_broker.adapters.otlp import OtlpSpans
 from remit_broker.adapters.outbound import Outbound
 from remit_broker.adapters.pace import Pace
+from remit_broker.adapters.policy_archive import PolicyArchive
 from remit_broker.adapters.policy_watch import PolicyWatch
 from remit_broker.adapters.private_files import private_folder, write_private
 from remit_broker.adapters.refusal_stream import RefusalStream
@@ -49,6 +50,7 @@ from remit_broker.commons import Stored, shared_ports
 from remit_broker.config import Settings
 from remit_broker.core.addresses import network
 from remit_broker.core.effective import ineffective
+from remit_broker.core.evidence import revisions
 from remit_broker.edges.attach.servers_file import ServersFileError
 from remit_broker.edges.bus import BusEdge
 from remit_broker.edges.callout import Admitted
@@ -267,6 +269,8 @@ class Broker:
     def _police(self) -> CedarEngine:
         """The policies, kept at what their folder says, and what operators say about them."""
         self.policy = policy = CedarEngine.load(self.settings.policies)
+        self.archive = PolicyArchive(self.settings.data)
+        policy.kept_by(self.archive.keep)
         watch = PolicyWatch(policy, self.observer.fault)
         self.observer.watch("remit_policy_reloads", "Times that changed policies were taken", lambda: watch.reloads)
         self.observer.gauge(
@@ -331,7 +335,8 @@ class Broker:
 
     async def evidence(self, tenant: str, txn: str) -> dict[str, Any]:
         """The evidence of one txn. Refuses UNKNOWN_TARGET."""
-        return await self._projection.evidence(tenant, txn, self.keys.jwks())
+        found = await self._projection.evidence(tenant, txn, self.keys.jwks())
+        return {**found, "policies": self.archive.texts(revisions(found), tenant)}
 
     async def _take_requests(self) -> None:
         told = {**self.published(), "models": msgspec.to_builtins(self.settings.models)}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -23,11 +22,11 @@ from remit_broker.adapters.cedar_source import (
 )
 from remit_broker.core.arguments import NOTHING, UNKNOWN, Arguments, Plan, plan_of, projected
 from remit_broker.core.policy import PolicyRequest, Rule, Verdict, undecided, verdict_of
+from remit_broker.core.policy_texts import revision_of
 from remit_broker.core.question import ARGS, facts_read, project, relevant
 from remit_broker.core.registry import Target
 from remit_broker.core.rulings import Rulings, ruled
 from remit_broker.core.unseen import widened
-from remit_schemas.canonical import canonical
 
 CACHED: Final = 4096
 """Decisions kept for one policy set."""
@@ -60,6 +59,12 @@ class CedarEngine:
         self.trouble = ""
         """Why the folder as it is now is not in force; empty where it is."""
         self._policies = policies
+        self._keep: Callable[[Mapping[str, str]], None] = lambda texts: None
+
+    def kept_by(self, keep: Callable[[Mapping[str, str]], None]) -> None:
+        """From now on ``keep`` is given the texts of every set that comes into force, beginning with this one."""
+        self._keep = keep
+        keep(self._policies.texts)
 
     @classmethod
     def load(cls, folder: Path) -> CedarEngine:
@@ -68,6 +73,7 @@ class CedarEngine:
 
     def put(self, policies: Policies) -> None:
         """From now on decide by ``policies``: one assignment, so that no decision is made by half of each."""
+        self._keep(policies.texts)
         # INVARIANT: what is in force is replaced only by a set that is valid as a whole (test_a_bad_policy_keeps_the_last_good).
         self._policies, self.trouble = policies, ""
 
@@ -113,6 +119,8 @@ class Policies:
     def __init__(self, sources: Iterable[Source], revision: str) -> None:
         self.sources = tuple(sources)
         self.revision = revision
+        self.texts: Mapping[str, str] = {}
+        """The files that were read, by path."""
         self.rules: dict[str, Rule] = rules_of(self.sources)
         self.labels = any(rule.label for rule in self.rules.values())
         self._schema = _schema()
@@ -126,8 +134,9 @@ class Policies:
     def read(cls, folder: Path) -> Policies:
         """The policies in ``folder``. Raises ``ConfigError``."""
         texts = read_folder(folder)
-        revision = hashlib.sha256(canonical(sorted([name, text] for name, text in texts.items()))).hexdigest()
-        return cls(read_policies(folder, texts, _schema()), revision)
+        read = cls(read_policies(folder, texts, _schema()), revision_of(texts))
+        read.texts = texts
+        return read
 
     def assuming(self, effect: str) -> Policies:
         """These policies as if all arguments were what those of ``effect`` that look at them want, and no other's.
