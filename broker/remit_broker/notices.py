@@ -78,7 +78,7 @@ class Notices:
                 **{name: record[name] for name in _TOLD},
                 "expires": rfc3339(record["exp"]),
                 "findings": sorted({finding["kind"] for finding in record["findings"]}),
-                "approval_url": f"{self._ports.limits.approval_url}{record['id']}",
+                "approval_url": self._ports.limits.approval_at(record["tenant"], record["id"]),
             }
         )
         signed = self._ports.mint.notice(

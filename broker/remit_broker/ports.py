@@ -31,7 +31,7 @@ from remit_broker.ledger_port import Ledger
 from remit_schemas.approval import Decided
 from remit_schemas.budget import Budget
 from remit_schemas.grant import Claims, Grant
-from remit_schemas.names import Resource
+from remit_schemas.names import DEFAULT_TENANT, Resource
 from remit_schemas.records import Finding, HopClosed, HopOpened, HopRefused, HopResumed, TxnOpened
 
 T = TypeVar("T")
@@ -287,6 +287,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     approval_url: str = ""
     allowed_cycles: frozenset[tuple[str, str]] = frozenset()
     labels: LabelSources = NO_LABELS
+
+    def approval_at(self, tenant: str, name: str) -> str:
+        """Where a person finds a request for an approval; of another tenant than the default one the address says which."""
+        return f"{self.approval_url}{name}" + ("" if tenant == DEFAULT_TENANT else f"?tenant={tenant}")
 
 
 class Ports(msgspec.Struct, frozen=True, kw_only=True):

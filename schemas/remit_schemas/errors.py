@@ -125,6 +125,15 @@ class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not a fault
         self.cause = cause
 
 
+def after_effect(body: ErrorBody, effect: Literal["happened", "unknown"]) -> ErrorBody:
+    """The answer to a call that something may have come of: whatever the reason said, it is not to be made again for nothing."""
+    return (
+        body
+        if body.effect != "none"
+        else msgspec.structs.replace(body, effect=effect, retryable=False, retry_after=None)
+    )
+
+
 def refusal(
     code: Code,
     message: str,

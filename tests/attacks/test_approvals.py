@@ -13,6 +13,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from remit_broker.adapters.cedar import CedarEngine, Policies
 from remit_broker.core.approvals import MAX_ASKED
 from remit_broker.hop import open as open_stage
 from remit_broker.hop import pipeline
@@ -21,7 +22,7 @@ from remit_broker.hop.txn import Opened, close_txn, revoke
 from remit_broker.testing import Lab, running_broker
 from remit_schemas.budget import Budget
 from remit_schemas.envelope import Error, Result
-from remit_schemas.errors import Code, ErrorBody, Refusal
+from remit_schemas.errors import Code, ErrorBody, Refusal, refusal
 from tests.attacks.test_budget_race import everything, known, two_replicas
 from tests.support.raw import Arena, RawAgent, arena_on, error_of, skill, tool
 
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SEND = "mcp/mail/send"
 READ = "mcp/mail/read"
+PAY = "mcp/mail/pay"
 
 
 class Office:
@@ -109,6 +111,24 @@ async def test_what_is_approved_goes_through_once(office: Office) -> None:
     opened = (await office.lab.records(root.txn))[3]
     assert opened["approval"] == asked.approval
     assert (await office.shows(asked.approval))["state"] == "used"
+
+
+async def test_a_request_whose_append_had_no_answer_can_be_approved(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker gives up on it, and it is stored all the same: what it asks for is kept for whoever approves."""
+    root, args = await office.root(), {"to": "ann"}
+
+    def gives_up(*_: object) -> None:
+        raise refusal(Code.LEDGER_UNAVAILABLE, "no answer came", rule="test", retry_after=1.0)
+
+    monkeypatch.setattr(office.lab.broker.ports.ledger, "_remembered", gives_up)
+    assert (await office.alice.error(SEND, root.txn, root.grant, args)).code == "LEDGER_UNAVAILABLE"
+    monkeypatch.undo()
+    asked = await office.asks(root, args)
+    assert await office.kinds(root) == ["txn.opened", "approval.requested"]
+    assert (await office.says(asked.approval))["state"] == "approved"
+    assert (await office.sends(root, args)).value == "sent"
 
 
 async def test_an_identical_call_is_attached_to_the_request_that_waits(office: Office) -> None:
@@ -439,6 +459,41 @@ async def test_only_whom_policy_lets_decides(tmp_path: Path) -> None:
         assert (await office.sends(root, args)).value == "sent"
 
 
+def taken_in(lab: Lab) -> None:
+    """The policies of the folder are in force, as when the broker looks at it."""
+    engine = lab.broker.ports.policy
+    assert isinstance(engine, CedarEngine)
+    engine.put(Policies.read(engine.folder))
+
+
+SMALL = """
+@id("all") @reason("all") @approve("look at the sum") permit (principal, action == Action::"call", resource);
+@id("release") @reason("all") permit (principal, action == Action::"release", resource);
+@id("clerks-to-50") @reason("clerks decide up to 50, of what people of sales ask for")
+permit (principal in Role::"clerk", action == Action::"approve", resource)
+when { context.args.numbers.hasTag("/sum") && context.args.numbers.getTag("/sum") <= 50 && context.user in Role::"sales" };
+"""
+TYPED = {"type": "object", "properties": {"sum": {"type": "integer"}, "to": {"type": "string"}}, "required": ["sum"]}
+
+
+async def test_policy_sees_the_arguments_that_an_approver_decides_on(tmp_path: Path) -> None:
+    async with running_broker(tmp_path, policies=[("own.cedar", SMALL)]) as lab, arena_on(lab) as arena:
+        office = await office_on(arena)
+        await office.mail.serve(
+            {"name": "send", "inputSchema": {"type": "object"}}, tool("read"), {"name": "pay", "inputSchema": TYPED}
+        )
+        clerk = person("kim", "clerk")
+        root, other = await office.root(roles=["sales"]), await office.root()
+        small, large = [await office.asks(root, {"sum": amount, "to": "ann"}, PAY) for amount in (50, 51)]
+        strange, lost = await office.asks(other, {"sum": 1}, PAY), await office.asks(root, {"sum": 2}, PAY)
+        await lab.broker.ports.arguments.forget(("default", root.txn, lost.approval or ""))
+        for held, asked in ((root, large), (other, strange), (root, lost)):
+            with pytest.raises(Refusal) as no:
+                await decide(held.txn, asked.approval or "", "approve", "", clerk, lab.broker.ports)
+            assert no.value.body.code == "POLICY_DENIED", asked
+        assert (await decide(root.txn, small.approval or "", "approve", "", clerk, lab.broker.ports)).given
+
+
 async def test_policies_that_change_void_what_was_asked_and_approved(tmp_path: Path) -> None:
     async with running_broker(tmp_path) as lab, arena_on(lab) as arena:
         office = await office_on(arena)
@@ -446,7 +501,7 @@ async def test_policies_that_change_void_what_was_asked_and_approved(tmp_path: P
         asked, waiting = await office.asks(root, args), await office.asks(root, other)
         await office.says(asked.approval)
         (tmp_path / "policies" / "more.cedar").write_text("// nothing\n", encoding="utf-8")
-        lab.broker.ports.policy.reload()  # type: ignore[attr-defined]
+        taken_in(lab)
         body = await office.alice.error(SEND, root.txn, root.grant, args, approval=asked.approval)
         assert (body.code, body.rule) == ("APPROVAL_INVALID", "approve.other") and "policies" in body.message
         assert (await office.says(waiting.approval))["error"]["rule"] == "approvals.void"
@@ -462,12 +517,12 @@ async def test_policies_that_change_between_opening_and_dispatch_void_an_approva
         root, args = await office.root(), {"to": "ann"}
         asked = await office.asks(root, args)
         await office.says(asked.approval)
-        opened, ports = open_stage.open_, lab.broker.ports
+        opened = open_stage.open_
 
         async def swapped(*given: Any) -> Any:
             done = await opened(*given)
             (tmp_path / "policies" / "more.cedar").write_text("// nothing\n", encoding="utf-8")
-            ports.policy.reload()  # type: ignore[attr-defined]
+            taken_in(lab)
             return done
 
         monkeypatch.setattr(pipeline, "open_", swapped)

@@ -8,13 +8,16 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
 from remit_broker.core.policy import undecided
 from remit_broker.hop.pipeline import _shielded
-from remit_schemas.envelope import Result
-from tests.support.raw import Arena, RawAgent, error_of, tool
+from remit_schemas.budget import Budget
+from remit_schemas.envelope import Progress, Result
+from remit_schemas.errors import Code, refusal
+from tests.support.raw import Arena, RawAgent, Taken, error_of, tool
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -134,3 +137,74 @@ async def test_a_close_that_has_begun_is_finished_although_its_task_is_cancelled
     with suppress(asyncio.CancelledError):
         assert await waiting == "closed"
     assert ended.is_set()
+
+
+def trips(*_: Any) -> Any:
+    raise refusal(Code.LEDGER_UNAVAILABLE, "the ledger hiccups", rule="test.hiccup", retry_after=1.0)
+
+
+async def test_a_result_that_cannot_be_inspected_is_charged_and_not_to_be_retried(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The work is done when the ledger hiccups: whoever did it again would pay and act twice."""
+    root = await stage.arena.lab.grant("alice", READ, budget="usd=10,calls=10")
+    stage.files.handlers["read"] = lambda taken: taken.done(SECRET_ANSWER, cost=Budget(3_000_000, 0, 0))
+    monkeypatch.setattr("remit_broker.hop.inspect_result.at_the_end", trips)
+    body = await stage.alice.error(
+        READ, root.txn, root.grant, want={"budget": {"usd_micros": 5_000_000, "tokens": 0, "calls": 2}}
+    )
+    monkeypatch.undo()
+    stage.files.handlers["read"] = lambda taken: taken.done(SECRET_ANSWER)
+    assert (body.code, body.effect, body.retryable, body.retry_after) == ("LEDGER_UNAVAILABLE", "happened", False, None)
+    closed = (await stage.arena.lab.records(root.txn))[-1]
+    assert (closed["outcome"], closed["effect"], closed["spent"]["usd_micros"]) == ("error", "happened", 3_000_000)
+
+
+async def test_a_refusal_after_the_dispatch_is_not_to_be_retried(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An early frame cannot be judged: whether the callee has done anything by then is not known."""
+    root = await stage.arena.lab.grant("alice", READ)
+
+    async def speaks(taken: Taken) -> None:
+        await taken.say(Progress(message="half way"))
+
+    stage.files.handlers["read"] = speaks
+    monkeypatch.setattr("remit_broker.hop.inspect_result.at_the_end", trips)
+    body = await stage.alice.error(READ, root.txn, root.grant)
+    monkeypatch.undo()
+    stage.files.handlers["read"] = lambda taken: taken.done(SECRET_ANSWER)
+    assert (body.code, body.effect, body.retryable) == ("LEDGER_UNAVAILABLE", "unknown", False)
+
+
+async def test_nobody_there_is_no_effect(stage: Stage) -> None:
+    """What nobody listened to may be tried again."""
+    ghost = await stage.arena.agent("ghost", "mcp")
+    await ghost.serve(tool("read"))
+    await ghost.nc.close()
+    root = await stage.arena.lab.grant("alice", "mcp/ghost/read")
+    body = await stage.alice.error("mcp/ghost/read", root.txn, root.grant)
+    assert (body.code, body.effect, body.retryable) == ("TARGET_UNAVAILABLE", "none", True)
+
+
+async def test_a_frame_that_redaction_makes_too_long_is_withheld(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A placeholder may be longer than the secret; the hop and its result are not lost for that."""
+    root = await stage.arena.lab.grant("alice", READ)
+    secret = "password: 'Tr0ub4dor&3' "
+
+    async def speaks(taken: Taken) -> None:
+        await taken.say(Progress(message=secret + "x" * (4096 - len(secret))))
+        await taken.done(SECRET_ANSWER)
+
+    stage.files.handlers["read"] = speaks
+    engine = type(stage.ports.policy)
+    decide = engine.decide
+
+    def redacting(self: Any, request: Any) -> Any:
+        return msgspec.structs.replace(decide(self, request), redact=("secret",))
+
+    monkeypatch.setattr(engine, "decide", redacting)
+    frames = await stage.alice.call(READ, root.txn, root.grant)
+    monkeypatch.undo()
+    stage.files.handlers["read"] = lambda taken: taken.done(SECRET_ANSWER)
+    [early] = [frame for frame in frames if isinstance(frame, Progress)]
+    assert early.message.startswith("withheld") and "Tr0ub" not in early.message
+    assert isinstance(frames[-1], Result) and frames[-1].value == SECRET_ANSWER

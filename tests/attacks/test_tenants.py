@@ -546,6 +546,9 @@ async def test_an_approval_of_another_tenant_is_neither_shown_nor_decided(town: 
     root = await town.grant(B)
     asked = await town[B, "alice"].error("mcp/mail/send", root.txn, root.grant)
     assert asked.code == "APPROVAL_REQUIRED" and asked.approval
+    assert (asked.approval_url or "").endswith(f"/api/approvals/{asked.approval}?tenant={B}"), (
+        "it is found by whoever gets it"
+    )
     for name in (asked.approval, asked.approval[:6]):
         for method, body in (("GET", None), ("POST", {"verdict": "approve"})):
             refused = await town.ask(method, f"/api/approvals/{name}", body)

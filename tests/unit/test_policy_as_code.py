@@ -15,6 +15,7 @@ from remit_broker.adapters.cedar import CedarEngine, Policies, packaged
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.policy_cases import read_cases
 from remit_broker.adapters.policy_check import checked
+from remit_broker.cli.reasons import reasons
 from remit_broker.core.findings import ABRIDGED
 from remit_broker.core.history import MAX_FACTS, answered, facts_of, opening, past_of
 from remit_broker.core.nearest import lifted, mentioned, ways
@@ -62,6 +63,10 @@ def test_everything_that_is_wrong_is_told_at_once_with_file_and_line(tmp_path: P
         (f'permit ({CALL}) when {{ context.depth > 2 }};', "warning", "changes nothing"),
         ('permit (principal == Agent::"x", action == Action::"call", resource in Server::"y");', "warning", "changes nothing"),
         ('permit (principal, action, resource);', "warning", "names no action"),
+        (f'forbid ({CALL}) when {{ context.depth > 4 && context.depth < 4 }};', "error", "never decides"),
+        (f'forbid ({CALL}) when {{ context.depth == 2 && 3 <= context.depth }};', "error", "never decides"),
+        (f'forbid ({CALL}) when {{ resource.readOnly && !resource.readOnly }};', "error", "never decides"),
+        (f'forbid ({CALL}) when {{ context.trusted }} unless {{ context.depth > 1 || context.trusted }};', "error", "never decides"),
     ],
 )  # fmt: skip
 def test_a_rule_that_never_decides_or_is_wider_than_it_looks_is_told(
@@ -73,7 +78,54 @@ def test_a_rule_that_never_decides_or_is_wider_than_it_looks_is_told(
 
 def test_a_permit_that_a_forbid_covers_never_permits(tmp_path: Path):
     told = found(tmp_path, a=ALL + f'@id("none") @reason("r") forbid ({CALL});')
-    assert told == [("a.cedar:1", "error", f"it never permits: none at {tmp_path}/a.cedar:2 forbids all it speaks of")]
+    assert told == [("a.cedar:1", "error", f"it never permits: none at {tmp_path}/a.cedar:2 forbids all it permits")]
+
+
+SHADOWS = [
+    # what is said first, what holds only where that holds too
+    ("forbid", "when { context.depth > 3 }", "when { context.depth > 4 && resource.readOnly }"),
+    ("forbid", "when { context.depth > 3 }", "when { context.depth == 7 }"),
+    ("forbid", "when { context.depth >= 4 }", "when { 3 < context.depth }"),
+    ("forbid", "when { !(context.depth <= 3) }", "when { context.depth > 3 && context.trusted }"),
+    ("forbid", "unless { context.trusted }", "unless { context.trusted || resource.readOnly }"),
+    ("forbid", "when { !context.trusted }", "unless { context.trusted }  when { context.loops > 1 }"),
+    ("permit", "when { context.depth < 9 }", 'when { context.depth < 9 && context.args.texts.hasTag("/a") }'),
+]
+LONELY = [
+    ("forbid", "when { context.depth > 4 }", "when { context.depth > 3 }"),
+    ("forbid", "when { context.depth > 3 && context.trusted }", "when { context.depth > 3 }"),
+    ("forbid", "unless { context.trusted || resource.readOnly }", "unless { context.trusted }"),
+    ("forbid", "when { context.trusted }", "unless { context.trusted }"),
+    ("forbid", "when { context.depth > 3 || context.trusted }", "when { context.trusted }"),
+    # A forbid that looks at an argument forbids as well where it cannot see it: /b, of which the first says nothing.
+    (
+        "forbid",
+        'when { context.args.texts.hasTag("/a") }',
+        'when { context.args.texts.hasTag("/a") && context.args.texts.hasTag("/b") }',
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("effect", "first", "second", "shadowed"), [*((*one, True) for one in SHADOWS), *((*one, False) for one in LONELY)]
+)
+def test_a_rule_that_holds_only_where_another_one_does_changes_nothing(
+    tmp_path: Path, effect: str, first: str, second: str, shadowed: bool
+):
+    rules = [f'@id("r{n}") @reason("r") {effect} ({CALL}) {when};\n' for n, when in enumerate((first, second))]
+    told = found(tmp_path, a="".join(rules))
+    assert (
+        bool([what for where, _, what in told if where == "a.cedar:2" and "changes nothing: r0" in what]) is shadowed
+    ), told
+
+
+def test_a_permit_never_permits_where_a_forbid_holds_wherever_it_does(tmp_path: Path):
+    told = found(
+        tmp_path,
+        a=f'@id("deep") @reason("r") permit ({CALL}) when {{ context.depth > 5 && resource.readOnly }};\n'
+        f'@id("no") @reason("r") forbid ({CALL}) when {{ context.depth > 3 }};',
+    )
+    assert [(where, level) for where, level, what in told if "never permits: no" in what] == [("a.cedar:1", "error")]
 
 
 @pytest.mark.parametrize(
@@ -413,6 +465,23 @@ def test_the_smallest_change_is_found_by_trying(tmp_path: Path):
         "without what was found of the kind secret and without an agent of the tier untrusted in the chain" in changes
     )
     assert lift == ("no-secret-leaves", "untrusted-agents-only-read")
+
+
+def test_what_is_refused_for_its_arguments_is_explained_by_nothing_else(tmp_path: Path):
+    """They are in no record, so nobody can say which would do; but no role and no environment would have."""
+    has = 'context.args.texts.hasTag("/p")'
+    no = (
+        f'@id("no-etc") @reason("r") forbid ({CALL}) when {{ {has} && context.args.texts.getTag("/p") like "/etc/*" }};'
+    )
+    shallow = f'@id("deep") @reason("r") forbid ({CALL}) when {{ {has} && context.depth > 1 }};'
+    folder = written(tmp_path, a=ALL + no)
+    refused = past("deny", ("no-etc",), depth=2)
+    told = reasons({"asked": msgspec.to_builtins(refused), "records": [raw(refused)]}, folder)
+    assert told["changes"] == ["with other arguments"] and told["lift"] == ["no-etc"]
+    told = reasons(
+        {"asked": msgspec.to_builtins(refused), "records": [raw(refused)]}, written(tmp_path, a=ALL + shallow)
+    )
+    assert told["changes"][0] == "with other arguments" and any("depth" in one for one in told["changes"][1:]), told
 
 
 def test_a_role_that_a_policy_asks_for_is_named(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -20,6 +21,7 @@ from remit_broker.adapters.cedar_source import (
     read_policies,
     rules_of,
 )
+from remit_broker.adapters.remembered import Remembered
 from remit_broker.core.arguments import NOTHING, UNKNOWN, Arguments, Plan, plan_of, projected
 from remit_broker.core.policy import PolicyRequest, Rule, Verdict, undecided, verdict_of
 from remit_broker.core.policy_texts import revision_of
@@ -30,6 +32,9 @@ from remit_broker.core.unseen import widened
 
 CACHED: Final = 4096
 """Decisions kept for one policy set."""
+
+_LONG: Final = 1024
+"""Bytes of a question from which on its digest stands for it (test_long_questions_are_remembered_by_their_digest)."""
 
 PLANS: Final = 2048
 """Schemas whose projections are kept."""
@@ -123,18 +128,18 @@ class Policies:
         """The files that were read, by path."""
         self.rules: dict[str, Rule] = rules_of(self.sources)
         self.labels = any(rule.label for rule in self.rules.values())
-        self._schema = _schema()
+        self._schema = schema()
         self._folders = {source.within for source in self.sources}
         self._set = functools.lru_cache(SETS)(self._compose)
         self._read = facts_read(source.body for source in self.sources)
         self._plans: dict[str, tuple[dict[str, Any], Plan]] = {}
-        self._cached = functools.lru_cache(CACHED)(self._evaluate)
+        self._decided: Remembered[tuple[bytes, frozenset[str], frozenset[str]], Verdict] = Remembered(CACHED)
 
     @classmethod
     def read(cls, folder: Path) -> Policies:
         """The policies in ``folder``. Raises ``ConfigError``."""
         texts = read_folder(folder)
-        read = cls(read_policies(folder, texts, _schema()), revision_of(texts))
+        read = cls(read_policies(folder, texts, schema()), revision_of(texts))
         read.texts = texts
         return read
 
@@ -176,9 +181,15 @@ class Policies:
 
         Raises whatever a request that is not well formed makes the encoder or Cedar raise.
         """
-        # INVARIANT: the key is the whole question that is evaluated, byte for byte, so equal keys have equal answers
-        # (test_a_cached_decision_is_the_one_that_would_be_made_now).
-        return self._cached(_encoder.encode(relevant(request, self._read)), without, lenient)
+        # INVARIANT: the key is the whole question that is evaluated, byte for byte, or the SHA-256 of a long one, so equal keys
+        # have equal answers (test_a_cached_decision_is_the_one_that_would_be_made_now).
+        asked = _encoder.encode(relevant(request, self._read))
+        key = (asked if len(asked) <= _LONG else hashlib.sha256(asked).digest(), without, lenient)
+        verdict = self._decided.get(key)
+        if verdict is None:
+            verdict = self._evaluate(asked, without, lenient)
+            self._decided.put(key, verdict, 1)
+        return verdict
 
     def _compose(self, within: tuple[Within, ...], without: frozenset[str]) -> cedarpy.PolicySet:
         chosen = (source for source in self.sources if source.within in within and source.rule.id not in without)
@@ -219,8 +230,6 @@ def _without_demands(rule: Rule, lenient: frozenset[str]) -> Rule:
 
 
 @functools.cache
-def _schema() -> cedarpy.Schema:
+def schema() -> cedarpy.Schema:
+    """What policies may speak of, parsed once."""
     return cedarpy.Schema.from_str(packaged("schema.cedarschema"))
-
-
-__all__ = ["CedarEngine", "Policies", "packaged"]

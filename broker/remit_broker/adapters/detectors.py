@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 import re2  # type: ignore[import-untyped,unused-ignore]
@@ -57,15 +57,8 @@ class ContentDetectors:
         self._search = Search(finders)
         self._joins = Joins()
         secret, personal = (re2.compile(names.encode(), options()) for names in (KEYED, pii.KEYED))
-        self._names_secret = functools.lru_cache(4096)(
-            lambda name: len(name) <= _LONGEST_NAME and secret.search(encode(name)) is not None
-        )
-        self._says = functools.lru_cache(4096)(
-            lambda name: (
-                len(name) <= _LONGEST_NAME
-                and (secret.search(encode(name)) is not None or personal.search(encode(name)) is not None)
-            )
-        )
+        self._names_secret = _of_names(lambda name: secret.search(name) is not None)
+        self._says = _of_names(lambda name: secret.search(name) is not None or personal.search(name) is not None)
 
     def scan(self, value: Any) -> tuple[Finding, ...]:
         """What is found in every string, name of a member and long number of ``value``.
@@ -214,6 +207,15 @@ def _spans(hits: Iterable[Hit]) -> dict[Path, list[Span]]:
             if piece.part.sort == "text":
                 found.setdefault(piece.part.path, []).append(Span(piece.start, piece.end, hit.kind))
     return found
+
+
+def _of_names(says: Callable[[bytes], bool]) -> Callable[[str], bool]:
+    """``says`` of names of members that are no longer than names are, remembered.
+
+    INVARIANT: only names of a bounded length are kept (test_long_names_of_members_are_not_kept).
+    """
+    remembered = functools.lru_cache(4096)(lambda name: says(encode(name)))
+    return lambda name: len(name) <= _LONGEST_NAME and remembered(name)
 
 
 class _Places:

@@ -8,13 +8,13 @@ a request without an answer. What is remembered from an earlier generation is re
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
 from nats.aio.msg import Msg
 
 from remit_broker.adapters.jetstream import JetStream, Message
+from remit_broker.adapters.remembered import Remembered
 from remit_broker.core.fold import Corrupt, Fold, apply, fold_all
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.names import is_tenant, is_txn
@@ -48,6 +48,11 @@ class Lost(Exception):  # noqa: N818
         self.seq, self.sealed = seq, sealed
 
 
+_ORDINARY: Final = 32
+"""Hops of an ordinary txn."""
+_GRANT: Final = 2048
+"""Bytes of a large ordinary grant."""
+
 Witness = Callable[[str, str], Awaitable[tuple[int, str, int] | None]]
 """What is known of a txn outside of the stream: its last record seen there, the record's hash, and where it stood. Or None."""
 
@@ -57,13 +62,15 @@ async def _nobody(tenant: str, txn: str) -> None:
 
 
 class LedgerMemory:
-    """The folds that were used last, each with where it stood in the stream. ``size`` is how many are kept."""
+    """The folds that were used last, each with where it stood in the stream.
+
+    ``size`` is how many are kept of txns of up to 32 hops; larger ones count by their hops.
+    """
 
     def __init__(self, js: JetStream, size: int) -> None:
         self._js = js
-        self._size = size
-        self._folds: OrderedDict[Key, Known] = OrderedDict()
-        self._grants: OrderedDict[str, str] = OrderedDict()
+        self._folds: Remembered[Key, Known] = Remembered(size * _ORDINARY)
+        self._grants: Remembered[str, str] = Remembered(size * _GRANT)
         self._doubts = 0
         self._checked = 0
         self._checking = asyncio.Lock()
@@ -85,9 +92,7 @@ class LedgerMemory:
         """Remember the grant of a record that is stored."""
         if grant is None:
             return
-        self._grants[rec] = grant
-        if len(self._grants) > self._size:
-            self._grants.popitem(last=False)
+        self._grants.put(rec, grant, len(grant))
 
     def grant(self, rec: str) -> str | None:
         """The grant of a record, where it is remembered."""
@@ -111,7 +116,6 @@ class LedgerMemory:
         known = self._folds.get(key)
         if known is None or known.generation != generation or self._checked != generation:
             return None
-        self._folds.move_to_end(key)
         return known
 
     async def know(self, key: Key) -> Known:
@@ -121,7 +125,6 @@ class LedgerMemory:
         known = self._folds.get(key)
         if known is None:
             return self.remember(key, await self.read_all(key))
-        self._folds.move_to_end(key)
         return known if known.generation == self.generation else await self._catch_up(key, known)
 
     async def renew(self, key: Key) -> Known:
@@ -263,14 +266,13 @@ class LedgerMemory:
     def remember(self, key: Key, known: Known) -> Known:
         held = self._folds.get(key)
         if held is None or held.at <= known.at:
-            self._folds[key] = held = known
-            self._folds.move_to_end(key)
-            if len(self._folds) > self._size:
-                self._folds.popitem(last=False)
+            held = known
+            # INVARIANT: what is remembered is bounded by hops, not by txns (test_large_txns_push_out_more_than_one_small_one).
+            self._folds.put(key, known, max(_ORDINARY, len(known.fold.nodes)))
         return held
 
     def forget(self, key: Key) -> None:
-        self._folds.pop(key, None)
+        self._folds.drop(key)
 
 
 def parsed(key: Key, message: Message) -> Entry:

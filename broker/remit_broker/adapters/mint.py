@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections import OrderedDict
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
 
+from remit_broker.adapters.remembered import Remembered
 from remit_broker.ports import Clock
 from remit_schemas import jws
 from remit_schemas.approval import Decided, sign
@@ -22,16 +22,19 @@ NOTICE: Final = "remit-notice+jwt"
 """The type of what signs a message of the webhook: it passes for no grant and no decision."""
 
 
+REMEMBERED: Final = 24 * 1024 * 1024
+"""Bytes of tokens whose signatures are remembered: 20,000 of an ordinary size."""
+
+
 class KeyMint:
     """Signs with the current key; verifies with every key that is still published."""
 
-    def __init__(self, issuer: str, key: SigningKey, keys: KeySet, clock: Clock, remember: int = 20_000) -> None:
+    def __init__(self, issuer: str, key: SigningKey, keys: KeySet, clock: Clock, remember: int = REMEMBERED) -> None:
         self.issuer = issuer
         self.keys = keys
         self._key = key
         self._clock = clock
-        self._verified: OrderedDict[str, Grant] = OrderedDict()
-        self._remember = remember
+        self._verified: Remembered[str, Grant] = Remembered(remember)
 
     def mint(self, claims: Claims) -> str:
         """The compact JWS of ``claims``."""
@@ -51,9 +54,7 @@ class KeyMint:
         grant = self._verified.get(token)
         if grant is None or self.keys.get(grant.kid) is None:
             grant = verify(parse(token), self.keys, issuer=self.issuer, audience=audience, now=now)
-            self._verified[token] = grant
-            if len(self._verified) > self._remember:
-                self._verified.popitem(last=False)
+            self._verified.put(token, grant, len(token))
             return grant
         if grant.claims.aud != audience:
             raise refusal(

@@ -6,13 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import cedarpy
-
-from remit_broker.adapters.cedar import Policies, packaged
+from remit_broker.adapters.cedar import schema
 from remit_broker.adapters.cedar_source import Source, look_through, read_folder
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.policy_cases import read_cases
 from remit_broker.core.policy_lint import Written, lint
+from remit_broker.core.policy_texts import revision_of
 
 _WHERE = re.compile(r"^(.*\.(?:cedar|toml)(?::\d+|: case \d+)?): (.*)$", re.DOTALL)
 
@@ -25,12 +24,11 @@ def checked(folder: Path) -> dict[str, Any]:
     sources: list[Source] = []
     revision = ""
     try:
-        sources, wrong = look_through(
-            folder, read_folder(folder), cedarpy.Schema.from_str(packaged("schema.cedarschema"))
-        )
+        texts = read_folder(folder)
+        sources, wrong = look_through(folder, texts, schema())
         findings += [_wrong(bad) for bad in wrong]
         if not wrong:
-            revision = Policies.read(folder).revision
+            revision = revision_of(texts)
     except ConfigError as bad:
         findings.append(_wrong(bad))
     findings += [found._asdict() for found in lint(map(_written, sources))]

@@ -51,8 +51,13 @@ def _told(raw: dict[str, Any], decided: dict[str, Any], policies: Any) -> dict[s
     lift: tuple[str, ...] = ()
     if past.then in ("deny", "approve", "would_deny"):
         known = mentioned(source.body for source in policies.sources)
-        changes = ways(past.question, policies.decide, known)
-        lift = lifted(past.question, policies.decide) if past.then == "deny" else ()
+        # Arguments are in no record: what decided by them is asked as if they were what it forbids.
+        decide = policies.assuming("forbid").decide if policies.looks_at_arguments else policies.decide
+        changes = ways(past.question, decide, known)
+        lift = lifted(past.question, decide) if past.then == "deny" else ()
+        if policies.looks_at_arguments and not decide(past.question).allowed:
+            best = policies.assuming("permit").decide(past.question)
+            changes = [*(["with other arguments"] if best.allowed and not best.approve else []), *changes]
     same = decided["revision"] == policies.revision
     return {"then": past.then, "rules": rules, "same_revision": same, "changes": changes, "lift": list(lift)}
 

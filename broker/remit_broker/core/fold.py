@@ -357,7 +357,8 @@ def _close_hop(fold: Fold, record: HopClosed) -> Fold:
     returned, lowered = frozenset(record.labels), frozenset(record.lowered)
     # INVARIANT: nothing takes a label away but the endorser that the opening names (test_only_a_named_endorser_lowers).
     _require(lowered <= node.lowers, "lowered is more than its endorser may take")
-    closed = replace(node, state="closed", outcome=record.outcome, code=record.code)
+    # Its scope is asked for by nobody any more, and may be large (test_a_closed_hop_keeps_no_scope).
+    closed = replace(node, state="closed", scope=(), outcome=record.outcome, code=record.code)
     charged = replace(
         parent,
         held=parent.held.minus(node.limit),

@@ -1,7 +1,7 @@
 """What is wrong with policies beside being invalid: rules that never decide, and such that permit more than they seem to.
 
-Found by the form of a policy, never by guessing: a rule is *unreachable* where its own condition is never true as it is written, and
-*shadowed* where a rule that decides alike, or a forbid, covers all that it speaks of, unconditionally.
+Found by the form of a policy, never by guessing: a rule is *unreachable* where its own conditions cannot hold together, and *shadowed*
+where a rule that decides alike, or a forbid, covers its scope and holds wherever it does (:mod:`remit_broker.core.conditions`).
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
+from remit_broker.core.conditions import ALWAYS, contradicts, implies, said
 from remit_broker.core.policy import ACTIONS, Rule
-from remit_broker.core.unseen import conjuncts
+from remit_broker.core.question import ARGS, facts_read
 
 Level = Literal["error", "warning"]
 
@@ -41,9 +42,13 @@ def lint(policies: Iterable[Written]) -> list[Finding]:
 
 
 def _alone(one: Written) -> Iterable[Finding]:
-    if _never(one.body):
+    if contradicts(said(one.body)) and not _sees_worse(one):
         yield Finding(
-            one.where, one.rule.id, "error", "it never decides: its condition is never true", "mend or delete it"
+            one.where,
+            one.rule.id,
+            "error",
+            "it never decides: its conditions are never true together",
+            "mend or delete it",
         )
     if one.rule.effect == "permit" and one.body["action"]["op"] == "All":
         yield Finding(
@@ -55,16 +60,19 @@ def _alone(one: Written) -> Iterable[Finding]:
 
 def _beside(one: Written, all_: list[Written]) -> Iterable[Finding]:
     for other in all_:
-        holds = _always(other.body) or other.body["conditions"] == one.body["conditions"]
-        if other is one or other.within not in ("", one.within) or not holds or not _covers(other.body, one.body):
+        if other is one or other.within not in ("", one.within) or not _covers(other.body, one.body):
+            continue
+        # INVARIANT: no rule is said to be shadowed that decides something (test_a_rule_that_does_something_is_left_alone).
+        if not _within(one, other):
             continue
         if other.rule.effect == "forbid" and one.rule.effect == "permit":
             yield Finding(
-                one.where, one.rule.id, "error", f"it never permits: {other.rule.id} at {other.where} forbids all it speaks of",
+                one.where, one.rule.id, "error", f"it never permits: {other.rule.id} at {other.where} forbids all it permits",
                 "narrow the forbid, or delete this",
             )  # fmt: skip
             return
-        if other.rule.effect == one.rule.effect and not _demands(one.rule) and _first(other, one):
+        alike = other.rule.effect == one.rule.effect and other.rule.code == one.rule.code
+        if alike and not _demands(one.rule) and _first(other, one):
             yield Finding(
                 one.where, one.rule.id, "warning", f"it changes nothing: {other.rule.id} at {other.where} says all of it",
                 "delete one of the two, or narrow the other",
@@ -72,43 +80,29 @@ def _beside(one: Written, all_: list[Written]) -> Iterable[Finding]:
             return
 
 
+def _within(one: Written, other: Written) -> bool:
+    """Whether ``other`` holds wherever ``one`` does, as far as conditions go."""
+    wide = said(other.body)
+    if contradicts(wide) or (_sees_worse(one) and wide != ALWAYS):
+        return False
+    return implies(said(one.body), wide)
+
+
+def _sees_worse(one: Written) -> bool:
+    """Whether it also holds where it cannot see: a forbid does that looks at arguments, beyond what is written."""
+    return one.rule.effect == "forbid" and bool(facts_read([one.body]) & ARGS)
+
+
 def _first(other: Written, one: Written) -> bool:
     """Of two that cover each other, the second one is reported."""
-    alike = _always(one.body) or one.body["conditions"] == other.body["conditions"]
-    if not (alike and _covers(one.body, other.body) and one.within == other.within) or _demands(other.rule):
+    each = _within(other, one) and _covers(one.body, other.body) and one.within == other.within
+    if not each or _demands(other.rule):
         return True
     return other.where < one.where or (other.where == one.where and other.rule.id < one.rule.id)
 
 
 def _demands(rule: Rule) -> bool:
     return bool(rule.approve or rule.redact or rule.cap or rule.label)
-
-
-def _never(body: dict[str, Any]) -> bool:
-    return any(
-        condition["body"] == {"Value": condition["kind"] == "unless"} or _contradicts(condition)
-        for condition in body["conditions"]
-    )
-
-
-def _contradicts(condition: dict[str, Any]) -> bool:
-    """Whether a ``when`` asks of one thing that it is two different values at once."""
-    if condition["kind"] != "when":
-        return False
-    said: dict[str, Any] = {}
-    for part in conjuncts(condition["body"]):
-        if not (isinstance(part, dict) and isinstance(equal := part.get("=="), dict)):
-            continue
-        left, right = equal["left"], equal["right"]
-        if not isinstance(right, dict) or "Value" not in right:
-            continue
-        if said.setdefault(repr(left), right) != right:
-            return True
-    return False
-
-
-def _always(body: dict[str, Any]) -> bool:
-    return all(condition["body"] == {"Value": condition["kind"] == "when"} for condition in body["conditions"])
 
 
 def _covers(wide: dict[str, Any], narrow: dict[str, Any]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from remit_broker.hop.hop import Hop
 from remit_broker.ports import Ports
 from remit_schemas.envelope import Request, parse_request
@@ -59,7 +61,13 @@ async def admit(hop: Hop, ports: Ports) -> Hop:
             Code.DEADLINE_EXCEEDED, "the request arrived after its deadline", rule="admit.deadline",
             ask="send it again with a later deadline; if clocks differ, synchronise them",
         )  # fmt: skip
-    return hop.with_(request=request, deadline=deadline, mono_deadline=ask.mono + (deadline - now_ms) / 1000)
+    # What was parsed is not kept beside what it became, for as long as the hop takes.
+    return hop.with_(
+        ask=msgspec.structs.replace(ask, data=b""),
+        request=request,
+        deadline=deadline,
+        mono_deadline=ask.mono + (deadline - now_ms) / 1000,
+    )
 
 
 def _coherent(request: Request, hop: str) -> None:

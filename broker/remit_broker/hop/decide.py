@@ -7,8 +7,10 @@ from typing import Final, Literal
 import msgspec
 
 from remit_broker.core.approvals import Approval, Vote, four_eyes, void
+from remit_broker.core.arguments import UNSEEN, Arguments
 from remit_broker.core.fold import Fold
 from remit_broker.core.policy import PolicyRequest
+from remit_broker.core.registry import Target
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.revoked import may_decide, withheld
@@ -57,7 +59,7 @@ async def decide(
     approval = request_of(fold, name)
     _may_be_decided(fold, approval, verdict, ports.clock.now(), ports)
     _may_decide(fold, approval, verdict, by)
-    _permitted(fold, approval, by, ports)
+    await _permitted(fold, approval, by, ports)
     if verdict == "approve":
         await seen(approval, ports)
     async with ports.ledger.turn(by.tenant, txn) as turn:
@@ -159,8 +161,10 @@ def _may_decide(fold: Fold, approval: Approval, verdict: Verdict, by: Approver) 
         )  # fmt: skip
 
 
-def _permitted(fold: Fold, approval: Approval, by: Approver, ports: Ports) -> None:
-    """INVARIANT: who decides is somebody whom policy lets (test_only_whom_policy_lets_decides). Refuses POLICY_DENIED."""
+async def _permitted(fold: Fold, approval: Approval, by: Approver, ports: Ports) -> None:
+    """INVARIANT: who decides is somebody whom policy lets, arguments included (test_only_whom_policy_lets_decides,
+    test_policy_sees_the_arguments_that_an_approver_decides_on). Refuses POLICY_DENIED.
+    """
     asked = approval.asked
     resource = parse_resource(asked.resource)
     target, caller = ports.registry.target(resource), ports.registry.principal(asked.caller)
@@ -178,7 +182,8 @@ def _permitted(fold: Fold, approval: Approval, by: Approver, ports: Ports) -> No
             annotations=target.annotations, target_tier=target.tier, tool_groups=target.groups, depth=len(asked.chain),
             actors=asked.chain[::-1], tiers=_tiers(asked.chain, ports), labels=asked.labels,
             findings=tuple(sorted({finding.kind for finding in asked.findings})), left=fold.nodes[asked.hop].left,
-            now=int(ports.clock.now()), environment=ports.environment,
+            now=int(ports.clock.now()), environment=ports.environment, args=await _arguments(approval, target, ports),
+            client=fold.client, roles=fold.roles, groups=fold.groups,
         )
     )  # fmt: skip
     if not verdict.allowed:
@@ -187,6 +192,15 @@ def _permitted(fold: Fold, approval: Approval, by: Approver, ports: Ports) -> No
             rule=", ".join(verdict.decision.rules) or "policy.default-deny", cause=verdict.cause,
             ask=verdict.ask or 'have somebody decide whom policy lets, or permit Action::"approve" in a policy',
         )  # fmt: skip
+
+
+async def _arguments(approval: Approval, target: Target, ports: Ports) -> Arguments:
+    """What policy may see of what would be sent; where that is not kept, or is other than was asked, it is all unseen."""
+    asked = approval.asked
+    data = await ports.arguments.get((asked.tenant, asked.txn, asked.id))
+    if data is None or target.definition != asked.definition or not fits(approval, data, ports):
+        return UNSEEN
+    return ports.policy.arguments(target, msgspec.json.decode(data)["args"])
 
 
 def _tiers(chain: tuple[str, ...], ports: Ports) -> tuple[str, ...]:

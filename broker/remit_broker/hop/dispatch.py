@@ -25,7 +25,7 @@ from remit_schemas.envelope import (
     Started,
     parse_frame,
 )
-from remit_schemas.errors import Code, Effect, Refusal, refusal
+from remit_schemas.errors import Code, Effect, Refusal, after_effect, refusal
 from remit_schemas.names import is_connection
 
 LAG = 2.0
@@ -66,7 +66,17 @@ async def dispatch(hop: Hop, ports: Ports) -> Hop:
         await _still_open(hop, ports)
         await _send(hop, ports, call, waiting)
         ports.failpoints.hit("sent")
-        return await _relay(hop, ports, channel, otherwise=call if waiting else None)
+        try:
+            return await _relay(hop, ports, channel, otherwise=call if waiting else None)
+        except _Unheard:
+            raise
+        except Refusal as no:
+            # INVARIANT: what was sent is not said to have had no effect (test_a_refusal_after_the_dispatch_is_not_to_be_retried).
+            raise Refusal(after_effect(no.body, "unknown"), no.cause) from None
+
+
+class _Unheard(Refusal):
+    """Nobody listened to what was sent."""
 
 
 async def _send(hop: Hop, ports: Ports, call: Dispatch, waiting: str = "") -> None:
@@ -151,10 +161,11 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch |
                 await _send(hop, ports, otherwise)
                 otherwise = None
                 continue
-            raise refusal(
+            no = refusal(
                 Code.TARGET_UNAVAILABLE, f"{hop.aim.callee} is not connected", rule="dispatch.no-responders",
                 ask=f"start {hop.aim.callee}, then call again", retry_after=1.0,
             )  # fmt: skip
+            raise _Unheard(no.body)
         try:
             frame = parse_frame(data)
         except Refusal as bad:

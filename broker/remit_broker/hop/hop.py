@@ -84,6 +84,8 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     # narrow
     child: Child | None = None
     # inspect
+    searched: bool = False
+    """Whether ``findings`` are those of the request: it stays what it is when a lost race has the stages run again."""
     findings: tuple[Finding, ...] = ()
     labels: tuple[str, ...] = ()
     brings: tuple[str, ...] = ()

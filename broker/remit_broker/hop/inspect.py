@@ -15,10 +15,12 @@ from remit_schemas.records import Finding
 
 async def inspect(hop: Hop, ports: Ports) -> Hop:
     """Findings in whatever the callee gets, and the labels of everything that has reached the caller so far in this txn."""
-    found = ports.detectors.scan(content(hop))
-    if hop.request.want.scopes:
-        found += _in_wishes(hop, ports)
-    return await labelled(hop.with_(findings=found), ports)
+    if not hop.searched:
+        found = ports.detectors.scan(content(hop))
+        if hop.request.want.scopes:
+            found += _in_wishes(hop, ports)
+        hop = hop.with_(findings=found, searched=True)
+    return await labelled(hop, ports)
 
 
 def content(hop: Hop) -> Any:

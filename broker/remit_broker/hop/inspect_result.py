@@ -77,7 +77,11 @@ async def release(hop: Hop, ports: Ports, frame: Progress | Event) -> Progress |
     if not heard_before_end(hop, labels):
         return Progress(message="withheld: its labels are not yet on its caller, or may not reach it")
     shown = ports.detectors.redact(raw, verdict.redact)[0] if verdict.redact and findings else raw
-    return msgspec.convert(shown, type(frame))
+    try:
+        return msgspec.convert(shown, type(frame))
+    except msgspec.ValidationError:
+        # A placeholder may be longer than what it stands for (test_a_frame_that_redaction_makes_too_long_is_withheld).
+        return Progress(message="withheld: without what policy removes it is no such frame")
 
 
 class _Seen(NamedTuple):

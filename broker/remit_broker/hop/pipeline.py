@@ -33,7 +33,7 @@ from remit_broker.hop.verify import verify
 from remit_broker.ledger_port import LostRace
 from remit_broker.ports import Ports, Recipient
 from remit_schemas.envelope import Error, InputRequired, Result
-from remit_schemas.errors import Code, ErrorBody, refusal
+from remit_schemas.errors import Code, ErrorBody, after_effect, refusal
 from remit_schemas.records import HopClosed, HopOpened, HopParked
 
 T = TypeVar("T")
@@ -71,6 +71,10 @@ async def govern(ask: Ask, ports: Ports) -> Closed | Refused:
         await trail.through(EFFECT, ports)
     except (Exception, asyncio.CancelledError) as error:
         body = answer_of(error, ports, "unknown")
+        if trail.hop.final is not None:
+            # INVARIANT: work that was done is charged as reported and not done again, whatever keeps its result back
+            # (test_a_result_that_cannot_be_inspected_is_charged_and_not_to_be_retried).
+            body = after_effect(body, "happened")
     try:
         return await _close(trail.hop, ports, body)
     finally:

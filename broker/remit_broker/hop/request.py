@@ -12,7 +12,7 @@ from remit_broker.core.times import rfc3339
 from remit_broker.core.tree import open_path
 from remit_broker.hop.approve import action_of, call_of, stands
 from remit_broker.hop.hop import Hop
-from remit_broker.ledger_port import LostRace
+from remit_broker.ledger_port import LostRace, Turn
 from remit_broker.ports import Ports
 from remit_schemas.canonical import canonical_document
 from remit_schemas.errors import Code, Refusal, refusal
@@ -39,10 +39,15 @@ async def _request(hop: Hop, ports: Ports) -> Refusal:
             ask="call again shortly", retry_after=1.0,
         )  # fmt: skip
     ports.failpoints.hit("asking")
+    turn: Turn | None = None
     try:
-        found = await _append(hop, ports)
+        async with ports.ledger.turn(hop.ask.tenant, hop.ask.txn) as turn:
+            found = await _append(hop, ports, turn)
     except BaseException:
-        await ports.arguments.forget(at)
+        # INVARIANT: what a request that may be stored asks for can be shown
+        # (test_a_request_whose_append_had_no_answer_can_be_approved).
+        if turn is None or not turn.unclear:
+            await ports.arguments.forget(at)
         raise
     if found.id != hop.id:
         await ports.arguments.forget(at)
@@ -55,20 +60,19 @@ def shown(hop: Hop) -> bytes:
     return canonical_document({"args": hop.args} if hop.parked is None else {"args": hop.args, "input": hop.input})
 
 
-async def _append(hop: Hop, ports: Ports) -> Approval:
-    async with ports.ledger.turn(hop.ask.tenant, hop.ask.txn) as turn:
-        while True:
-            fold = turn.fold
-            # INVARIANT: who repeats an identical call is attached to the request that waits, and no record is written
-            # (test_an_identical_call_is_attached_to_the_request_that_waits).
-            if (found := _waiting(hop, ports, fold)) is not None:
-                return found
-            open_path(fold, hop.held.jti.hop)
-            _bounded(hop, fold)
-            record = _record(hop, ports, fold)
-            done = await turn.append(record, None)
-            if not isinstance(done, LostRace):
-                return done.requests[record.id]
+async def _append(hop: Hop, ports: Ports, turn: Turn) -> Approval:
+    while True:
+        fold = turn.fold
+        # INVARIANT: who repeats an identical call is attached to the request that waits, and no record is written
+        # (test_an_identical_call_is_attached_to_the_request_that_waits).
+        if (found := _waiting(hop, ports, fold)) is not None:
+            return found
+        open_path(fold, hop.held.jti.hop)
+        _bounded(hop, fold)
+        record = _record(hop, ports, fold)
+        done = await turn.append(record, None)
+        if not isinstance(done, LostRace):
+            return done.requests[record.id]
 
 
 def _waiting(hop: Hop, ports: Ports, fold: Fold) -> Approval | None:
@@ -157,5 +161,5 @@ def _required(hop: Hop, ports: Ports, approval: Approval) -> Refusal:
         rule=", ".join(need.rule for need in asked.needs),
         ask=f"have it approved until {rfc3339(asked.exp)}, then repeat the identical call: remit approvals approve {approval.id}",
         approval=approval.id,
-        approval_url=f"{ports.limits.approval_url}{approval.id}",
+        approval_url=ports.limits.approval_at(asked.tenant, approval.id),
     )
