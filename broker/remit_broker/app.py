@@ -14,7 +14,6 @@ from contextlib import AsyncExitStack
 from typing import Any, Final
 
 import msgspec
-from starlette.routing import Route
 
 from remit_broker import __version__, identity
 from remit_broker.adapters.admin_stream import ACCESSES, AdminStream
@@ -33,10 +32,10 @@ from remit_broker.adapters.nats_checks import require_servers
 from remit_broker.adapters.nats_connect import Connections, connect_all
 from remit_broker.adapters.nats_presence import Connected
 from remit_broker.adapters.observer import RecordObserver
-from remit_broker.adapters.once import KvOnce
 from remit_broker.adapters.otlp import OtlpSpans
 from remit_broker.adapters.outbound import Outbound
 from remit_broker.adapters.pace import Pace
+from remit_broker.adapters.policy_archive import PolicyArchive
 from remit_broker.adapters.policy_watch import PolicyWatch
 from remit_broker.adapters.private_files import private_folder, write_private
 from remit_broker.adapters.refusal_stream import RefusalStream
@@ -51,6 +50,7 @@ from remit_broker.commons import Stored, shared_ports
 from remit_broker.config import Settings
 from remit_broker.core.addresses import network
 from remit_broker.core.effective import ineffective
+from remit_broker.core.evidence import revisions
 from remit_broker.edges.attach.servers_file import ServersFileError
 from remit_broker.edges.bus import BusEdge
 from remit_broker.edges.callout import Admitted
@@ -60,10 +60,9 @@ from remit_broker.edges.http.app import HttpServer, application
 from remit_broker.edges.http.desk import Desk
 from remit_broker.edges.http.log import LogDesk
 from remit_broker.edges.http.metrics import metrics_route
-from remit_broker.edges.http.oauth.wiring import OAuth
-from remit_broker.edges.http.operators import Operator
 from remit_broker.edges.http.policy import PolicyDesk
 from remit_broker.edges.inside import Calls
+from remit_broker.edges.registration import Registration
 from remit_broker.enforcement import enforce
 from remit_broker.gate import answer_callout
 from remit_broker.gauges import Load
@@ -72,10 +71,9 @@ from remit_broker.notices import Notices
 from remit_broker.ports import Ports
 from remit_broker.premises import Place, bind_http, embed
 from remit_broker.projection import Projection
+from remit_broker.signin import Signin
 from remit_broker.tenants import Tenant, without_tenant
 from remit_broker.upkeep import Upkeep
-from remit_schemas.grant import Grant, parse, verify_ancestor
-from remit_schemas.keys import KeySet
 from remit_schemas.names import DEFAULT_TENANT
 
 log = logging.getLogger("remit")
@@ -257,7 +255,7 @@ class Broker:
         await arguments.start(
             self.nats.core.jetstream(), config.bus.replicas, config.approvals.ttl, config.results.bytes
         )
-        self.health.issuers = issuers = identity.issuers(config, self.place.url or self.http, clock)
+        self.issuers = self.health.issuers = issuers = identity.issuers(config, self.place.url or self.http, clock)
         stored = Stored(self.ledger, self.refusals, self.accounts, self.results, arguments)
         common = shared_ports(self.settings, self.keys, clock, stored, self.http) | {
             "policy": self._police(), "observer": self.observer, "identities": issuers,
@@ -272,6 +270,8 @@ class Broker:
     def _police(self) -> CedarEngine:
         """The policies, kept at what their folder says, and what operators say about them."""
         self.policy = policy = CedarEngine.load(self.settings.policies)
+        self.archive = PolicyArchive(self.settings.data)
+        policy.kept_by(self.archive.keep)
         watch = PolicyWatch(policy, self.observer.fault)
         self.observer.watch("remit_policy_reloads", "Times that changed policies were taken", lambda: watch.reloads)
         self.observer.gauge(
@@ -341,13 +341,15 @@ class Broker:
 
     async def evidence(self, tenant: str, txn: str) -> dict[str, Any]:
         """The evidence of one txn. Refuses UNKNOWN_TARGET."""
-        return await self._projection.evidence(tenant, txn, self.keys.jwks())
+        found = await self._projection.evidence(tenant, txn, self.keys.jwks())
+        return {**found, "policies": self.archive.texts(revisions(found), tenant)}
 
     async def _take_requests(self) -> None:
         told = {**self.published(), "models": msgspec.to_builtins(self.settings.models)}
         edges = []
         for name, tenant in self.tenants.items():
-            edge = BusEdge(self.nats.of(name), name, tenant.ports, tenant.registry.attach, told, self._pace.soon)
+            registration = Registration(tenant.registry, tenant.ports.detectors)
+            edge = BusEdge(self.nats.of(name), name, tenant.ports, registration.attach, told, self._pace.soon)
             await tenant.take_requests(edge)
             edges.append(edge)
             self._inside[name] = Calls(name, tenant.ports.clock, tenant.bus, edge.take)
@@ -389,11 +391,18 @@ class Broker:
         ]
         operator = identity.operator(self.settings.config, self.keys, self.ports.identities)
         api = Api(desks, self.index, operator, extras)
-        routes = api.routes() + await self._oauth(desks, operator)
+        signin = Signin(self.settings, self.keys, self.issuers, self.http)
+        self.oauth = oauth = await signin.open(self.nats.core.jetstream(), desks, operator)
+        routes = api.routes() + oauth.routes(self.observer.fault)
         if provider := identity.dev_issuer(self.settings.config, self.keys, self.http, SystemClock()):
             routes += development.routes(provider, self.observer.fault)
         self._clients = clients = serve_clients(
-            self.settings, desks, self.registries, self._inside, operator, self.observer.fault
+            self.settings,
+            desks,
+            self.registries,
+            self._inside,
+            (oauth.users(operator), oauth.challenge),
+            self.observer.fault,
         )
         routes += clients.routes()
         config, health = self.settings.config, self.health
@@ -404,21 +413,6 @@ class Broker:
         await server.start(application(routes, self.keys.jwks, health.problems, health.group, config.http.hosts, marks))
         self._stack.push_async_callback(server.stop)
         self._stack.push_async_callback(clients.stop)
-
-    async def _oauth(self, desks: list[Desk], operator: Operator) -> list[Route]:
-        """Metadata, tokens, introspection and revocation."""
-        config, once = self.settings.config, KvOnce()
-        await once.start(self.nats.core.jetstream(), config.bus.replicas)
-        oauth = OAuth(config.oauth.url or self.http, desks, once, self._genuine, operator)
-        if config.oauth.client_auth == "required":
-            oauth.demand_proof()
-        return oauth.routes(self.observer.fault, {})
-
-    def _genuine(self, token: str) -> Grant:
-        """The grant that ``token`` is, whatever time it is. Refuses GRANT_INVALID."""
-        unverified = parse(token)
-        keys = KeySet.from_jwks(self.keys.jwks())
-        return verify_ancestor(unverified, keys, issuer=self.settings.config.issuer, now=unverified.claims.iat)
 
     def _task(self, work: Any) -> None:
         task = asyncio.create_task(work)

@@ -20,13 +20,13 @@ def serve_clients(
     desks: Iterable[Desk],
     registries: Registries,
     inside: Mapping[str, Calls],
-    operator: Operator,
+    door: tuple[Operator, Callable[[str, str], str]],
     fault: Callable[[str, BaseException], None],
 ) -> Streamable:
-    """The routes under ``/mcp``, and what is behind them."""
+    """The routes under ``/mcp``, and what is behind them. ``door`` is how users are known, and what is told to whoever is none."""
     config, given = settings.config.mcp, settings.clients
     places = {
         desk.tenant: Place(desk, inside[desk.tenant], registries.of(desk.tenant), new_user_seed()) for desk in desks
     }
     rules = Rules(agent=config.agent, scopes=given.scopes, budget=given.budget, idle=config.idle)
-    return Streamable(places, operator, rules, config.call_ttl, secrets.token_bytes(32), fault)
+    return Streamable(places, door, rules, config.call_ttl, secrets.token_bytes(32), fault)

@@ -32,10 +32,21 @@ def credentials_file(
 
 def move_bus(folder: Path, url: str) -> None:
     """Name ``url`` in the credentials kept in ``folder``: an embedded NATS server may have had to take another port."""
+    _tell(folder, "bus", url)
+
+
+def tell_keys(folder: Path, jwks: Mapping[str, Any]) -> None:
+    """Name the published keys in the credentials kept in ``folder``: their holders look there for a key they do not know."""
+    # INVARIANT: whoever this machine gave credentials knows the new keys before the first grant is signed with one
+    # (test_a_log_over_a_rotation_a_rebuild_and_a_restart).
+    _tell(folder, "jwks", jwks)
+
+
+def _tell(folder: Path, name: str, value: Any) -> None:
     for path in sorted(folder.glob("*.json")):
         try:
             told = json.loads(read_private(path))
         except (ValueError, ConfigError):
             continue  # whoever uses that file is told what is wrong with it
-        if isinstance(told, dict) and told.get("bus") not in (None, url):
-            write_private(path, json.dumps({**told, "bus": url}, indent=1).encode())
+        if isinstance(told, dict) and told.get(name) not in (None, value):
+            write_private(path, json.dumps({**told, name: value}, indent=1).encode())

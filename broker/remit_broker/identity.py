@@ -41,7 +41,7 @@ def operator(config: Config, keys: KeyFiles, identities: Identities) -> Operator
             )
             return Open(config.http.open_user)
         case "issuer":
-            return IssuerToken(identities)
+            return IssuerToken(identities, config.http.stop_all)
         case _:
             return LocalToken(keys.local_token, getpass.getuser())
 

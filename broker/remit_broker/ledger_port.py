@@ -22,6 +22,10 @@ class Turn(Protocol):
     def fold(self) -> Fold:
         """The newest fold known."""
 
+    @property
+    def unclear(self) -> bool:
+        """Whether an append ended in an error and its record may be stored all the same."""
+
     async def append(self, record: Following, grant: str | None) -> Fold | LostRace:
         """Append a sealed record that follows :attr:`fold`. Durable when it returns a Fold. Refuses LEDGER_UNAVAILABLE."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Final
+from urllib.parse import urlsplit
 
 import httpx
 import msgspec
@@ -26,6 +27,8 @@ class Notices:
 
     def __init__(self, url: str, outbound: Outbound, index: SqliteIndex, ports: Ports) -> None:
         self._url, self._outbound, self._index, self._ports = url, outbound, index, ports
+        # INVARIANT: whoever may post to the webhook by its path alone is not told to the log (test_the_log_does_not_know_the_path).
+        self._host = urlsplit(url).hostname or "the webhook"
         self._again: dict[tuple[str, str, str], tuple[float, float]] = {}
         self.sent = self.failed = 0
 
@@ -58,10 +61,13 @@ class Notices:
                 return
         except (Forbidden, OSError, TimeoutError, httpx.HTTPError) as error:
             why = error
+        except ValueError as error:
+            # Of the URL: its text may hold a secret.
+            why = type(error).__name__
         pause = min(self._again.get(one.key, (0.0, FIRST / 2))[1] * 2, LONGEST)
         self._again[one.key] = (self._ports.clock.monotonic() + pause, pause)
         self.failed += 1
-        self._ports.observer.fault("webhook", RuntimeError(f"{self._url} was not told of {one.record['id']}: {why}"))
+        self._ports.observer.fault("webhook", RuntimeError(f"{self._host} was not told of {one.record['id']}: {why}"))
 
     def _message(self, one: Untold) -> tuple[bytes, dict[str, str]]:
         """The body, and a header that signs it: a JWS whose payload has the digest of the body, the URL and the time."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from remit_broker.core.admin import AdminRecord
 from remit_broker.core.listing import ApprovalRow, ChainFilter, ChainPage, HopHit, LogFilter, Logged
+from remit_broker.core.pins import Waiting
 from remit_broker.core.registry import Attachment, Principal
 from remit_broker.core.revocations import Entry
 from remit_broker.ports import Registry, Revocations
@@ -26,6 +28,11 @@ class Index(Protocol):
 
     async def refusal(self, tenant: str, hop: str) -> dict[str, Any] | None:
         """The record of a refused call by its id."""
+
+    async def answers(
+        self, tenant: str, after: int, limit: int
+    ) -> list[tuple[int, dict[str, Any], dict[str, Any], str]]:
+        """Records of ends and of questions in order after a place: each with its place, what opened its hop, and its user."""
 
     async def decisions(self, tenant: str, after: int, kind: str, limit: int) -> list[tuple[int, dict[str, Any], str]]:
         """Records of calls that were ``opened`` or ``refused``, in order after a place: each with its place and its user."""
@@ -70,8 +77,14 @@ class Directory(Registry, Protocol):
     async def remove(self, name: str) -> None:
         """Forget. Refuses UNKNOWN_TARGET."""
 
-    async def accept(self, name: str) -> list[str]:
-        """Accept changed definitions; the names that were waiting."""
+    def waiting(self, name: str) -> list[Waiting]:
+        """The definitions of a server that wait to be accepted, why, and what changed."""
+
+    def forgettable(self, name: str) -> list[str]:
+        """What was accepted of a server that it does not offer now."""
+
+    async def accept(self, name: str, digests: Mapping[str, str], *, forget: bool = False) -> list[str]:
+        """Accept definitions as they were shown; the names. Refuses CONFLICT where one is not what was shown."""
 
 
 class RevocationList(Revocations, Protocol):

@@ -33,6 +33,7 @@ auth = {auth:<22}# "local": the OS user, by the token in data/keys/local.token; 
                              # machine, as one user; "issuer": by a user's token, with roles
 # open_user = "everybody"    # who that is with "open"
 # hosts = []                 # ["remit.example.com"]: names beside loopback that the header Host may say; needs "issuer"
+# stop_all = []              # ["corp:ann"]: operators by an issuer who may stop all tenants at once, as records name them
 
 [mcp]                        # clients of MCP, at /mcp and by remit mcp
 # agent = "mcp-client"       # who calls for a client that brings no grant, in chains and in policies
@@ -71,6 +72,12 @@ auth = {auth:<22}# "local": the OS user, by the token in data/keys/local.token; 
 [oauth]                      # /oauth on the HTTP edge, see docs/oauth.md
 # url = ""                   # where clients find this broker, such as "https://remit.example"; empty: http
 # client_auth = "optional"   # "required": tokens are exchanged only for agents that prove themselves with their nkey
+# registration = "open"      # whether programs that people log in with register themselves: "open" or "closed"
+# redirects = []             # ["https://claude.example/back"]: where browsers may be sent back to beside this machine
+# client_documents = []      # ["https://editor.example/*"]: clients that are a document on the web
+# documents_allow = []       # ["10.1.0.0/16"]: networks that are not public and may be fetched from all the same
+# access_ttl = 3600          # life of an access token in seconds
+# login_ttl = 43200          # of a login, refreshed or not
 
 [traces]
 # endpoint = ""              # OTLP/HTTP, such as "http://127.0.0.1:4318"; OTEL_EXPORTER_OTLP_ENDPOINT wins
@@ -136,6 +143,7 @@ audience = ["remit"]         # what its tokens for this broker say in `aud`
 # refresh = 300.0            # seconds after which its keys are fetched again
 # outage = 3600.0            # seconds beyond that for which known keys are used while it does not answer
 # refetch = 10.0             # seconds between two fetches for the sake of unknown keys
+# login = { client_id = "remit", secret_file = "login.secret" }   # people log in there for their programs; docs/oauth.md
 claims = { user = "sub", roles = "roles", groups = "groups" }   # where users, roles and groups are in a token
 [issuers.operators]          # which users may do what on /api, by role:…, group:… or user:…
 viewer = ["role:remit-viewer"]

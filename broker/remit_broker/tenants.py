@@ -30,7 +30,7 @@ from remit_schemas.errors import Code, Refusal, refusal
 
 
 class Tenant:
-    """The parts of one tenant, wired. :meth:`listen` before anything else; :meth:`take_requests` when all is ready."""
+    """The parts of one tenant. :meth:`wire` before anything else; :meth:`take_requests` when all is ready."""
 
     def __init__(
         self, name: str, bus: NatsBus, registry: KvRegistry, revocations: RevocationList, admin: AdminStream
@@ -38,7 +38,6 @@ class Tenant:
         self.name, self.bus, self.registry, self.revocations, self.admin = name, bus, registry, revocations, admin
         self.supervisor: ServerSupervisor | None = None
         self._ports: Ports | None = None
-        self._edge: BusEdge | None = None
 
     @property
     def ports(self) -> Ports:
@@ -90,7 +89,6 @@ class Tenant:
 
     async def take_requests(self, edge: BusEdge) -> None:
         """From now on calls of this tenant's agents are governed."""
-        self._edge = edge
         self.bus.on_input, self.bus.on_unwanted = edge.on_input, edge.on_unwanted
         await edge.start()
 

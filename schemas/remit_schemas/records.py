@@ -47,7 +47,8 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """What policy was asked beside what the record says: with these the question can be asked again, of other policies too.
 
     ``tier`` is the caller's, ``hints`` the letters of what the target says of itself (``r`` reads only, ``d`` destructive, ``i``
-    idempotent, ``o`` open world). ``depth`` and ``labels`` are left out where the record has them. ``partial``: something was left
+    idempotent, ``o`` open world). ``depth``, ``labels`` and ``brings`` (what the target would bring) are left out where the record has
+    them. ``partial``: something was left
     out because it was too much.
     """
 
@@ -63,6 +64,7 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     depth: int = 0
     loops: int = 0
     labels: tuple[str, ...] = ()
+    brings: tuple[str, ...] = ()
     left: Budget | None = None
     client: str = ""
     environment: str = ""

@@ -209,6 +209,13 @@ async def test_a_body_that_is_no_delegation_opens_no_txn(web: Web, name: str) ->
     assert web.arena.lab.broker.ledger.high == before
 
 
+async def test_nothing_is_accepted_without_saying_what(web: Web) -> None:
+    bodies: list[dict[str, Any]] = [{}, {"digests": {}}, {"digests": "all"}, {"digests": {}, "forget": False}]
+    for body in bodies:
+        response = await web.http.post("/api/servers/files/accept", headers=web.auth, json=body)
+        assert response.status_code == 400, response.text
+
+
 async def test_a_command_in_a_body_is_refused_and_not_run(web: Web, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     command = {"command": ["touch", str(mark)], "cmd": f"touch {mark}", "url": "http://127.0.0.1:1"}
@@ -293,6 +300,27 @@ async def test_nothing_in_a_path_or_query_reaches_what_it_should_not(web: Web, p
     else:
         assert response.status_code in (400, 404, 405), response.text
         error(response)
+
+
+async def test_what_is_said_in_a_what_if_is_not_overruled(web: Web) -> None:
+    """Also where it is what would be taken for said if it were not: the registry knows the tool as a destructive one."""
+    files = await web.arena.agent("files", "mcp")
+    await files.serve({"name": "shred", "inputSchema": {"type": "object"}})
+    await web.arena.agent("mallory", tier="untrusted")
+
+    async def outcome(**said: Any) -> tuple[str, list[str]]:
+        wish = {"resource": "mcp/files/shred", "agent": "mallory", **said}
+        told = (await web.http.post("/api/policy/simulate", json=wish, headers=web.auth)).json()
+        return told["outcome"], told["rules"]
+
+    assert await outcome() == ("deny", ["untrusted-agents-only-read"])
+    assert await outcome(readOnly=True) == ("allow", ["grant-covers-call"])
+    assert await outcome(tier="standard", tiers=["standard"]) == ("approve", ["destructive-needs-approval"])
+    assert await outcome(tier="standard", tiers=["standard"], destructive=False) == ("allow", ["grant-covers-call"])
+    assert await outcome(tier="standard", tiers=["standard"], readOnly=False) == (
+        "approve",
+        ["destructive-needs-approval"],
+    )
 
 
 async def test_health_stays_up_after_all_of_this(web: Web) -> None:

@@ -6,11 +6,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
+import httpx
 import msgspec
 import pytest
 import pytest_asyncio
 
-from remit_broker.adapters.cedar import packaged
+from remit_broker.adapters.cedar import Policies, packaged
+from remit_broker.cli.reasons import reasons
+from remit_broker.core.replay import Past, replayed
 from remit_broker.edges.http.policy import Allow, Observe, PolicyDesk, Withdraw
 from remit_broker.testing import running_broker
 from remit_schemas.errors import Code, Refusal, refusal
@@ -108,7 +111,7 @@ def as_before(stage: Stage) -> Iterator[None]:
     for file in policy.folder.glob("*.cedar"):
         if file.name not in ("default.cedar", "capped.cedar"):
             file.unlink()
-    policy.reload()
+    policy.put(Policies.read(policy.folder))
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -167,7 +170,7 @@ async def test_policies_that_are_swapped_while_a_hop_runs_decide_again_before_it
     def swap(_: object, name: str) -> None:
         if name == "open":
             write(stage, "swapped.cedar", NO_READS)
-            policy.reload()
+            policy.put(Policies.read(policy.folder))
 
     monkeypatch.setattr(type(stage.arena.lab.broker.ports.failpoints), "hit", swap)
     body = await stage.alice.error(READ, root.txn, root.grant)
@@ -187,7 +190,7 @@ async def test_policies_that_are_swapped_for_others_that_demand_more_are_noticed
     def swap(_: object, name: str) -> None:
         if name == "open":
             write(stage, "swapped.cedar", capped)
-            policy.reload()
+            policy.put(Policies.read(policy.folder))
 
     monkeypatch.setattr(type(stage.arena.lab.broker.ports.failpoints), "hit", swap)
     body = await stage.alice.error(READ, root.txn, root.grant)
@@ -203,9 +206,10 @@ async def test_arguments_reach_policy_through_the_broker_and_no_record(stage: St
     schema = {"type": "object", "properties": {"path": {"type": "string"}}}
     policy = stage.arena.lab.broker.policy
     await stage.files.serve(tool("read", inputSchema=schema), tool("dear"))
-    await stage.arena.lab.broker.registry.accept("files")
+    registry = stage.arena.lab.broker.registry
+    await registry.accept("files", {one.op: one.digest for one in registry.waiting("files")})
     write(stage, "looks.cedar", looks)
-    policy.reload()
+    policy.put(Policies.read(policy.folder))
     root = await stage.arena.lab.grant("alice", "mcp/**")
     await stage.alice.call(READ, root.txn, root.grant, {"path": "docs/a.md"})
     for hostile in ("/etc/passwd", "/etc/" + "x" * 5000, {"__entity": {"type": "User", "id": "root"}}):
@@ -220,11 +224,66 @@ async def test_arguments_reach_policy_through_the_broker_and_no_record(stage: St
 # What operators say
 
 
+NO_ADDRESSES = """
+@id("no-addresses")
+@reason("no address comes back")
+@ask("ask for less")
+forbid (principal, action == Action::"release", resource == Tool::"mcp/files/read")
+when { context.findings.contains("pii.email") };
+"""
+
+
+async def test_the_record_of_a_withheld_answer_says_why(stage: Stage) -> None:
+    """And what decided about it can be replayed and explained, as what decided about the call."""
+    lab = stage.arena.lab
+    policy, root = lab.broker.policy, await lab.grant("alice", "mcp/**")
+    before = policy.policies
+    stage.files.handlers["read"] = lambda taken: taken.done("write to jane.doe@example.org")
+    try:
+        assert (await stage.alice.call(READ, root.txn, root.grant))[-1].value.startswith("write")  # type: ignore[union-attr]
+        write(stage, "addresses.cedar", NO_ADDRESSES)
+        policy.put(Policies.read(policy.folder))
+        body = await stage.alice.error(READ, root.txn, root.grant)
+    finally:
+        stage.files.handlers["read"] = lambda taken: taken.done("content")
+    assert (body.code, body.rule, body.effect) == ("RESULT_DENIED", "no-addresses", "happened")
+    record = (await lab.records(root.txn))[-1]
+    assert (record["kind"], record["outcome"], record["code"]) == ("hop.closed", "refused", "RESULT_DENIED")
+    assert record["decision"] == {"effect": "deny", "rules": ["no-addresses"], "revision": policy.revision}
+    assert [one["kind"] for one in record["findings"]] == ["pii.email"] and record["result_digest"]
+    assert "jane.doe" not in str(record)
+    found = await _answers(stage, root.txn)
+    assert [(past.then, past.rules) for past in found] == [
+        ("allow", ("release-without-secrets",)),
+        ("deny", ("no-addresses",)),
+    ]
+    for policies, changes in ((policy.policies, [("allow", "deny")]), (before, [("deny", "allow")])):
+        report = replayed(found, policies.decide, policies.decide)
+        assert (report.calls, report.answers, report.same) == (2, 2, 1)
+        assert [(one.was, one.becomes) for one in report.changes] == changes
+    async with httpx.AsyncClient(base_url=lab.broker.http, trust_env=False) as http:
+        auth = {"Authorization": f"Bearer {lab.broker.keys.local_token}"}
+        raw = (await http.get(f"/api/records/{record['hop']}", headers=auth)).json()
+    told = reasons(raw, policy.folder)
+    assert (told["then"], told["answer"]["then"]) == ("allow", "deny")
+    assert told["answer"]["rules"][0]["where"].endswith("/addresses.cedar:2")
+    assert "without what was found of the kind pii" in told["answer"]["changes"]
+
+
+async def _answers(stage: Stage, txn: str) -> list[Past]:
+    """What was decided about answers in a task, as a running broker tells it for a replay."""
+    lab = stage.arena.lab
+    async with httpx.AsyncClient(base_url=lab.broker.http, trust_env=False) as http:
+        auth = {"Authorization": f"Bearer {lab.broker.keys.local_token}"}
+        told = (await http.get("/api/policy/decisions", params={"kind": "answered"}, headers=auth)).json()
+    return [past for raw in told["decisions"] if (past := msgspec.convert(raw, Past, strict=False)).txn == txn]
+
+
 async def test_what_is_observed_is_let_through_and_recorded_as_would_deny(stage: Stage) -> None:
     desk = desk_of(stage)
     policy = stage.arena.lab.broker.policy
     write(stage, "observed.cedar", NO_READS)
-    policy.reload()
+    policy.put(Policies.read(policy.folder))
     root = await stage.arena.lab.grant("alice", "mcp/**")
     assert (await stage.alice.error(READ, root.txn, root.grant)).rule == "no-reads"
     told = await desk.observe(Observe(policy="no-reads", why="trying"), "op", "observed")
@@ -251,7 +310,7 @@ async def test_an_exception_is_recorded_expires_and_can_be_withdrawn(
     desk, lab = desk_of(stage), stage.arena.lab
     policy = lab.broker.policy
     write(stage, "except.cedar", NO_READS)
-    policy.reload()
+    policy.put(Policies.read(policy.folder))
     root, other = await lab.grant("alice", "mcp/**"), await lab.grant("alice", "mcp/**", user="bob")
     body = await stage.alice.error(READ, root.txn, root.grant)
     hop = (await lab.refusals(root.txn))[0]["hop"]

@@ -440,6 +440,27 @@ async def test_an_operator_of_one_tenant_stops_no_other(town: Town, monkeypatch:
     assert (await town[B, "alice"].result(READ, root.txn, root.grant)).value == MARK
 
 
+async def test_who_is_named_for_it_stops_all_tenants(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whichever tenant they are; and it stands in the one history where everybody looks for it."""
+    _bound(town, monkeypatch, B, everything=True)
+    told = await town.ask("POST", "/api/revocations", {"all": True, "why": "fire"})
+    assert told.status_code == 200, told.text
+    monkeypatch.undo()
+    try:
+        for tenant in (A, B):
+            assert (await town.told(f"/api/status?tenant={tenant}"))["paused"]["who"] == "corp:admin"
+        history = (await town.told("/api/revocations"))["history"]
+        assert [(one["kind"], one["who"], one["why"]) for one in history if one["kind"] == "all"] == [
+            ("all", "corp:admin", "fire")
+        ]
+    finally:
+        _bound(town, monkeypatch, B, everything=True)
+        assert (await town.ask("POST", "/api/revocations/reinstate", {"all": True})).status_code == 200
+        monkeypatch.undo()
+    root = await town.grant(B)
+    assert (await town[B, "alice"].result(READ, root.txn, root.grant)).value == MARK
+
+
 async def test_an_operator_of_another_tenant_has_its_own_without_naming_it(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -449,12 +470,12 @@ async def test_an_operator_of_another_tenant_has_its_own_without_naming_it(
     assert (await town.ask("GET", f"/api/chains/{root.txn}?tenant={A}")).status_code == 404
 
 
-def _bound(town: Town, monkeypatch: pytest.MonkeyPatch, tenant: str) -> None:
+def _bound(town: Town, monkeypatch: pytest.MonkeyPatch, tenant: str, everything: bool = False) -> None:
     """From now on the operator of this machine is one of ``tenant`` alone, as an issuer proves it."""
 
     async def known(self: LocalToken, request: Any) -> Caller:
         identity = Identity(issuer="corp", iss="https://corp", user="admin", tenant=tenant, token="jti")
-        return Caller(who="corp:admin", abilities=ALL, identity=identity)
+        return Caller(who="corp:admin", abilities=ALL, identity=identity, everything=everything)
 
     monkeypatch.setattr(LocalToken, "known", known)
 

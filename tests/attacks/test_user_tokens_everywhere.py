@@ -5,6 +5,7 @@ Where one transport checks and another does not, only the second matters.
 
 from __future__ import annotations
 
+import collections
 import json
 import logging
 import time
@@ -18,7 +19,10 @@ import pytest_asyncio
 
 from remit import Agent, Refused, open_task
 from remit_broker.core.issuers import DEV_PATH
+from remit_broker.core.times import rfc3339
+from remit_broker.edges.http.turned_away import AT_THE_DOOR
 from remit_broker.testing import Lab, running_broker
+from remit_schemas.errors import Code, refusal
 from tests.support.issuers import Issuer, b64, rsa_key, serving
 from tests.support.oauth import ACCESS, EXCHANGE, claims_of, error_of
 
@@ -352,6 +356,7 @@ async def test_a_user_opens_tasks_for_nobody_else(house: House) -> None:
         (["analyst"], {"roles": ["admin"]}, "operators.administer"),
         (["viewer"], {"user": "root"}, "operators.operate"),
         (["operator"], {"user": "root", "roles": ["admin"]}, "operators.administer"),
+        (["admin"], {"roles": ["analyst"]}, "grants.user"),
         (["operator"], {"user": "root", "token": house.issuer.token()}, "grants.user"),
     ):
         bearer = {"Authorization": f"Bearer {house.issuer.token(roles=roles)}"}
@@ -377,6 +382,48 @@ async def test_a_user_closes_their_own_tasks_and_no_others(house: House) -> None
     assert (await house.http.get(f"/api/chains/{txn}", headers=ann)).status_code == 403
     closed = await house.http.post(at, headers=ann)
     assert closed.status_code == 200 and closed.json()["state"] == "closed"
+
+
+async def test_a_ledger_that_does_not_answer_is_no_want_of_a_role(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bearer = {"Authorization": f"Bearer {house.issuer.token(roles=[], sub='ann')}"}
+
+    async def hangs(*_: Any) -> Any:
+        raise refusal(Code.LEDGER_UNAVAILABLE, "it does not answer", rule="ledger.timeout", ask="wait")
+
+    monkeypatch.setattr(house.lab.broker.ledger, "newest", hangs)
+    response = await house.http.post(f"/api/chains/{'0' * 31}1/close", headers=bearer)
+    assert (response.status_code, response.json()["error"]["rule"]) == (503, "ledger.timeout")
+
+
+async def test_whoever_is_turned_away_at_the_api_is_in_the_refusals(house: House) -> None:
+    """A token that is none, one of a user without the role, and one in a body; many of each are a few records."""
+    began = rfc3339(time.time())
+    viewer = {"Authorization": f"Bearer {house.issuer.token(roles=['viewer'], sub='eve')}"}
+    forged = {"Authorization": f"Bearer {swapped(house.issuer)}"}
+    operator = {"Authorization": f"Bearer {house.issuer.token(roles=['operator'], sub='olga')}"}
+    body = {"agent": "portal", "scopes": [{"type": "remit", "resource": "**"}], "token": swapped(house.issuer),
+            "budget": {"usd_micros": 1, "tokens": 1, "calls": 1}}  # fmt: skip
+    for _ in range(20):
+        assert (await house.http.get("/api/agents", headers=forged)).status_code == 401
+        assert (await house.http.post("/api/servers/reload", headers=viewer)).status_code == 403
+        assert (await house.http.post("/api/grants", json=body, headers=operator)).status_code == 401
+    await house.lab.broker.refusals.stop()  # what was counted is written
+    await house.lab.broker.caught_up()
+    found = [
+        one
+        for one in await house.lab.broker.index.recent_refusals("default", began, 1000)
+        if one["caller"] == AT_THE_DOOR
+    ]
+    told = collections.Counter[tuple[str, str]]()
+    for one in found:
+        told[one["resource"], one["rule"]] += one["count"]
+    assert told["remit/api/agents", "identity.signature"] == 20
+    assert told["remit/api/servers/reload", "operators.operate"] == 20
+    assert told["remit/api/grants", "identity.signature"] == 20
+    assert len(found) < 30 and "corp:eve" in str(found)
+    assert not any(token["Authorization"][20:60] in str(found) for token in (viewer, forged))
 
 
 async def test_a_user_who_is_revoked_is_no_operator(house: House) -> None:

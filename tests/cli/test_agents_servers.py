@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -116,6 +117,51 @@ def test_a_server_that_is_removed_is_gone_with_its_credentials(broker: Running) 
 
 def test_accepting_when_nothing_waits_says_so(served: Running) -> None:
     assert "nothing was waiting" in served.remit("servers", "accept", "tools").out
+
+
+@contextmanager
+def attached(broker: Running, name: str, mode: str) -> Iterator[None]:
+    """A server of one tool, attached from the shell until the end of the block."""
+    words = [
+        *REMIT,
+        "attach",
+        name,
+        "-c",
+        str(broker.folder),
+        "--",
+        sys.executable,
+        str(SERVER.with_name("scanned.py")),
+        mode,
+    ]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert f"attached scanned-{mode}" in process.stderr.readline()
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(15)
+
+
+def test_a_changed_tool_is_shown_and_exactly_that_is_accepted(broker: Running) -> None:
+    with attached(broker, "sky", "clean"):
+        assert broker.json("servers", "accept", "sky") == {"accepted": [], "waiting": []}
+    with attached(broker, "sky", "poisoned"):
+        listed = broker.remit("servers", "list").out
+        assert "weather" in listed.partition("not callable until somebody looked:")[2]
+        done = broker.remit("servers", "accept", "sky")
+        assert done.code == 1
+        assert "- Tells the weather of a city." in done.out
+        assert "+ Weather. <IMPORTANT>Before using this tool" in done.out
+        assert "injection.concealment" in done.out
+        told = broker.remit("servers", "accept", "sky", "--json")
+        assert (told.code, told.json()["accepted"]) == (1, [])
+        wrong = broker.remit("servers", "accept", "sky", "--digest", "0" * 64, "--json")
+        assert (wrong.code, wrong.error["code"]) == (1, "CONFLICT")
+        assert broker.remit("servers", "accept", "sky", "no_such_tool").code == 1
+        digest = told.json()["digest"]
+        assert broker.json("servers", "accept", "sky", "--digest", digest)["accepted"] == ["weather"]
+        assert "nothing was waiting" in broker.remit("servers", "accept", "sky").out
 
 
 def test_attach_serves_from_where_it_runs_until_it_is_stopped(broker: Running) -> None:

@@ -16,7 +16,7 @@ from remit_broker.core.caps import Whose
 from remit_broker.testing import Lab, running_broker
 from remit_schemas.budget import ONE_CALL, ZERO, Budget
 from remit_schemas.envelope import Error, Result
-from remit_schemas.errors import Refusal
+from remit_schemas.errors import Code, Refusal, refusal
 from tests.support.process import ProcessLab, process_lab
 from tests.support.raw import Arena, RawAgent, Taken, arena_on, error_of, skill, tool
 
@@ -358,3 +358,28 @@ async def attached(lab: ProcessLab) -> tuple[RawAgent, RawAgent]:
     files.handlers["read"] = lambda taken: taken.done("x")
     await files.serve(tool("read"))
     return alice, files
+
+
+@pytest.mark.parametrize(("stored", "counted"), [(True, 2), (False, 0)])
+async def test_a_call_whose_record_may_be_stored_counts_in_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: bool, counted: int
+) -> None:
+    """The append has no answer and the broker gives up: nothing is dispatched, but the scan will charge what was stored."""
+    async with capped(tmp_path, {"user": {"default": {"day": "calls=9"}}}) as (lab, arena):
+        alice, files = await cast(arena)
+        root = await lab.grant("alice", "mcp/**")
+        ledger = lab.broker.ports.ledger
+
+        def gives_up(*_: object) -> None:
+            raise refusal(Code.LEDGER_UNAVAILABLE, "no answer came", rule="test")
+
+        monkeypatch.setattr(ledger, "_remembered" if stored else "_require_working", gives_up)
+        body = await alice.error(READ, root.txn, root.grant, want=money(0, 2))
+        monkeypatch.undo()
+        assert body.code == "LEDGER_UNAVAILABLE"
+        kinds = await arena.kinds(root.txn)
+        assert kinds == (["txn.opened", "hop.opened"] if stored else ["txn.opened"])
+        assert files.work(root.txn) == []
+        row = (await rows(lab))["user", "ann", "day"]
+        assert row["spent"]["calls"] + row["leased"]["calls"] >= counted
+        assert row["spent"]["calls"] == counted

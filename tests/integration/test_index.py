@@ -14,15 +14,17 @@ from typing import Any
 import msgspec
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from remit_broker.adapters.errors import ConfigError
-from remit_broker.adapters.jetstream import JetStream, Message
+from remit_broker.adapters.jetstream import JetStream, Message, stream_seq
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.refusal_stream import RefusalStream
 from remit_broker.adapters.sqlite_index import SqliteIndex
 from remit_broker.adapters.stream_tail import Regressed, StreamTail, made_certain
 from remit_broker.core.fold import fold_all
 from remit_broker.core.listing import ChainFilter
+from remit_broker.ports import at_once
 from remit_schemas.budget import ONE_CALL, Budget
 from remit_schemas.errors import Refusal
 from remit_schemas.records import Record, plain
@@ -399,6 +401,41 @@ async def test_a_message_missing_in_the_middle_is_noticed_where_none_may_miss(se
         finally:
             await batches.aclose()  # type: ignore[attr-defined]
     assert seen == [1, 3, 4] and not whole
+
+
+@pytest.mark.parametrize("lost", [{2, 3}, {1}, set(range(1, 700))])
+async def test_what_is_lost_on_its_way_is_asked_for(server: LocalNats, lost: set[int]) -> None:
+    """A consumer without acknowledgements sends a message once, and between servers of a cluster it may go astray."""
+    nc = await server.connect()
+    js = JetStream(nc)
+    await js.api("STREAM.CREATE.HOLED", {"name": "HOLED", "subjects": ["holed"], "storage": "memory"})
+    count = max(lost) + 2
+    for number in range(count):
+        await js.publish("holed", str(number).encode(), {})
+    tail = StreamTail(nc, "HOLED", "holed", whole=True)
+    arrive, astray = tail._arrive, set(lost)
+
+    @at_once
+    async def some(msg: Msg) -> None:
+        seq = stream_seq(msg.reply)
+        if seq in astray:
+            astray.discard(seq)
+        else:
+            await arrive(msg)
+
+    tail._arrive = some  # type: ignore[method-assign]
+    batches = tail.batches(0)
+    seen: list[int] = []
+    async with asyncio.timeout(30):
+        try:
+            async for batch in batches:
+                assert [int(message.data) + 1 for message in batch] == [message.seq for message in batch]
+                seen += [message.seq for message in batch]
+                if seen[-1] == count:
+                    break
+        finally:
+            await batches.aclose()  # type: ignore[attr-defined]
+    assert seen == list(range(1, count + 1)) and not astray
 
 
 async def test_a_disk_that_is_full_is_waited_for(server: LocalNats, index: SqliteIndex) -> None:

@@ -144,6 +144,27 @@ async def test_a_webhook_of_this_machine_is_not_sent_to_unless_it_is_allowed(tmp
         assert "is not public" in faults[0] and hook.got == []
 
 
+async def test_the_log_does_not_know_the_path(tmp_path: Path) -> None:
+    """Whoever knows the path of a chat's webhook may post to it: neither a message of the check nor a log has it."""
+    file = tmp_path / "remit.toml"
+    file.write_text('[approvals]\nwebhook = "https://user@chat.example/T0K3N"\n', encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load(str(file))
+    assert "T0K3N" not in str(caught.value) and "user@" not in str(caught.value)
+    faults: list[str] = []
+    async with telling(tmp_path, "http://127.0.0.1:9/T0K3N") as office:
+        seen = asyncio.Event()
+
+        def fault(where: str, error: BaseException) -> None:
+            faults.append(str(error))
+            seen.set()
+
+        office.lab.broker.observer.fault = fault  # type: ignore[method-assign]
+        await office.asks(await office.root(), {"to": "ann"})
+        await asyncio.wait_for(seen.wait(), 20)
+    assert "127.0.0.1 was not told" in faults[0] and "T0K3N" not in "".join(faults)
+
+
 async def test_a_name_that_resolves_otherwise_later_changes_nothing() -> None:
     asked: list[str] = []
 
@@ -171,6 +192,8 @@ async def test_an_answer_without_end_is_not_read_to_its_end() -> None:
     ("key", "value"),
     [
         ("webhook", "ftp://x/y"), ("webhook", "https://user:secret@chat.example/"), ("webhook", "chat.example"),
+        ("webhook", "https://chät.example/"), ("webhook", "https://a..b/"), ("webhook", "https://-x.example/"),
+        ("webhook", "https://exa mple/"), ("webhook", "https://" + "a" * 64 + ".example/"), ("webhook", "https://[::1%25eth0]/"),
         ("webhook_allow", ["10.0.0.1/8"]), ("webhook_allow", ["all"]), ("url", "x"),
     ],
 )  # fmt: skip

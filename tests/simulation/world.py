@@ -249,9 +249,12 @@ class SimLedger:
 class SimTurn:
     def __init__(self, ledger: SimLedger, txn: str, fold: Fold) -> None:
         self._ledger, self._txn, self.fold = ledger, txn, fold
+        self.unclear = False
 
     async def append(self, record: Any, grant: str | None) -> Fold | LostRace:
+        self.unclear = True
         done = await self._ledger.append(self._txn, self.fold, plain(record))
+        self.unclear = False
         if grant is not None and not isinstance(done, LostRace):
             self._ledger.keep(record.hash, grant)
         self.fold = done.fold if isinstance(done, LostRace) else done

@@ -159,6 +159,10 @@ class Running:
     def server(self, name: str) -> None:
         """Add the well-behaved MCP server, and wait until its tools are there."""
         self.json("servers", "add", name, "--", sys.executable, str(SERVER))
+        self.server_runs(name)
+
+    def server_runs(self, name: str) -> None:
+        """Wait until a server's tools are there."""
         until(lambda: [s["state"] for s in self.json("servers", "list") if s["name"] == name] == ["running"])
 
     def stop(self, number: int = signal.SIGTERM) -> int:

@@ -75,6 +75,8 @@ def test_the_starter_shows_every_key_with_its_default(file: Path) -> None:
             "labels",
             "approvals",
             "endorsers",
+            "mcp",
+            "oauth",
             "policy",
             "tool_groups",
             "caps",
@@ -272,6 +274,21 @@ def test_what_is_no_pair_is_refused(text: str) -> None:
 def test_what_trusts_the_machine_needs_loopback(file: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(ConfigError, match="loopback only"):
+        load(str(file))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[http]\nstop_all = ['corp:ann']",
+        "[http]\nauth = 'issuer'\nstop_all = ['corp:ann']\n[development]\nissuer = true",
+        "[http]\nauth = 'issuer'\nstop_all = ['development:']\n[development]\nissuer = true",
+        "[http]\nauth = 'issuer'\nstop_all = ['ann']\n[development]\nissuer = true",
+    ],
+)
+def test_whoever_may_stop_all_tenants_is_somebody_an_issuer_proves(file: Path, text: str) -> None:
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="stop_all"):
         load(str(file))
 
 

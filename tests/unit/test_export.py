@@ -77,7 +77,10 @@ def test_an_event_that_is_none_is_found_by_the_published_schema(published: Any) 
 
 def test_what_failed_says_so_and_what_was_refused_says_by_which_rule() -> None:
     events = {kind: ocsf.event(record, "ann", "0") for kind, record in zip(KINDS, RECORDS, strict=True)}
-    assert [kind for kind, event in events.items() if event["status_id"] == ocsf.FAILURE] == ["hop.closed", "hop.refused"]
+    assert [kind for kind, event in events.items() if event["status_id"] == ocsf.FAILURE] == [
+        "hop.closed",
+        "hop.refused",
+    ]
     refused = ocsf.event(RECORDS[-2], "ann", "0")
     assert (refused["count"], refused["policy"]["name"], refused["status_code"]) == (3, "no-mail", "OUT_OF_SCOPE")
     assert ocsf.event(RECORDS[-1], "", "0")["severity_id"] == ocsf.HIGH
@@ -104,14 +107,20 @@ def test_a_table_has_who_what_how_it_was_decided_and_what_it_cost() -> None:
     assert [row["kind"] for row in table] == KINDS
     assert all(row["hash"] == record["hash"] for row, record in zip(table, RECORDS, strict=True))
     closed = table[KINDS.index("hop.closed")]
-    assert (closed["user"], closed["outcome"], closed["code"], closed["reason"]) == ("ann", "failed", "INTERNAL", "it broke")
+    assert (closed["user"], closed["outcome"], closed["code"], closed["reason"]) == (
+        "ann",
+        "failed",
+        "INTERNAL",
+        "it broke",
+    )
     assert table[KINDS.index("hop.opened")]["findings"] == "pii.email@/a"
     refused = table[KINDS.index("hop.refused")]
     assert (refused["decision"], refused["rules"], refused["count"]) == ("deny", "no-mail", "3")
 
 
 @pytest.mark.parametrize(
-    "evil", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "  =1", "|cmd", "%0A=1", "\uff1d1", '"=1', "\u00a0=1"]
+    "evil",
+    ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "  =1", "|cmd", "%0A=1", "\uff1d1", '"=1', "\u00a0=1"],
 )
 def test_no_cell_of_a_csv_is_a_formula(evil: str) -> None:
     record = {**RECORDS[KINDS.index("hop.refused")], "caller": evil, "resource": evil, "message": evil, "rule": evil}

@@ -13,6 +13,7 @@ import rfc8785
 
 from remit_broker.adapters.cedar import CedarEngine, packaged
 from remit_broker.adapters.errors import ConfigError
+from remit_broker.adapters.policy_watch import PolicyWatch
 from remit_broker.core.arguments import Arguments
 from remit_broker.core.obligations import Approval, Cap
 from remit_broker.core.policy import PolicyRequest
@@ -511,30 +512,42 @@ def test_the_revision_is_the_digest_of_names_and_texts(tmp_path: Path):
     assert CedarEngine.load(written(tmp_path, b=PERMIT + " ")).revision != policies.revision
 
 
-def test_a_reload_takes_the_new_policies(tmp_path: Path):
+async def looked(watch: PolicyWatch) -> None:
+    """Twice: what changed is taken once it has stayed the same."""
+    await watch.look()
+    await watch.look()
+
+
+def unheard(where: str, error: BaseException) -> None:
+    raise AssertionError(where) from error
+
+
+async def test_an_edit_takes_the_new_policies(tmp_path: Path):
     policies = CedarEngine.load(written(tmp_path, a=PERMIT))
-    before = policies.revision
+    before, watch = policies.revision, PolicyWatch(policies, unheard)
     assert policies.decide(asked()).allowed
     written(tmp_path, b='@id("no") @reason("stop") forbid (principal, action, resource);')
     assert policies.decide(asked()).allowed
-    assert policies.reload() == policies.revision != before
+    await looked(watch)
+    assert policies.revision != before
     verdict = policies.decide(asked())
     assert (verdict.allowed, verdict.decision.revision) == (False, policies.revision)
 
 
-def test_a_bad_policy_keeps_the_last_good(tmp_path: Path):
+async def test_a_bad_policy_keeps_the_last_good(tmp_path: Path):
     policies = CedarEngine.load(written(tmp_path, a=PERMIT))
-    before = policies.revision
+    before, watch = policies.revision, PolicyWatch(policies, unheard)
     written(tmp_path, b="permit (")
-    with pytest.raises(ConfigError, match=r"b\.cedar:1"):
-        policies.reload()
-    assert policies.revision == before
+    await looked(watch)
+    assert policies.revision == before and "b.cedar:1" in policies.trouble
     assert policies.decide(asked()).allowed
     (tmp_path / "b.cedar").unlink()
     (tmp_path / "a.cedar").unlink()
-    with pytest.raises(ConfigError):
-        policies.reload()
-    assert policies.decide(asked(user="bob")).allowed
+    await looked(watch)
+    assert policies.trouble and policies.decide(asked(user="bob")).allowed
+    written(tmp_path, a=PERMIT + " ")
+    await looked(watch)
+    assert not policies.trouble and policies.revision != before
 
 
 def test_the_packaged_policies_are_valid_and_change_nothing_unseen(tmp_path: Path):

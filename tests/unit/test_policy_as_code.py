@@ -15,12 +15,14 @@ from remit_broker.adapters.cedar import CedarEngine, Policies, packaged
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.policy_cases import read_cases
 from remit_broker.adapters.policy_check import checked
-from remit_broker.core.history import MAX_FACTS, facts_of, opening, past_of
+from remit_broker.core.findings import ABRIDGED
+from remit_broker.core.history import MAX_FACTS, answered, facts_of, opening, past_of
 from remit_broker.core.nearest import lifted, mentioned, ways
 from remit_broker.core.replay import Past, replayed
 from remit_broker.core.suggest import suggested
 from remit_broker.core.what_if import Case, Outcome, WhatIf, failures
 from remit_broker.starter import write_policies
+from remit_schemas.budget import Budget
 from remit_schemas.errors import Refusal
 from remit_schemas.names import Resource
 from remit_schemas.records import Facts
@@ -214,7 +216,66 @@ def test_what_is_kept_of_a_question_stays_small():
     assert not {"args", "arguments"} & {*Facts.__struct_fields__}
 
 
+def closed(opened: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The end of a hop that ``opened``."""
+    return {
+        **{key: opened[key] for key in ("tenant", "txn", "hop", "at")}, "kind": "hop.closed", "labels": opened["labels"],
+        "findings": [], "decision": {"effect": "allow", "rules": ["out"], "revision": "r"}, "lowered": [], **changes,
+    }  # fmt: skip
+
+
+def opened(before: Past, **changes: Any) -> dict[str, Any]:
+    budget = {"usd_micros": 1, "tokens": 2, "calls": 1}
+    return raw(before, kind="hop.opened", depth=2, labels=["web"], budget=budget, **changes)
+
+
+def test_what_was_decided_about_an_answer_can_be_asked_again():
+    before = past("allow", labels=("web",), left=Budget(10, 10, 10), target_labels=("files",))
+    start = opened(before, brings=["files"])
+    end = closed(start, labels=["files", "web"], findings=[{"kind": "pii.email", "where": "", "count": 1}])
+    again = answered(end, start, "ann")
+    assert again is not None and again.other is None and (again.then, again.rules) == ("allow", ("out",))
+    assert again.question == msgspec.structs.replace(
+        before.question, action="release", labels=("files", "web"), findings=("pii.email",), left=Budget(9, 8, 9)
+    )
+    # What was found, or policy, may have added a label: it was asked about without it, or with it.
+    more = answered(closed(start, labels=["files", "personal", "web"]), start, "ann")
+    assert more is not None and more.other is not None
+    assert (more.question.labels, more.other.labels) == (("files", "personal", "web"), ("files", "web"))
+    assert answered(closed(start, decision=None), start, "ann") is None
+    assert answered(closed(start, findings=[{"kind": ABRIDGED, "where": "", "count": 9}]), start, "ann") is None
+
+
+def test_labels_of_the_target_are_asked_about_again():
+    """Also of a call that was refused, whose record says them among the facts."""
+    before = past("deny", labels=("customer:1",), target_labels=("customer:2",))
+    assert past_of(raw(before), "ann") == before
+    facts = opening(facts_of(before.question))
+    again = past_of(opened(before, brings=["customer:2"], lowered=["x"], facts=msgspec.to_builtins(facts)), "ann")
+    assert again is not None and again.question.target_labels == ("customer:2",)
+    assert again.question.labels == ("web", "x"), "policy is asked before an approval takes labels away"
+
+
 # Replay
+
+
+def test_answers_are_replayed_and_labels_in_between_are_not_guessed(tmp_path: Path):
+    release = '@id("out") @reason("r") permit (principal, action == Action::"release", resource);'
+    stop = '@id("no") @reason("r") forbid (principal, action == Action::"release", resource) when {{ {} }};'
+    start = opened(past("allow", labels=("web",)))
+    end = closed(start, labels=["personal", "web"], findings=[{"kind": "pii.email", "where": "", "count": 1}])
+    found = answered(end, start, "ann")
+    assert found is not None
+    for when, told in (
+        ('context.findings.contains("pii.email")', (0, 0, ("deny",))),
+        ('context.labels.contains("web")', (0, 0, ("deny",))),
+        ('context.labels.contains("personal")', (0, 1, ())),
+        ('context.labels.contains("other")', (1, 0, ())),
+    ):
+        decide = Policies.read(written(tmp_path, a=release + stop.format(when))).decide
+        report = replayed([found], decide, decide)
+        assert report.answers == 1
+        assert (report.same, report.unsure, tuple(one.becomes for one in report.changes)) == told, when
 
 
 def test_replay_says_what_would_be_otherwise_for_whom_and_how_often(tmp_path: Path):

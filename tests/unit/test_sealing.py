@@ -12,6 +12,7 @@ import pytest
 from remit_broker.core import notes
 from remit_broker.core.evidence import verify_evidence
 from remit_broker.core.notes import LEDGER, REFUSALS, Witness
+from remit_broker.core.policy_texts import revision_of
 from remit_schemas.keys import KeySet, SigningKey
 from tests.support.evidence import (
     KEY,
@@ -197,3 +198,18 @@ def test_evidence_from_before_a_rotation_verifies_with_the_keys_of_after_it(evid
     fresh = closed_case(OTHER).evidence()
     fresh.update(json.loads(json.dumps(proofs(fresh["records"], fresh["refusals"], FORGER).told())))
     assert failed({**fresh, "keys": history.to_jwks()}, history) == {}
+
+
+def test_the_texts_of_rules_are_those_of_their_revision(evidence: Evidence) -> None:
+    texts = {"b.cedar": "permit(principal, action, resource);", "a.cedar": "// nothing"}
+    revision = revision_of(texts)
+    assert said({**evidence, "policies": {revision: texts}}, "rules") == "1 policy sets as they were"
+    odd: list[Any] = [
+        {revision: {**texts, "a.cedar": "// x"}},
+        {revision: {}},
+        {"rev": texts},
+        [],
+        {revision: {"a": 7}},
+    ]
+    for wrong in odd:
+        assert list(failed({**evidence, "policies": wrong})) == ["rules"]

@@ -6,13 +6,17 @@ import asyncio
 import hashlib
 import hmac
 import json
+import socket
+import time
 from typing import Any
 
+import httpx
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 
 from remit_broker.adapters.identities import Issuers
+from remit_broker.adapters.issuer_source import IssuerSource
 from remit_broker.adapters.jwks import BadKeys, IssuerKeys
 from remit_broker.core.issuers import BadIssuer, DevelopmentConfig, check_issuers
 from remit_broker.core.user_tokens import MAX_TOKEN, Identity
@@ -169,6 +173,16 @@ async def test_a_key_is_used_with_its_own_algorithm_alone() -> None:
     """The table allows both, the key says one."""
     door = Door(algorithms=("RS256", "RS512"))
     await door.refused(door.issuer.token(alg="RS512"), "identity.key")
+
+
+@pytest.mark.parametrize("alg", [["RS256"], {"a": 1}, 5, True])
+async def test_a_key_whose_algorithm_is_no_text_is_not_used(alg: Any) -> None:
+    """A key set may say anything, and is answered all the same."""
+    door = Door()
+    for key in (published := door.issuer.jwks())["keys"]:
+        key["alg"] = alg
+    door.issuer.documents["/jwks"] = published
+    await door.refused(door.issuer.token(), "identity.key")
 
 
 async def test_a_token_signed_with_another_key_is_refused(door: Door) -> None:
@@ -482,6 +496,59 @@ async def test_a_discovery_document_sends_nobody_to_plain_http(door: Door, uri: 
 async def test_an_issuer_is_where_it_says_and_says_what_it_should(door: Door, path: str, document: Any) -> None:
     door.issuer.documents[path] = document
     await door.refused(door.issuer.token(), "identity.unavailable", Code.TARGET_UNAVAILABLE)
+
+
+async def test_a_name_of_an_issuer_that_leads_to_this_machine_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DNS says what it likes: nothing is sent to a service of this machine in the name of an issuer elsewhere."""
+    heard = bytearray()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.extend(await reader.read(100))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    monkeypatch.setattr("remit_broker.adapters.issuer_source.getproxies", dict)
+    monkeypatch.setattr(httpx.AsyncClient, "__init__", _direct(httpx.AsyncClient.__init__))
+
+    async def resolve(*_: Any, **__: Any) -> Any:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+    url = f"https://login.example.com:{port}"
+    async with server:
+        source = IssuerSource(Issuer(url).config(issuer=url), time.monotonic)
+        with pytest.raises(Refusal) as caught:
+            await source.look()
+    assert caught.value.body.rule == "identity.unavailable" and "this machine" in caught.value.body.message
+    assert heard == b""
+
+
+def _direct(init: Any) -> Any:
+    """The client without the environment's proxies, which would resolve names themselves."""
+    return lambda self, **options: init(self, **{**options, "trust_env": False})
+
+
+async def test_an_id_token_of_another_login_logs_nobody_in(door: Door) -> None:
+    """OIDC Core §3.1.3.7: of this login by its nonce, for this broker as the provider's client, an ID token, signed."""
+    table = door.issuer.config()
+
+    async def logged_in(nonce: str = "n-1", **claims: Any) -> str:
+        token = door.issuer.token(
+            header={"typ": "JWT"}, **{"aud": "remit-client", "client_id": None, "nonce": "n-1", **claims}
+        )
+        return (await door.issuers.logged_in(table, token, "remit-client", nonce)).user
+
+    assert await logged_in() == "ann"
+    for rule, change in (
+        ("nonce", {"nonce": "n-2"}), ("nonce", {"nonce": None}), ("audience", {"aud": "portal"}),
+        ("client", {"azp": "portal", "aud": ["remit-client", "portal"]}), ("expired", {"exp": NOW - 100, "iat": NOW - 400}),
+    ):  # fmt: skip
+        with pytest.raises(Refusal) as caught:
+            await logged_in(**change)
+        assert caught.value.body.rule == f"identity.{rule}", change
+    with pytest.raises(Refusal):
+        await logged_in(nonce="")
 
 
 # The table

@@ -11,14 +11,16 @@ import sqlite3
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from remit_broker.adapters import jetstream_ledger, refusal_stream
+from remit_broker.adapters import index_tree, jetstream_ledger, refusal_stream
 from remit_broker.adapters.jetstream import NO_STREAM, ApiError, JetStream, Message, Unreachable
 from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.adapters.nats_connect import connect
 from remit_broker.adapters.nats_server import EmbeddedServer, Options
 from remit_broker.core.audit import Audit, Report
+from remit_broker.core.audit_log import LogAudit
+from remit_broker.core.merkle import HASH
 from remit_schemas.keys import KeySet
 
 _WINDOW: Final = 1000
@@ -26,21 +28,33 @@ _SECONDS: Final = 10.0
 INDEX: Final = Path("index") / "index.db"
 
 
-async def audit(data: Path, url: str, *, sync: Any = "always") -> Report:
+class Kept(NamedTuple):
+    """What the auditor brings: a checkpoint (a note), and the keys that are trusted instead of those of the data folder."""
+
+    since: str | None = None
+    keys: KeySet | None = None
+
+
+NOTHING: Final = Kept()
+
+
+async def audit(data: Path, url: str, *, sync: Any = "always", kept: Kept = NOTHING) -> Report:
     """Check the ledger of the broker whose data folder is ``data``, on the NATS server at ``url``.
 
     Where that is empty nobody runs, and the embedded server is started on the folder for as long as this takes.
     Raises :class:`ConfigError` or :class:`ServiceError`.
     """
     keys = KeyFiles.open(data, create=False)
-    found = Audit(KeySet.from_jwks(keys.jwks()))
+    found = Audit(kept.keys or KeySet.from_jwks(keys.jwks()))
     async with serving(keys, url, sync) as at:
         nc = await connect(at, keys, "core")
         try:
             js = JetStream(nc, timeout=_SECONDS)
             with _rows(data / INDEX, found) as index:
                 await _opened(found, jetstream_ledger.STREAM, "stream", _ledger(js, found, index))
-            await _opened(found, refusal_stream.STREAM, "refusals", _refusals(js, found))
+                await _opened(found, refusal_stream.STREAM, "refusals", _refusals(js, found, index))
+            if kept.since is not None:
+                found.note("since", found.log.since(kept.since))
         finally:
             await nc.close()
     return found.report()
@@ -76,11 +90,13 @@ async def _ledger(js: JetStream, found: Audit, index: _Index) -> None:
         index.beside(message.seq, record)
     found.end((await js.state(jetstream_ledger.STREAM))["last_seq"] if found.last == 0 else found.last)
     index.end()
+    index.tree(found.log, jetstream_ledger.STREAM)
 
 
-async def _refusals(js: JetStream, found: Audit) -> None:
+async def _refusals(js: JetStream, found: Audit, index: _Index) -> None:
+    index.refused(found.refused)
     async for message in _messages(js, refusal_stream.STREAM, refusal_stream.SUBJECTS):
-        found.refusal(message.seq, message.data)
+        found.refusal(message.seq, message.data, index.refusal(message.seq))
 
 
 async def _messages(js: JetStream, stream: str, subjects: str) -> AsyncIterator[Message]:
@@ -117,6 +133,34 @@ class _Index:
         self._row: tuple[int, str] | None = next(self._rows, None)
         self._passed, self._witness, self._sealed = _position(db)
         self._seen: str | None = None
+        self._leaves = b""
+
+    def tree(self, log: LogAudit, name: str) -> None:
+        """The tiles and the checkpoints of a tree, beside the one that was made anew."""
+        if self._db is None:
+            return
+        size, _ = index_tree.state(self._db, name)
+        query = "SELECT level, idx, hashes FROM tile WHERE tree = ?"
+        log.kept((((level, at), hashes) for level, at, hashes in self._db.execute(query, (name,))), size)
+        query = "SELECT note, size FROM checkpoint WHERE tree = ? ORDER BY size"
+        for note, said in self._db.execute(query, (name,)):
+            log.said(note, said)
+
+    def refused(self, log: LogAudit) -> None:
+        """The tree of the refusals from the leaves that the index has: what they were of may have been discarded."""
+        if self._db is None:
+            return
+        size, log.first = index_tree.state(self._db, refusal_stream.STREAM)
+        query = "SELECT hashes FROM tile WHERE tree = ? AND level = 0 ORDER BY idx"
+        self._leaves = b"".join(row[0] for row in self._db.execute(query, (refusal_stream.STREAM,)))[: size * HASH]
+        for at in range(0, len(self._leaves), HASH):
+            log.hash(self._leaves[at : at + HASH])
+        self.tree(log, refusal_stream.STREAM)
+
+    def refusal(self, seq: int) -> bytes | None:
+        """The leaf that stands for a message of the refusals, where there is one."""
+        row = self._db and self._db.execute("SELECT leaf FROM refusal WHERE stream_seq = ?", (seq,)).fetchone()
+        return self._leaves[row[0] * HASH : (row[0] + 1) * HASH] if row else None
 
     def upto(self, seq: int) -> None:
         """Rows up to ``seq`` have no message any more."""
@@ -156,12 +200,14 @@ def _position(db: sqlite3.Connection | None) -> tuple[int, int, str]:
 def _rows(path: Path, found: Audit) -> Iterator[_Index]:
     """The index, read only. Without one the end of the ledger has no witness, which is said."""
     if not path.exists():
-        for check in ("witness", "index"):
+        for check in ("witness", "index", "tree", "checkpoints"):
             found.note(check, "there is no index: an end of the ledger that is missing would not be seen")
         yield _Index(found, None)
         return
-    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
     try:
+        # One moment for all that is read of it: a broker may be writing. What it had then, the streams have now.
+        db.execute("BEGIN")
         yield _Index(found, db)
     except sqlite3.DatabaseError as error:
         found.say("index", 0, f"{path} cannot be read: {error}")

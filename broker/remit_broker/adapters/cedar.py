@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +13,6 @@ import msgspec
 
 from remit_broker.adapters.cedar_source import (
     ALL,
-    BESIDE,
     Source,
     Within,
     policy_set,
@@ -22,14 +20,13 @@ from remit_broker.adapters.cedar_source import (
     read_policies,
     rules_of,
 )
-from remit_broker.adapters.errors import ConfigError
 from remit_broker.core.arguments import NOTHING, UNKNOWN, Arguments, Plan, plan_of, projected
 from remit_broker.core.policy import PolicyRequest, Rule, Verdict, undecided, verdict_of
+from remit_broker.core.policy_texts import revision_of
 from remit_broker.core.question import ARGS, facts_read, project, relevant
 from remit_broker.core.registry import Target
 from remit_broker.core.rulings import Rulings, ruled
 from remit_broker.core.unseen import widened
-from remit_schemas.canonical import canonical
 
 CACHED: Final = 4096
 """Decisions kept for one policy set."""
@@ -62,24 +59,21 @@ class CedarEngine:
         self.trouble = ""
         """Why the folder as it is now is not in force; empty where it is."""
         self._policies = policies
+        self._keep: Callable[[Mapping[str, str]], None] = lambda texts: None
+
+    def kept_by(self, keep: Callable[[Mapping[str, str]], None]) -> None:
+        """From now on ``keep`` is given the texts of every set that comes into force, beginning with this one."""
+        self._keep = keep
+        keep(self._policies.texts)
 
     @classmethod
     def load(cls, folder: Path) -> CedarEngine:
         """Read and check the policies in ``folder``. Raises ``ConfigError`` naming file, line, policy and what is allowed."""
         return cls(folder, Policies.read(folder))
 
-    def reload(self) -> str:
-        """Read the folder again, all or nothing; the new revision. Raises ``ConfigError``, and then nothing has changed."""
-        try:
-            policies = Policies.read(self.folder)
-        except ConfigError as bad:
-            self.trouble = str(bad)
-            raise
-        self.put(policies)
-        return policies.revision
-
     def put(self, policies: Policies) -> None:
         """From now on decide by ``policies``: one assignment, so that no decision is made by half of each."""
+        self._keep(policies.texts)
         # INVARIANT: what is in force is replaced only by a set that is valid as a whole (test_a_bad_policy_keeps_the_last_good).
         self._policies, self.trouble = policies, ""
 
@@ -125,6 +119,8 @@ class Policies:
     def __init__(self, sources: Iterable[Source], revision: str) -> None:
         self.sources = tuple(sources)
         self.revision = revision
+        self.texts: Mapping[str, str] = {}
+        """The files that were read, by path."""
         self.rules: dict[str, Rule] = rules_of(self.sources)
         self.labels = any(rule.label for rule in self.rules.values())
         self._schema = _schema()
@@ -138,8 +134,9 @@ class Policies:
     def read(cls, folder: Path) -> Policies:
         """The policies in ``folder``. Raises ``ConfigError``."""
         texts = read_folder(folder)
-        revision = hashlib.sha256(canonical(sorted([name, text] for name, text in texts.items()))).hexdigest()
-        return cls(read_policies(folder, texts, _schema()), revision)
+        read = cls(read_policies(folder, texts, _schema()), revision_of(texts))
+        read.texts = texts
+        return read
 
     def assuming(self, effect: str) -> Policies:
         """These policies as if all arguments were what those of ``effect`` that look at them want, and no other's.
@@ -226,4 +223,4 @@ def _schema() -> cedarpy.Schema:
     return cedarpy.Schema.from_str(packaged("schema.cedarschema"))
 
 
-__all__ = ["BESIDE", "CedarEngine", "Policies", "packaged"]
+__all__ = ["CedarEngine", "Policies", "packaged"]

@@ -58,10 +58,6 @@ class DevIssuer:
         """The public key."""
         return {"keys": [self._jwk]}
 
-    def users(self) -> dict[str, Any]:
-        """The table."""
-        return dict(self._config.users)
-
     def token(self, user: str, secret: str) -> dict[str, Any]:
         """The answer of the token endpoint (RFC 6749 §5.1). Refuses UNAUTHENTICATED or UNKNOWN_TARGET."""
         # INVARIANT: the development issuer gives nobody a token who could not read the data folder

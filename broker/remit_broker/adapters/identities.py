@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
 import httpx
+import msgspec
 
 from remit_broker.adapters.issuer_source import IssuerSource
 from remit_broker.core.issuers import IssuerConfig, OperatorRole, operator_roles
-from remit_broker.core.user_tokens import Identity, denied, judge, presentable, read
+from remit_broker.core.user_tokens import Identity, Unverified, denied, judge, presentable, read
 from remit_broker.ports import Clock
 
 
@@ -44,7 +45,23 @@ class Issuers:
         if source is None:
             names = ", ".join(f"{source.issuer.name} ({iss})" for iss, source in self._sources.items())
             raise denied("issuer", "its issuer is not configured", f"use a token of {names}" if names else _NONE)
-        issuer = source.issuer
+        return await self._proved(unverified, source, source.issuer)
+
+    async def logged_in(self, issuer: IssuerConfig, token: str, client_id: str, nonce: str) -> Identity:
+        """Whom the ID token of a login at ``issuer`` proves (OIDC Core §3.1.3.7). Refuses as :meth:`identify` does."""
+        # The token is for this broker as the provider's client, and for nobody else.
+        table = msgspec.structs.replace(issuer, accept=("id",), audience=(client_id,), clients=(client_id,))
+        unverified = read(token)
+        if unverified.iss != issuer.issuer:
+            raise denied("issuer", f"it is not from {issuer.name}")
+        identity = await self._proved(unverified, self._sources[issuer.issuer], table)
+        # INVARIANT: the ID token is that of this very login (test_an_id_token_of_another_login_logs_nobody_in).
+        if not nonce or unverified.claims.get("nonce") != nonce:
+            raise denied("nonce", "it is of another login", "log in again")
+        return identity
+
+    async def _proved(self, unverified: Unverified, source: IssuerSource, issuer: IssuerConfig) -> Identity:
+        """Whom a token proves whose issuer has those keys and that table."""
         presentable(unverified, issuer)
         keys = await source.keys_for(unverified.kid, unverified.alg)
         # INVARIANT: nothing of a token is believed before its signature was verified with a key of its issuer

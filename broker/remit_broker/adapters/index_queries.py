@@ -109,6 +109,27 @@ class IndexQueries(LogQueries):
         query = "SELECT body FROM refusal WHERE tenant = ? AND at >= ? ORDER BY at DESC, stream_seq DESC LIMIT ?"
         return [json.loads(body) for (body,) in await self._all(query, (tenant, since, min(limit, MAX_ROWS)))]
 
+    async def answers(
+        self, tenant: str, after: int, limit: int
+    ) -> list[tuple[int, dict[str, Any], dict[str, Any], str]]:
+        """Records of ends and of questions in order after a place: each with its place, what opened its hop, and its user."""
+        query = (
+            "SELECT r.stream_seq, r.txn, r.body, t.user FROM record r JOIN txn t ON (t.tenant, t.txn) = (r.tenant, r.txn) "
+            "WHERE r.tenant = ? AND r.kind IN ('hop.closed', 'hop.parked') AND r.stream_seq > ? ORDER BY r.stream_seq LIMIT ?"
+        )
+        rows = [
+            (seq, txn, json.loads(body), user)
+            for seq, txn, body, user in await self._all(query, (tenant, after, limit))
+        ]
+        # A task's openings are read once for a page: a join by hop would read the task anew for each of its ends.
+        opened: dict[tuple[str, str], dict[str, Any]] = {}
+        for txn in dict.fromkeys(txn for _, txn, _, _ in rows):
+            query = "SELECT hop, body FROM record WHERE tenant = ? AND txn = ? AND kind = 'hop.opened'"
+            opened |= {(txn, hop): json.loads(body) for hop, body in await self._all(query, (tenant, txn))}
+        return [
+            (seq, raw, opened[txn, raw["hop"]], user) for seq, txn, raw, user in rows if (txn, raw["hop"]) in opened
+        ]
+
     async def decisions(self, tenant: str, after: int, kind: str, limit: int) -> list[tuple[int, dict[str, Any], str]]:
         """Records of calls that were ``opened`` or ``refused``, in order after a place: each with its place and its user."""
         if kind == "opened":

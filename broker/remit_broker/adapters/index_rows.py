@@ -13,8 +13,8 @@ import msgspec
 
 from remit_broker.adapters.jetstream import Message
 from remit_broker.core.merkle import leaf_hash
+from remit_broker.core.sealing import refusal_leaf
 from remit_schemas.budget import UNITS
-from remit_schemas.canonical import canonical_document
 from remit_schemas.errors import Refusal
 from remit_schemas.records import GENESIS, Entry, parse_entry, sealing
 
@@ -175,6 +175,6 @@ def refusal_row(message: Message) -> tuple[Row | None, bytes]:
         at = (record["hop"], record["user"], record["caller"], record["resource"], record["code"], record["at"])
         body = _json(record).decode()
         row = (message.seq, record["tenant"], record["txn"], *at, record["count"], body)
-        return row, leaf_hash(canonical_document({**record, "cause": ""}))
     except (ValueError, KeyError, TypeError, Refusal):
-        return None, leaf_hash(message.data)
+        return None, refusal_leaf(message.data)
+    return row, refusal_leaf(message.data)

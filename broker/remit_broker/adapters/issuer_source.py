@@ -6,14 +6,18 @@ A set replaces the one before it whole, so a key that the issuer took back is no
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import ssl
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+from urllib.request import getproxies
 
 import httpx
 
 from remit_broker.adapters.jwks import MAX_JWKS, BadKeys, IssuerKeys
+from remit_broker.adapters.outbound import tls
+from remit_broker.core.addresses import address, is_near
 from remit_broker.core.issuers import IssuerConfig, is_loopback, secure
 from remit_schemas.canonical import loads
 from remit_schemas.errors import Code, Refusal, refusal
@@ -27,7 +31,7 @@ PAUSE: Final = 15.0
 log = logging.getLogger("remit.identity")
 
 
-class _Failed(Exception):  # noqa: N818 - an answer
+class Failed(Exception):  # noqa: N818 - an answer
     """Why a fetch brought nothing."""
 
 
@@ -120,7 +124,7 @@ class IssuerSource:
         try:
             async with asyncio.timeout(2 * SECONDS):
                 keys = await self._download()
-        except (_Failed, BadKeys) as failed:
+        except (Failed, BadKeys) as failed:
             why = str(failed)
         except (httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError, ssl.SSLError) as error:
             why = f"{type(error).__name__} {error}".strip()[:200]
@@ -137,46 +141,83 @@ class IssuerSource:
     async def _download(self) -> IssuerKeys:
         # A proxy of the environment is for the way out; this very machine is asked directly.
         direct = is_loopback(self.issuer.issuer)
-        verify = ssl.create_default_context(cafile=self.issuer.ca) if self.issuer.ca else True
         async with httpx.AsyncClient(
-            timeout=SECONDS, follow_redirects=False, trust_env=not direct, verify=verify, transport=self._transport
+            timeout=SECONDS,
+            follow_redirects=False,
+            trust_env=not direct,
+            verify=trust(self.issuer),
+            transport=self._transport,
         ) as client:
             url = self.issuer.jwks or await self._discover(client)
-            return IssuerKeys.parse(await _document(client, url))
+            return IssuerKeys.parse(await document(client, url, self.issuer))
 
     async def _discover(self, client: httpx.AsyncClient) -> str:
-        data = await _document(client, self.issuer.issuer.rstrip("/") + DISCOVERY)
+        data = await document(client, self.issuer.issuer.rstrip("/") + DISCOVERY, self.issuer)
         try:
             about = loads(data, max_bytes=MAX_JWKS)
         except Refusal as no:
-            raise _Failed(f"its discovery document is refused: {no.body.message}") from None
+            raise Failed(f"its discovery document is refused: {no.body.message}") from None
         if not isinstance(about, dict):
-            raise _Failed("its discovery document is no JSON object")
+            raise Failed("its discovery document is no JSON object")
         # INVARIANT: the document is this very issuer's (OIDC Discovery §4.3; test_a_discovery_document_of_another_issuer_is_refused).
         if about.get("issuer") != self.issuer.issuer:
-            raise _Failed("its discovery document says that it is of another issuer")
+            raise Failed("its discovery document says that it is of another issuer")
         url = about.get("jwks_uri")
-        # INVARIANT: nobody is sent from an issuer elsewhere to this machine or to plain HTTP
-        # (test_a_discovery_document_sends_nobody_to_plain_http).
+        # INVARIANT: nobody is sent from an issuer elsewhere to plain HTTP, nor by its name to this machine
+        # (test_a_discovery_document_sends_nobody_to_plain_http); a name that leads here is seen when it is connected to.
         if (
             not isinstance(url, str)
             or not secure(url.partition("?")[0])
             or (is_loopback(url) and not is_loopback(self.issuer.issuer))
         ):
-            raise _Failed("jwks_uri of its discovery document is no https URL")
+            raise Failed("jwks_uri of its discovery document is no https URL")
         return url
 
 
-async def _document(client: httpx.AsyncClient, url: str) -> bytes:
-    """A JSON document, capped while it is read. Redirections are not followed: an issuer is where it says it is."""
-    async with client.stream("GET", url, headers={"Accept": "application/json"}) as response:
+def trust(issuer: IssuerConfig) -> ssl.SSLContext:
+    """Which certificates count for an issuer."""
+    return _trusted(issuer.ca) if issuer.ca else tls()
+
+
+@functools.lru_cache(maxsize=16)
+def _trusted(file: str) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=file)
+
+
+async def document(client: httpx.AsyncClient, url: str, issuer: IssuerConfig) -> bytes:
+    """A JSON document, capped while it is read, never unpacked. Redirections are not followed: an issuer is where it says it is.
+
+    Raises :class:`Failed`.
+    """
+    headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+    async with client.stream("GET", url, headers=headers, extensions={"trace": elsewhere(issuer)}) as response:
         if response.is_redirect:
-            raise _Failed("it answers with a redirection, which is not followed")
+            raise Failed("it answers with a redirection, which is not followed")
         if response.status_code != 200:
-            raise _Failed(f"it answers with status {response.status_code}")
+            raise Failed(f"it answers with status {response.status_code}")
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise Failed("its answer is packed")
         data = bytearray()
-        async for chunk in response.aiter_bytes():
+        async for chunk in response.aiter_bytes():  # as it was sent: it is not packed
             data += chunk
             if len(data) > MAX_JWKS:
-                raise _Failed(f"it answers with more than {MAX_JWKS} bytes")
+                raise Failed(f"it answers with more than {MAX_JWKS} bytes")
         return bytes(data)
+
+
+def elsewhere(issuer: IssuerConfig) -> Callable[[str, Any], Awaitable[None]]:
+    """Looks at each connection before anything is sent on it: an issuer elsewhere leads to no service of this very machine, nor to a
+    metadata service of its cloud, whatever its name resolves to. A proxy of the environment is none of its business.
+
+    INVARIANT: an issuer elsewhere sends nobody to this machine (test_a_name_of_an_issuer_that_leads_to_this_machine_is_not_followed).
+    """
+    here = is_loopback(issuer.issuer) or bool(getproxies())
+
+    async def look(event: str, info: Any) -> None:
+        if here or event != "connection.connect_tcp.complete":
+            return
+        to = info["return_value"].get_extra_info("server_addr")
+        if isinstance(to, tuple) and is_near(address(str(to[0]))):
+            raise Failed("its name leads to this machine or to the metadata service of a cloud")
+
+    return look

@@ -19,7 +19,7 @@ operator has looked. On a cluster that is made sure of first (:mod:`remit_broker
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from nats.aio.client import Client
@@ -234,14 +234,16 @@ class JetStreamLedger:
         known = self._memory.at_hand(key) if self._halted is None else None
         return known if known is not None else await self._within(self._memory.know(key))
 
-    async def append(self, key: Key, ready: Ready) -> Fold | LostRace:
-        """Append a record that was made ready on a fold. For :class:`Turn`."""
+    async def append(self, key: Key, ready: Ready, sent: Callable[[], None]) -> Fold | LostRace:
+        """Append a record that was made ready on a fold. ``sent`` hears that it may be stored from now on. For :class:`Turn`."""
         if isinstance(ready.record, HopOpened | HopResumed | GrantRenewed) and self.room.due:
             await self._within(self.room.require())
         known = await self._known(key)
         if ready.record.prev != known.fold.hash:
             self.races += 1
             return LostRace(known.fold)
+        self._require_working()
+        sent()
         return await self._append(key, known, ready)
 
     async def _append(self, key: Key, known: Known | None, ready: Ready) -> Fold | LostRace:
@@ -403,20 +405,30 @@ class Turn:
         self._ledger = ledger
         self._key = key
         self._fold = fold
+        self._unclear = False
 
     @property
     def fold(self) -> Fold:
         """The newest fold known."""
         return self._fold
 
+    @property
+    def unclear(self) -> bool:
+        """Whether an append ended in an error and its record may be stored all the same."""
+        return self._unclear
+
     async def append(self, record: Following, grant: str | None) -> Fold | LostRace:
         """Append a sealed record that follows :attr:`fold`. It is durable when a Fold is returned.
 
         Refuses LEDGER_UNAVAILABLE: then it may be stored or not, and nothing may be done on its authority.
         """
-        appended = await self._ledger.append(self._key, ready(self._fold, record, grant))
+        appended = await self._ledger.append(self._key, ready(self._fold, record, grant), self._sent)
+        self._unclear = False
         self._fold = appended.fold if isinstance(appended, LostRace) else appended
         return appended
+
+    def _sent(self) -> None:
+        self._unclear = True
 
 
 async def _wait(pause: float) -> float:

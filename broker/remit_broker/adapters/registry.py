@@ -1,7 +1,7 @@
 """Who exists and what they serve, kept in a JetStream key-value bucket for each tenant and mirrored in memory by a watch.
 
 Reads never leave the process; a write returns when this replica has seen it. Keys: ``principal.<name>``,
-``attachment.<name>``, ``pins.<name>`` (names contain nothing that a key may not).
+``attachment.<name>``, and what ``pin_book`` keeps (names contain nothing that a key may not).
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError, BucketNotFoundError
 from nats.js.kv import KV_DEL, KV_PURGE, KeyValue
 
+from remit_broker.adapters.pin_book import PinBook
 from remit_broker.adapters.tasks import ended
 from remit_broker.core.extraction import Endorser
 from remit_broker.core.label_sources import NO_LABELS, LabelSources
+from remit_broker.core.lookalike import skeleton
+from remit_broker.core.pins import Waiting
 from remit_broker.core.registry import (
-    MAX_DEFINITIONS,
     Attachment,
     Definition,
     Principal,
@@ -34,8 +36,6 @@ from remit_schemas.errors import Code, refusal
 from remit_schemas.names import DEFAULT_TENANT, Resource
 
 BUCKET: Final = "registry"
-MAX_PINS: Final = 2 * MAX_DEFINITIONS
-"""Definitions remembered for one server: one that attaches with new names for ever does not fill the bucket."""
 SEEN_WITHIN: Final = 5.0
 """Seconds a write may take to come back through the watch."""
 
@@ -67,7 +67,7 @@ class KvRegistry:
         self._principals: dict[str, Principal] = {}
         self._by_nkey: dict[str, Principal] = {}
         self._attachments: dict[str, Attachment] = {}
-        self._pins: dict[str, dict[str, str]] = {}
+        self.pins = PinBook()
         self._targets: dict[Resource, Target] = {}
         self._seen = asyncio.Condition()
         self.evict: Callable[[str], Awaitable[None]] = _nobody
@@ -144,10 +144,20 @@ class KvRegistry:
                 ask="draw a new key: remit agents add does so",
             )  # fmt: skip
         if known is None:
+            self._no_twin(principal.name)
             # INVARIANT: a name that is given anew has no connection of an earlier holder, or that one would be it
             # (test_whoever_holds_the_old_key_of_a_name_is_nobody_under_the_new_one).
             await self.evict(principal.name)
         await self._put(f"principal.{principal.name}", principal)
+
+    def _no_twin(self, name: str) -> None:
+        # INVARIANT: no two names can be taken for each other (test_a_name_that_looks_like_another_is_refused).
+        look = skeleton(name)
+        if other := next((one for one in self._principals if skeleton(one) == look), None):
+            raise refusal(
+                Code.CONFLICT, f"{name} looks like {other}, which is registered already", rule="agents.look_alike",
+                ask="choose a name that cannot be taken for another",
+            )  # fmt: skip
 
     async def remove(self, name: str) -> None:
         """Forget an agent or server and what it serves. Refuses UNKNOWN_TARGET."""
@@ -158,43 +168,61 @@ class KvRegistry:
                 ask=f"did you mean {near}?" if near else "look with remit agents list",
             )  # fmt: skip
         # The principal first: from then on the bus lets nobody in under the name, and those who are in can be sent out.
-        for key in (f"principal.{name}", f"attachment.{name}", f"pins.{name}"):
+        for key in (f"principal.{name}", f"attachment.{name}", *self.pins.keys(name)):
             await self._delete(key)
         await self.evict(name)
 
     async def attach(self, attachment: Attachment) -> None:
         """Take note of what a principal serves. The first definition of a tool pins it; a changed one waits for acceptance."""
-        if attachment.kind == "mcp":
-            pins = self._pins.get(attachment.name, {})
-            new = {d.op: d.digest for d in attachment.definitions if d.op not in pins}
-            if len(pins) + len(new) > MAX_PINS:
-                raise refusal(
-                    Code.TOO_LARGE,
-                    f"{attachment.name} has had more than {MAX_PINS} different tools",
-                    rule="attach.pins",
-                    ask=f"an operator can forget the old ones: remit servers accept {attachment.name}",
-                )
-            if new:
-                await self._put(f"pins.{attachment.name}", {**pins, **new})
         known = self._attachments.get(attachment.name)
+        if attachment.kind == "mcp":
+            new = self.pins.first_seen(attachment)
+            for key, old in self.pins.going(known, attachment).items():
+                await self._put(key, old)
+            if new:
+                await self._put(f"pins.{attachment.name}", {**self.pins.of(attachment.name), **new})
         same = known is not None and msgspec.structs.replace(known, at="") == msgspec.structs.replace(attachment, at="")
         if not same:
             await self._put(f"attachment.{attachment.name}", attachment)
 
-    async def accept(self, name: str) -> list[str]:
-        """Accept the definitions of a server as they are now; the names that were waiting."""
+    async def accept(self, name: str, digests: Mapping[str, str], *, forget: bool = False) -> list[str]:
+        """Accept definitions of a server as they were shown (name → digest); the names. Refuses CONFLICT and UNKNOWN_TARGET."""
         attachment = self._attachments.get(name)
         if attachment is None:
             raise refusal(
                 Code.UNKNOWN_TARGET, f"nothing is attached as {name}", rule="servers.unknown", ask="remit servers list"
             )
-        waiting = [op.op for op in self.quarantined(name)]
-        await self._put(f"pins.{name}", {d.op: d.digest for d in attachment.definitions})
-        return waiting
+        pins, needless = self.pins.accepted(attachment, digests, forget=forget)
+        await self._put(f"pins.{name}", pins)
+        for key in needless:
+            await self._delete(key)
+        return sorted(digests)
+
+    def accepted(self, name: str) -> Mapping[str, str]:
+        """The digests that are accepted of a server, by name."""
+        return self.pins.of(name)
+
+    def waiting(self, name: str) -> list[Waiting]:
+        """The tools of a server that wait to be accepted, and why."""
+        return self.pins.waiting(self._attachments.get(name))
+
+    def forgettable(self, name: str) -> list[str]:
+        """What was accepted of a server that it does not offer now."""
+        attachment = self._attachments.get(name)
+        said = {d.op for d in attachment.definitions} if attachment else set()
+        return sorted(op for op in self.pins.of(name) if op not in said)
 
     def quarantined(self, name: str) -> list[Resource]:
-        """The tools of a server whose definition changed since it was accepted."""
+        """The tools of a server that wait to be accepted."""
         return [resource for resource, target in self._targets.items() if resource.name == name and target.quarantined]
+
+    def offered(self, but: str) -> dict[str, list[str]]:
+        """The tools of every server except one, by server."""
+        return {
+            name: [d.op for d in attachment.definitions]
+            for name, attachment in self._attachments.items()
+            if attachment.kind == "mcp" and name != but and name in self._principals
+        }
 
     async def _put(self, key: str, value: Any) -> None:
         await self._write(self._bucket.put(key, msgspec.json.encode(value)))
@@ -255,8 +283,8 @@ class KvRegistry:
             self._attachments.pop(name, None)
             if value is not None:
                 self._attachments[name] = msgspec.json.decode(value, type=Attachment)
-        elif kind == "pins":
-            self._pins[name] = {} if value is None else msgspec.json.decode(value, type=dict[str, str])
+        elif kind in ("pins", "was"):
+            name = self.pins.hear(kind, name, value)
         self._resolve(name)
 
     def _resolve(self, name: str) -> None:
@@ -267,10 +295,10 @@ class KvRegistry:
             return
         for definition in attachment.definitions:
             resource = Resource(principal.kind, name, definition.op)
-            self._targets[resource] = self._target(principal, definition, resource)
+            held = self.pins.reason(attachment, definition) if principal.kind == "mcp" else ""
+            self._targets[resource] = self._target(principal, definition, resource, held)
 
-    def _target(self, principal: Principal, definition: Definition, resource: Resource) -> Target:
-        pin = self._pins.get(principal.name, {}).get(definition.op) if principal.kind == "mcp" else definition.digest
+    def _target(self, principal: Principal, definition: Definition, resource: Resource, held: str) -> Target:
         return Target(
             kind=principal.kind,
             callee=principal.name,
@@ -285,7 +313,7 @@ class KvRegistry:
             labels=self._labels.of(str(resource)),
             endorser=self._endorsers.get(str(resource)),
             groups=tuple(sorted(name for name, some in self._groups.items() if _any(some, resource))),
-            quarantined="" if pin in (None, definition.digest) else "it changed since it was accepted",
+            quarantined=held,
         )
 
 

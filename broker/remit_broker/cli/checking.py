@@ -120,6 +120,8 @@ def _users(settings: Settings) -> str:
             "http.auth is issuer, and no issuer has operators: nobody could use the API",
             'add to an issuer: operators = { admin = ["role:remit-admin"] }',
         )
+    if config.http.auth == "issuer" and len(settings.tenants) > 1 and not config.http.stop_all:
+        told.append("warning, nobody can stop all tenants at once: http.stop_all names nobody")
     return "; ".join(told)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from remit_broker.adapters.errors import ConfigError
 from remit_broker.cli.chains import whole
 from remit_broker.cli.client import BrokerClient
 from remit_broker.cli.common import REFUSED, Config, Json, Tenant, command, typed
@@ -15,7 +17,16 @@ from remit_broker.cli.printing import line, out, say
 from remit_broker.cli.show import verdict_lines
 from remit_broker.config import cycle, load
 
+if TYPE_CHECKING:
+    from remit_broker.core.evidence import Verdict
+
 app = typer.Typer(help="Evidence of one chain that verifies offline.", no_args_is_help=True)
+
+
+Witnesses = Annotated[
+    list[str] | None,
+    typer.Option(metavar="VKEY", help="The key of a witness that must have signed the checkpoint: name+id+base64."),
+]
 
 
 @app.command("export")
@@ -49,15 +60,11 @@ def verify(
     allow_cycle: Annotated[
         list[str] | None, typer.Option(help="caller>callee pairs that policy permits to close a loop.")
     ] = None,
+    witness: Witnesses = None,
     as_json: Json = False,
 ) -> None:
-    """Check every record, hash, grant and delegation offline. Exits 1 where anything does not hold."""
-    from remit_broker.core.evidence import read, verify_evidence
-    from remit_schemas.keys import KeySet
-
-    trusted = typed(f"--keys {keys}", "", lambda _: KeySet.from_jwks(keys.read_bytes()))
-    pairs = frozenset(typed("--allow-cycle", pair, cycle) for pair in allow_cycle or ())
-    verdict = verify_evidence(read(file.read_bytes()), trusted, pairs)
+    """Check every record, hash, grant, delegation and proof offline. Exits 1 where anything does not hold."""
+    _, verdict = _verified(file, keys, allow_cycle, witness)
     if as_json:
         say(verdict)
     else:
@@ -65,3 +72,70 @@ def verify(
             out.print(found)
     if not verdict.verified:
         raise typer.Exit(REFUSED)
+
+
+@app.command("report")
+@command
+def report(
+    file: Annotated[Path, typer.Argument(metavar="F", help="The evidence.")],
+    html: Annotated[Path, typer.Option(help="Where to write the page.")],
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="The JWKS of the issuer. Without it the page says that nobody's keys were trusted."),
+    ] = None,
+    allow_cycle: Annotated[
+        list[str] | None, typer.Option(help="caller>callee pairs that policy permits to close a loop.")
+    ] = None,
+    witness: Witnesses = None,
+    as_json: Json = False,
+) -> None:
+    """Write the evidence as one page: who, when, by which rule, at what cost, what is proved. Exits 1 where it does not verify."""
+    from remit_broker.core.report import page
+
+    found, verdict = _verified(file, keys, allow_cycle, witness)
+    if not next((check.ok for check in verdict.checks if check.check == "records"), False):
+        raise ConfigError(f"{file} has no records that hold together", "remit evidence verify says where")
+    html.write_text(page(found, verdict, _local), encoding="utf-8")
+    if as_json:
+        say({"file": str(html), "verified": verdict.verified})
+    else:
+        out.print(line(f"wrote {html}: {'verified' if verdict.verified else 'NOT verified'}"))
+    if not verdict.verified:
+        raise typer.Exit(REFUSED)
+
+
+@app.command("verifier")
+@command
+def verifier(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write it.")], as_json: Json = False
+) -> None:
+    """Write the verifier as one file for somebody who has Python and nothing else: python3 remit_verify.py F --keys jwks.json."""
+    from importlib import resources
+
+    output.write_bytes((resources.files("remit_broker") / "verifier.py").read_bytes())
+    if as_json:
+        say({"file": str(output)})
+    else:
+        out.print(line(f"wrote {output}: python3 {output} EVIDENCE --keys jwks.json"))
+
+
+def _verified(
+    file: Path, keys: Path | None, allow_cycle: list[str] | None, witness: list[str] | None
+) -> tuple[dict[str, Any], Verdict]:
+    from remit_broker.core.evidence import read, verify_evidence
+    from remit_broker.core.notes import parse_vkey
+    from remit_schemas.keys import KeySet
+
+    trusted = typed(f"--keys {keys}", "", lambda _: KeySet.from_jwks(keys.read_bytes())) if keys else KeySet()
+    pairs = frozenset(typed("--allow-cycle", pair, cycle) for pair in allow_cycle or ())
+    try:
+        witnesses = [parse_vkey(text) for text in witness or ()]
+    except ValueError as bad:
+        raise ConfigError(f"--witness: {bad}", "the key as the witness published it") from None
+    found = read(file.read_bytes())
+    return found, verify_evidence(found, trusted, pairs, witnesses)
+
+
+def _local(at: str) -> str:
+    """A time as the clock on this machine shows it."""
+    return f"{datetime.fromisoformat(at).astimezone():%Y-%m-%d %H:%M:%S %Z}"

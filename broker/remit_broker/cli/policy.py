@@ -168,13 +168,22 @@ def replay(
     worst = best = policies.decide
     if policies.looks_at_arguments:
         worst, best = policies.assuming("forbid").decide, policies.assuming("permit").decide
-    report = msgspec.to_builtins(replayed(history(BrokerClient(load(config), tenant), since), worst, best))
+    report = msgspec.to_builtins(
+        replayed(history(BrokerClient(load(config), tenant), since, answers=True), worst, best)
+    )
     if as_json:
         say({**report, "revision": policies.revision})
         return
-    out.print(line(f"{report['calls']} decisions, {report['same']} alike under revision {policies.revision[:12]}"))
+    out.print(
+        line(
+            f"{report['calls']} decisions, {report['answers']} of them about answers; {report['same']} alike under revision "
+            f"{policies.revision[:12]}"
+        )
+    )
     if report["unsure"]:
-        out.print(line((f"{report['unsure']} depend on arguments, which records do not keep", "yellow")))
+        out.print(
+            line((f"{report['unsure']} depend on what records do not keep: arguments, or labels in between", "yellow"))
+        )
     for one in report["changes"][:limit]:
         colour = "red" if one["becomes"] == "deny" else "green" if one["becomes"] == "allow" else "yellow"
         out.print(
@@ -188,13 +197,13 @@ def replay(
         out.print(line((f"and {len(report['changes']) - limit} more kinds: --limit", "dim")))
 
 
-def history(client: BrokerClient, since: str = "") -> Any:
-    """Everything that was decided, opened calls first, from a running broker."""
+def history(client: BrokerClient, since: str = "", answers: bool = False) -> Any:
+    """Everything that was decided, opened calls first, from a running broker; about ``answers`` too where that is wanted."""
     import msgspec
 
     from remit_broker.core.replay import Past
 
-    for kind in ("opened", "refused"):
+    for kind in ("opened", "refused", *(["answered"] if answers else [])):
         after: int | None = 0
         while after is not None:
             page = client.get("/api/policy/decisions", kind=kind, after=after)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from remit_broker.adapters.errors import ConfigError
+from remit_broker.cli.accepting import accept
 from remit_broker.cli.agents import enrol
 from remit_broker.cli.client import BrokerClient
 from remit_broker.cli.common import Config, Json, Tenant, Unreachable, command
@@ -18,6 +19,7 @@ from remit_schemas.names import DEFAULT_TENANT
 
 app = typer.Typer(help="MCP servers on the bus.", no_args_is_help=True)
 app.command("scan")(scan)
+app.command("accept")(accept)
 
 
 def register(root: typer.Typer) -> None:
@@ -95,8 +97,8 @@ def list_(tenant: Tenant = None, config: Config = None, as_json: Json = False) -
         if tools:
             out.print(line("  " + " ".join(tools)))
         if server.get("waiting"):
-            changed = f" {' '.join(server['waiting'])}  → remit servers accept {server['name']}"
-            out.print(line(("  changed, not callable:", "yellow"), changed))
+            held = f" {' '.join(server['waiting'])}  → remit servers accept {server['name']}"
+            out.print(line(("  not callable until somebody looked:", "yellow"), held))
     if not found:
         out.print("none yet  → remit servers add NAME -- CMD")
 
@@ -124,19 +126,6 @@ def remove(
         say({"removed": name})
     else:
         out.print(line(f"removed {name}"))
-
-
-@app.command("accept")
-@command
-def accept(
-    name: Annotated[str, typer.Argument()], tenant: Tenant = None, config: Config = None, as_json: Json = False
-) -> None:
-    """Accept the definitions of a server as they are now."""
-    told = BrokerClient(load(config), tenant).post(f"/api/servers/{name}/accept")
-    if as_json:
-        say(told)
-    else:
-        out.print(line("accepted: " + (", ".join(told["accepted"]) or "nothing was waiting")))
 
 
 @command

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.config.keys import Config
-from remit_broker.core.addresses import network
-from remit_broker.core.issuers import LOOPBACK, BadIssuer, check_issuers
+from remit_broker.core.addresses import address, network
+from remit_broker.core.issuers import DEVELOPMENT, LOOPBACK, BadIssuer, check_issuers
 from remit_broker.core.labels import is_label
 from remit_schemas.names import DEFAULT_TENANT, is_tenant
 
@@ -49,15 +50,23 @@ def sensible(file: Path, config: Config) -> None:
         raise ConfigError(f"{file}: oauth.url is {base!r}", "write https://HOST, without a path, or leave it empty")
     if (url := config.approvals.url) and not _is_url(url, ("http", "https")):
         raise ConfigError(f"{file}: approvals.url is {url!r}", "write https://HOST, or leave it empty")
-    if (hook := config.approvals.webhook) and (not _is_url(hook, ("http", "https")) or "@" in urlsplit(hook).netloc):
-        raise ConfigError(f"{file}: approvals.webhook is {hook!r}", "write https://HOST/PATH, or leave it empty")
-    for net in config.approvals.webhook_allow:
-        try:
-            network(net)
-        except ValueError as error:
-            raise ConfigError(
-                f"{file}: approvals.webhook_allow: {error}", "write such as 10.1.0.0/16 or 127.0.0.1/32"
-            ) from None
+    if (hook := config.approvals.webhook) and not (
+        _is_url(hook, ("http", "https")) and _is_host(urlsplit(hook).netloc)
+    ):
+        # Not the URL itself: its path may be a secret, and messages end up in logs.
+        raise ConfigError(
+            f"{file}: approvals.webhook is no URL that can be sent to",
+            "write https://HOST/PATH with an ASCII host name (xn--… for others), or leave it empty",
+        )
+    for key, nets in (
+        ("approvals.webhook_allow", config.approvals.webhook_allow),
+        ("oauth.documents_allow", config.oauth.documents_allow),
+    ):
+        for net in nets:
+            try:
+                network(net)
+            except ValueError as error:
+                raise ConfigError(f"{file}: {key}: {error}", "write such as 10.1.0.0/16 or 127.0.0.1/32") from None
     if config.bus.replicas > 1 and not config.bus.url:
         raise ConfigError(
             f"{file}: bus.replicas is {config.bus.replicas}, but the embedded NATS server is one",
@@ -123,10 +132,34 @@ def _identity(file: Path, config: Config) -> None:
         raise ConfigError(
             f"{file}: http.auth is 'issuer', but there is no issuer", "add [[issuers]]; docs/identity.md has examples"
         )
+    names = {issuer.name for issuer in config.issuers} | ({DEVELOPMENT} if development.issuer else set())
+    for who in http.stop_all:
+        issuer, _, user = who.partition(":")
+        if http.auth != "issuer" or issuer not in names or not user:
+            raise ConfigError(
+                f"{file}: http.stop_all: {who!r} is nobody whom an issuer proves",
+                'write "<name of an issuer>:<user>", as records name an operator; it needs http.auth = "issuer"',
+            )
     try:
         check_issuers(config.issuers, development)
     except BadIssuer as bad:
         raise ConfigError(f"{file}: {bad.key}: {bad.why}", bad.ask) from None
+
+
+_LABEL: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.IGNORECASE)
+
+
+def _is_host(netloc: str) -> bool:
+    """Whether a host (perhaps with a port) is one that can be asked for: an address, or labels of DNS, without a user."""
+    if not netloc.isascii() or "@" in netloc:
+        return False
+    host = urlsplit(f"//{netloc}").hostname or ""
+    try:
+        address(host)
+    except ValueError:
+        labels = host.removesuffix(".").split(".")
+        return len(host) <= 253 and ":" not in host and all(_LABEL.fullmatch(label) for label in labels)
+    return "%" not in host
 
 
 def _is_url(text: str, schemes: tuple[str, ...]) -> bool:

@@ -33,7 +33,7 @@ class BusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The HTTP edge. ``auth`` is how a caller is known: ``local`` (the OS user, by a 0600 token file) and ``open`` (everybody on
     this machine is ``open_user``) need loopback, ``issuer`` is a user's token. ``hosts`` are names beside loopback under which
-    it is reached, as the header Host says them.
+    it is reached, as the header Host says them. ``stop_all`` are the operators, ``<issuer>:<user>``, who may stop all tenants at once.
     """
 
     host: str = "127.0.0.1"
@@ -41,6 +41,7 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     auth: Literal["local", "open", "issuer"] = "local"
     open_user: str = "everybody"
     hosts: tuple[str, ...] = ()
+    stop_all: tuple[str, ...] = ()
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -86,10 +87,20 @@ class ApprovalsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 class OAuthConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """OAuth on the HTTP edge. ``url`` is where clients find this broker, if not at ``http``. With ``client_auth`` ``required`` a
     token is exchanged only for an agent that proves itself with its nkey; with ``optional`` for whoever has it in hand.
+
+    Programs that people log in with register themselves where ``registration`` is ``open``, may be sent back to this machine and to
+    ``redirects``, and may be documents at ``client_documents`` (patterns of URLs). ``access_ttl`` and ``login_ttl`` are the lives of a
+    token and of a login in seconds. ``documents_allow`` are networks that are not public and may be fetched from all the same.
     """
 
     url: str = ""
     client_auth: Literal["optional", "required"] = "optional"
+    registration: Literal["open", "closed"] = "open"
+    redirects: tuple[str, ...] = ()
+    client_documents: tuple[str, ...] = ()
+    documents_allow: tuple[str, ...] = ()
+    access_ttl: Annotated[int, msgspec.Meta(ge=60, le=86_400)] = 3600
+    login_ttl: Annotated[int, msgspec.Meta(ge=60, le=30 * 86_400)] = 43_200
 
 
 class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

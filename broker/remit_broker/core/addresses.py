@@ -17,6 +17,12 @@ Network = IPv4Network | IPv6Network
 _TRANSLATED: Final = IPv6Network("64:ff9b::/96")
 _LOCAL_TRANSLATED: Final = IPv6Network("64:ff9b:1::/48")
 _COMPATIBLE: Final = IPv6Network("::/96")
+_BESIDE: Final = tuple(
+    IPv6Network(text) for text in ("fec0::/10", "2001:db8::/32", "3fff::/20", "5f00::/16", "100::/64")
+)
+"""Not public either, though not every Python says so: site-local (RFC 3879), documentation, segment routing, discard."""
+_RELAYS: Final = IPv4Network("192.88.99.0/24")
+"""Of 6to4, which are no more (RFC 7526)."""
 _ISATAP: Final = (0x00005EFE, 0x02005EFE)
 _LOW: Final = (1 << 32) - 1
 
@@ -36,6 +42,11 @@ def may_connect(to: Address, allowed: Iterable[Network] = ()) -> bool:
     if any(to.version == one.version and to in one for one in allowed):
         return True
     return _public(to) and all(_public(inner) for inner in embedded(to))
+
+
+def is_near(to: Address) -> bool:
+    """Whether ``to`` is this very machine or of its own link, where clouds have their metadata services, in any form."""
+    return any(one.is_loopback or one.is_link_local or one.is_unspecified for one in (to, *embedded(to)))
 
 
 def embedded(to: Address) -> tuple[IPv4Address, ...]:
@@ -59,4 +70,6 @@ def _public(to: Address) -> bool:
     if isinstance(to, IPv6Address) and (to.ipv4_mapped is not None or to in _LOCAL_TRANSLATED):
         # The first is judged by what it carries, the second never leaves a network.
         return to.ipv4_mapped is not None
+    if any(to in beside for beside in _BESIDE) if isinstance(to, IPv6Address) else to in _RELAYS:
+        return False
     return to.is_global and not (to.is_multicast or to.is_reserved or to.is_unspecified or to.is_loopback)

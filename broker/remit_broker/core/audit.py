@@ -11,14 +11,16 @@ from typing import Any, Final
 
 import msgspec
 
+from remit_broker.core.audit_log import LEDGER, REFUSALS, LogAudit
 from remit_broker.core.fold import Corrupt, Fold, apply
+from remit_broker.core.sealing import refusal_leaf
 from remit_schemas.canonical import loads
 from remit_schemas.errors import Refusal
 from remit_schemas.grant import parse, verify
 from remit_schemas.keys import KeySet
 from remit_schemas.records import MAX_ENTRY, HopRefused, hash_of, parse_entry
 
-CHECKS: Final = ("stream", "records", "grants", "witness", "index", "refusals")
+CHECKS: Final = ("stream", "records", "grants", "witness", "index", "tree", "checkpoints", "refusals", "since")
 """What is checked, in the order in which it is told."""
 MINTS: Final = frozenset({"txn.opened", "hop.opened", "hop.resumed", "grant.renewed"})
 MOST: Final = 1000
@@ -63,6 +65,10 @@ class Audit:
 
     def __init__(self, keys: KeySet) -> None:
         self._keys = keys
+        self.log = LogAudit(LEDGER, keys, self.say)
+        """The tree over the ledger."""
+        self.refused = LogAudit(REFUSALS, keys, self.say)
+        """The tree over the refusals, as the index has it: the stream discards its oldest."""
         self._folds: dict[tuple[str, str], Fold] = {}
         self._ended: set[tuple[str, bytes]] = set()
         self._broken: set[tuple[str, str]] = set()
@@ -95,13 +101,16 @@ class Audit:
         if at != self._next:
             gone = f"message {self._next} is" if at == self._next + 1 else f"messages {self._next} to {at - 1} are"
             self.say("stream", self._next, f"{gone} missing")
+            self.log.gap(at - self._next)
         self._next = at + 1
         self.records += 1
         try:
             entry = parse_entry(data)
         except (Refusal, ValueError) as error:
             self.say("records", at, f"not a ledger entry: {error}", {"txn": subject.rpartition(".")[2]})
+            self.log.record(None, data)
             return None
+        self.log.record(entry.record, data)
         self._follow(at, subject, entry.record)
         self._signed(at, entry.record, entry.grant)
         return entry.record
@@ -179,12 +188,14 @@ class Audit:
         elif row != record:
             self.say("index", at, "the index has another record here", record)
 
-    def refusal(self, at: int, data: bytes) -> None:
-        """The next message of the refusals, of which the oldest may have gone."""
+    def refusal(self, at: int, data: bytes, kept: bytes | None = None) -> None:
+        """The next message of the refusals, of which the oldest may have gone; ``kept`` is the leaf that the index has of it."""
         if self._next_refusal and at != self._next_refusal:
             self.say("refusals", self._next_refusal, f"what stood before {at} is missing")
         self._next_refusal = at + 1
         self.refusals += 1
+        if kept not in (None, refusal_leaf(data)):
+            self.say("tree", at, "what the tree of refusals has of this message is not what stands there")
         try:
             raw = loads(data, max_bytes=MAX_ENTRY)["record"]
             msgspec.convert(raw, HopRefused)
@@ -201,14 +212,18 @@ class Audit:
             "grants": f"{self.grants} grants: signatures, and the records that they name",
             "witness": "the ledger holds what the index has seen last",
             "index": "every record in the index is the one in the ledger",
+            "tree": f"the tree over {self.log.size} records is the one that the index has",
+            "checkpoints": f"{self.log.checkpoints + self.refused.checkpoints} checkpoints: signatures and roots",
             "refusals": f"{self.refusals} refusals as they were sealed; that these are all is not proved",
             **self._notes,
         }
         checks: list[dict[str, Any]] = []
         for check in CHECKS:
+            if check not in said and not self._counts[check]:
+                continue
             first = next((bad for bad in self._bad if bad.check == check), None)
             more = f" (and {self._counts[check] - 1} more)" if self._counts[check] > 1 else ""
-            where = said[check] if first is None else f"{first.where}: {first.why}{more}"
+            where = said.get(check, "") if first is None else f"{first.where}: {first.why}{more}"
             checks.append({"check": check, "ok": first is None, "where": where})
         well = not any(self._counts.values())
         return Report(well, self.records, self.txns, len(self._folds), self.refusals, checks, self._bad)

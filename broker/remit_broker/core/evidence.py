@@ -22,6 +22,7 @@ import msgspec
 from remit_broker.core import sealing
 from remit_broker.core.fold import Corrupt, Fold, fold_all
 from remit_broker.core.notes import Witness
+from remit_broker.core.policy_texts import revision_of
 from remit_broker.core.sealing import LEDGER, REFUSALS, Proofs, Unproved
 from remit_broker.core.tree import GRANTS
 from remit_schemas.approval import verify as verify_decision
@@ -71,6 +72,12 @@ def export(
     }
 
 
+def revisions(evidence: Mapping[str, Any]) -> list[str]:
+    """The sets of policies that its decisions name."""
+    decisions = [record.get("decision") for record in [*evidence["records"], *evidence["refusals"]]]
+    return list(dict.fromkeys(decision["revision"] for decision in decisions if decision))
+
+
 def read(data: bytes) -> dict[str, Any]:
     """An evidence file. Refuses MALFORMED or TOO_LARGE."""
     value = loads(data, max_bytes=MAX_EVIDENCE)
@@ -97,7 +104,7 @@ def verify_evidence(
             checks += [grants, _links(found, records, allowed_cycles), _signed(found, records)]
             checks += [_approvals(records, keys), _complete(evidence["complete"], fold)]
             checks += _log(evidence, records, keys, list(witnesses))
-        checks.append(_refusals(evidence, keys))
+        checks += [_rules(evidence.get("policies", {})), _refusals(evidence, keys)]
     return Verdict(all(check.ok for check in checks), tuple(checks))
 
 
@@ -270,6 +277,20 @@ def _undecided(raw: dict[str, Any], asked: dict[str, Any], keys: KeySet) -> str:
     }  # fmt: skip
     wrong = next((name for name, value in wanted.items() if said[name] != value), "")
     return f"the {wrong} of its token is not that of the record" if wrong else ""
+
+
+def _rules(policies: Any) -> Check:
+    """The texts of rules are those of the revisions that the records name: a revision is the digest of all texts of its set."""
+    try:
+        sets = msgspec.convert(policies, dict[str, dict[str, str]])
+        wrong = next((name for name, texts in sets.items() if revision_of(texts) != name), None)
+    except (ValueError, TypeError, RecursionError):
+        return Check("rules", False, "they are not texts by file and revision")
+    if wrong is not None:
+        return Check("rules", False, f"revision {wrong}: these are not its texts")
+    return Check(
+        "rules", True, f"{len(sets)} policy sets as they were" if sets else "no texts of policies are in the file"
+    )
 
 
 def _log(

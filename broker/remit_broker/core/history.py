@@ -7,12 +7,13 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
+from remit_broker.core.findings import ABRIDGED
 from remit_broker.core.policy import Action, PolicyRequest
 from remit_broker.core.registry import Annotations
 from remit_broker.core.replay import Past
 from remit_broker.core.times import seconds_of
 from remit_broker.core.what_if import Outcome
-from remit_schemas.budget import ZERO
+from remit_schemas.budget import ZERO, Budget
 from remit_schemas.names import parse_resource
 from remit_schemas.records import Facts
 
@@ -38,19 +39,20 @@ def facts_of(request: PolicyRequest) -> Facts:
         depth=request.depth,
         loops=request.loops,
         labels=request.labels,
+        brings=request.target_labels,
         left=request.left,
         client=request.client,
         environment=request.environment,
     )
     names = len(found.roles) + len(found.groups) + len(found.labels) + len(found.actors)
     if names > MANY and len(msgspec.json.encode(found)) > MAX_FACTS:
-        return replace(found, roles=(), groups=(), labels=(), partial=True)
+        return replace(found, roles=(), groups=(), labels=(), brings=(), partial=True)
     return found
 
 
 def opening(facts: Facts | None) -> Facts | None:
     """``facts`` for a record that says depth and labels itself."""
-    return None if facts is None else replace(facts, depth=0, labels=())
+    return None if facts is None else replace(facts, depth=0, labels=(), brings=())
 
 
 def past_of(raw: dict[str, Any], user: str, seq: int = 0) -> Past | None:
@@ -79,7 +81,9 @@ def past_of(raw: dict[str, Any], user: str, seq: int = 0) -> Past | None:
         loops=kept.loops,
         tool_groups=kept.tool_groups,
         findings=tuple(sorted({one["kind"] for one in raw["findings"]})),
-        labels=tuple(raw["labels"]) if opened else kept.labels,
+        # Policy is asked before an approval takes labels away.
+        labels=tuple(sorted({*raw["labels"], *raw.get("lowered", ())})) if opened else kept.labels,
+        target_labels=tuple(raw.get("brings", ())) if opened else kept.brings,
         client=kept.client,
         environment=kept.environment,
     )
@@ -92,6 +96,36 @@ def past_of(raw: dict[str, Any], user: str, seq: int = 0) -> Past | None:
         rules=tuple(said["rules"]),
         question=question,
         count=1 if opened else raw["count"],
+    )
+
+
+def answered(raw: dict[str, Any], opened: dict[str, Any], user: str, seq: int = 0) -> Past | None:
+    """The decision about the answer in a ``hop.closed`` or ``hop.parked`` record, of the hop that ``opened``; None as :func:`past_of`.
+
+    What is known of agents and target is what was known at the opening. The labels that policy was asked about are between those of
+    the opening and those of the end, to which policy and what was found may have added: both are asked where they differ.
+    """
+    said, before = raw.get("decision"), past_of(opened, user)
+    kinds = {one["kind"] for one in raw.get("findings", ())}
+    if not isinstance(said, dict) or before is None or ABRIDGED in kinds:
+        return None
+    least = {*opened["labels"], *opened.get("brings", ())}.difference(raw.get("lowered", ()))
+    question = replace(
+        before.question,
+        action="release",
+        findings=tuple(sorted(kinds)),
+        labels=tuple(sorted(raw["labels"])),
+        left=before.question.left.minus(msgspec.convert(opened["budget"], Budget)),
+    )
+    return Past(
+        seq=seq,
+        txn=raw["txn"],
+        hop=raw["hop"],
+        at=raw["at"],
+        then="deny" if said["effect"] == "deny" else "would_deny" if said["effect"] == "would_deny" else "allow",
+        rules=tuple(said["rules"]),
+        question=question,
+        other=None if least >= {*raw["labels"]} else replace(question, labels=tuple(sorted(least))),
     )
 
 

@@ -31,6 +31,17 @@ LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 Names = tuple[str, ...]
 
 
+class LoginConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """People log in at the issuer for their programs: this broker is its client ``client_id``, whose secret stands in ``secret_file``
+    (empty: it has none). ``auth`` is how the secret is sent; ``scopes`` are asked for.
+    """
+
+    client_id: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    secret_file: str = ""
+    auth: Literal["client_secret_basic", "client_secret_post"] = "client_secret_basic"
+    scopes: Names = ("openid",)
+
+
 class IssuerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One issuer. Times are seconds.
 
@@ -60,6 +71,7 @@ class IssuerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     refresh: Annotated[float, msgspec.Meta(ge=1, le=86400)] = 300.0
     outage: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 3600.0
     refetch: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 10.0
+    login: LoginConfig | None = None
 
 
 class DevUser(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -8,8 +8,9 @@ import msgspec
 
 from remit_broker.core.extraction import Endorser
 from remit_broker.core.label_sources import Declared
+from remit_broker.core.pins import digest_of
 from remit_schemas.budget import ONE_CALL, Budget
-from remit_schemas.canonical import canonical, digest
+from remit_schemas.canonical import canonical
 from remit_schemas.errors import Code, refusal
 from remit_schemas.names import Kind, is_op, normalize
 from remit_schemas.scope import Scope, parse_scope
@@ -45,11 +46,19 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
     output_schema: dict[str, Any] | None = None
     annotations: dict[str, Any] = {}
     needs: tuple[str, ...] | None = None
+    icons: tuple[dict[str, Any], ...] = ()
 
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical definition."""
-        return digest(canonical(msgspec.to_builtins(self)))
+        return digest_of(self.plain())
+
+    def plain(self) -> dict[str, Any]:
+        """All of it, as what is pinned. What is not there is left out where definitions that were pinned earlier did not have it."""
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        if not self.icons:
+            del found["icons"]
+        return found
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +89,8 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     definitions: tuple[Definition, ...] = ()
     state: Literal["attached", "detached"] = "attached"
     at: str = ""
+    held: dict[str, str] = {}
+    """Of definitions that nobody has accepted: why they wait."""
 
 
 MAX_DEFINITIONS = 2000
@@ -126,14 +137,15 @@ def _definition(kind: Kind, raw: Any) -> Definition:
         raw.get("outputSchema", raw.get("output_schema")),
         raw.get("needs"),
     )
-    annotations = raw.get("annotations") or {}
+    annotations, icons = raw.get("annotations") or {}, raw.get("icons") or []
     good = (
         isinstance(schema, dict) and isinstance(output, dict | None) and isinstance(annotations, dict)
         and (needs is None or (isinstance(needs, list) and all(isinstance(need, str) for need in needs)))
+        and isinstance(icons, list) and all(isinstance(icon, dict) for icon in icons)
     )  # fmt: skip
     if not good or schema is None:
         raise refusal(Code.MALFORMED, f"the definition of {name!r} is not well formed", rule="attach.definition",
-                      ask="send inputSchema (an object), and outputSchema, annotations, needs where there are any")  # fmt: skip
+                      ask="send inputSchema (an object), and outputSchema, annotations, needs, icons where there are any")  # fmt: skip
     for need in needs or ():
         parse_scope(need)
     found = Definition(
@@ -144,9 +156,10 @@ def _definition(kind: Kind, raw: Any) -> Definition:
         output_schema=output,
         annotations=annotations,
         needs=tuple(needs) if needs is not None else None,
+        icons=tuple(icons),
     )
     try:
-        size = len(canonical(msgspec.to_builtins(found)))
+        size = len(canonical(found.plain()))
     except ValueError:
         raise refusal(Code.MALFORMED, f"the definition of {name!r} has no canonical form", rule="attach.definition",
                       ask="use finite numbers within 2^53-1") from None  # fmt: skip

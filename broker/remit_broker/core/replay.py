@@ -21,7 +21,9 @@ Decide = Callable[[PolicyRequest], Verdict]
 
 
 class Past(msgspec.Struct, frozen=True, kw_only=True):
-    """A call that was decided: what was asked, and what came of it. ``count`` is how many of one kind a refusal stands for."""
+    """A call, or an answer, that was decided: what was asked, and what came of it. ``count`` is how many of one kind a refusal stands
+    for. With an ``other`` question it was one of the two, or something between them.
+    """
 
     seq: int
     txn: str | None
@@ -31,6 +33,7 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
     rules: tuple[str, ...]
     question: PolicyRequest
     count: int = 1
+    other: PolicyRequest | None = None
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,9 +51,12 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """Of ``calls`` that were looked at, ``same`` are decided alike, ``unsure`` depend on arguments that were not kept."""
+    """Of ``calls`` (and, among them, ``answers``) that were looked at, ``same`` are decided alike, ``unsure`` depend on what was not
+    kept: arguments, or labels that may have come in between.
+    """
 
     calls: int
+    answers: int
     same: int
     unsure: int
     changes: tuple[Change, ...]
@@ -75,14 +81,15 @@ class _Group:
 def replayed(pasts: Iterable[Past], worst: Decide, best: Decide) -> Report:
     """The report of a set of which ``worst`` and ``best`` are the answers at the worst and best arguments."""
     groups: dict[tuple[Outcome, Outcome, tuple[str, ...], str, str, str], _Group] = {}
-    calls = same = unsure = 0
+    calls = answers = same = unsure = 0
     first = last = ""
     for past in pasts:
         calls += past.count
+        answers += past.count if past.question.action == "release" else 0
         first, last = first or past.at, past.at
         low = worst(past.question)
         now = outcome_of(low)
-        if best is not worst and outcome_of(best(past.question)) != now:
+        if any(outcome_of(verdict) != now for verdict in _otherwise(past, worst, best)):
             unsure += past.count
         elif now == past.then:
             same += past.count
@@ -105,4 +112,14 @@ def replayed(pasts: Iterable[Past], worst: Decide, best: Decide) -> Report:
         for (was, becomes, rules, caller, action, resource), group in groups.items()
     ]
     ordered = tuple(sorted(changes, key=lambda change: (-change.count, change.resource, change.caller, change.becomes)))
-    return Report(calls=calls, same=same, unsure=unsure, changes=ordered, first=first, last=last)
+    return Report(calls=calls, answers=answers, same=same, unsure=unsure, changes=ordered, first=first, last=last)
+
+
+def _otherwise(past: Past, worst: Decide, best: Decide) -> Iterable[Verdict]:
+    """What else may have been decided, for all that is known."""
+    if best is not worst:
+        yield best(past.question)
+    if past.other is not None:
+        yield worst(past.other)
+        if best is not worst:
+            yield best(past.other)

@@ -16,7 +16,9 @@ from remit_broker.core import notes
 from remit_broker.core.merkle import leaf_hash, proves_inclusion
 from remit_broker.core.notes import LEDGER, REFUSALS, Checkpoint, Note, Witness
 from remit_schemas.canonical import canonical_document
+from remit_schemas.errors import Refusal
 from remit_schemas.keys import KeySet
+from remit_schemas.records import parse_entry
 
 MAX_STEPS: Final = 64
 
@@ -59,6 +61,14 @@ class Unproved(Exception):  # noqa: N818
 def leaf(record: Mapping[str, Any]) -> bytes:
     """The leaf of a record: SHA-256 over a zero byte and its canonical form (RFC 6962 §2.1, RFC 8785). Raises ``ValueError``."""
     return leaf_hash(canonical_document(dict(record)))
+
+
+def refusal_leaf(data: bytes) -> bytes:
+    """The leaf of a message of the refusals: of its record with an empty cause, as it leaves with evidence; else of its bytes."""
+    try:
+        return leaf_hash(canonical_document({**parse_entry(data).record, "cause": ""}))
+    except (Refusal, ValueError, TypeError, RecursionError):
+        return leaf_hash(data)
 
 
 def checked(text: Any, keys: KeySet, kind: str) -> tuple[Note, Checkpoint, str]:

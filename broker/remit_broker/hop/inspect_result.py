@@ -9,7 +9,7 @@ import msgspec
 from remit_broker.core.policy import Verdict
 from remit_broker.hop.authorize import question
 from remit_broker.hop.endorse import endorsed
-from remit_broker.hop.hop import Hop, Inspected
+from remit_broker.hop.hop import Denied, Hop, Inspected
 from remit_broker.hop.label import at_the_end, heard_before_end, may_reach, with_content
 from remit_broker.ports import Ports
 from remit_schemas.canonical import canonical, canonical_document
@@ -34,9 +34,12 @@ async def inspect_result(hop: Hop, ports: Ports) -> Hop:
         value = narrowed
         seen = _look(hop, ports, value)
     taken = hop.lowers if narrowed is not None else ()
-    verdict = _permitted(hop, ports, seen.findings, frozenset(hop.said).difference(taken))
+    verdict = _permitted(hop, ports, seen, frozenset(hop.said).difference(taken))
     labels = with_content(hop, ports, seen.findings, verdict.redact).union(verdict.label).difference(taken)
-    may_reach(hop, labels)
+    try:
+        may_reach(hop, labels)
+    except Refusal as no:
+        raise _withheld(no, hop, seen, verdict) from None
     shown: Any = value
     redacted: tuple[str, ...] = ()
     if verdict.redact and seen.findings:
@@ -69,7 +72,7 @@ async def release(hop: Hop, ports: Ports, frame: Progress | Event) -> Progress |
     hop = await at_the_end(hop, ports)
     raw = msgspec.to_builtins(frame)
     findings = ports.detectors.scan(raw)
-    verdict = _permitted(hop, ports, findings, frozenset(hop.said))
+    verdict = _permitted(hop, ports, _Seen("", 0, findings), frozenset(hop.said))
     labels = with_content(hop, ports, findings, verdict.redact).union(verdict.label)
     if not heard_before_end(hop, labels):
         return Progress(message="withheld: its labels are not yet on its caller, or may not reach it")
@@ -89,15 +92,31 @@ def _look(hop: Hop, ports: Ports, value: Any) -> _Seen:
     return _Seen(ports.digester.digest(hop.ask.txn, data), len(data), ports.detectors.scan(value))
 
 
-def _permitted(hop: Hop, ports: Ports, findings: tuple[Finding, ...], labels: frozenset[str]) -> Verdict:
-    verdict = ports.policy.decide(question(hop, ports, "release", findings, tuple(sorted(labels))))
+def _permitted(hop: Hop, ports: Ports, seen: _Seen, labels: frozenset[str]) -> Verdict:
+    verdict = ports.policy.decide(question(hop, ports, "release", seen.findings, tuple(sorted(labels))))
     if not verdict.allowed:
-        raise refusal(
+        no = refusal(
             Code.RESULT_DENIED, f"the answer of {hop.resource} is not released: {verdict.reason or 'no policy permits it'}",
             rule=", ".join(verdict.decision.rules) or "policy.default-deny", ask=verdict.ask or "ask an operator",
-            effect="happened",
+            effect="happened", cause=verdict.cause,
         )  # fmt: skip
+        raise _withheld(no, hop, seen, verdict)
     return verdict
+
+
+def _withheld(no: Refusal, hop: Hop, seen: _Seen, verdict: Verdict) -> Denied:
+    """The refusal of an answer. Its record says what was found in it, and what decided.
+
+    INVARIANT: an answer that is not released is recorded as one that is (test_the_record_of_a_withheld_answer_says_why).
+    """
+    kept = Inspected(
+        frame=Error(error=no.body),
+        digest=seen.digest,
+        size=seen.size,
+        decision=verdict.decision,
+        findings=seen.findings,
+    )
+    return Denied(no, hop.with_(result=kept))
 
 
 def _fits(hop: Hop, ports: Ports, result: Result) -> None:

@@ -64,7 +64,9 @@ async def open_(hop: Hop, ports: Ports, turn: Turn) -> Hop | LostRace:
     try:
         appended = await turn.append(record, token)
     except BaseException:
-        ports.accounts.settle(reserved, ZERO)  # whatever became of the record, nothing is dispatched on it
+        # INVARIANT: nothing is dispatched, but where the record is stored all the same the scan will charge all that it holds
+        # (test_a_call_whose_record_may_be_stored_counts_in_full).
+        ports.accounts.settle(reserved, own_hold(hop) if turn.unclear else ZERO)
         raise
     if isinstance(appended, LostRace):
         ports.accounts.settle(reserved, ZERO)

@@ -15,11 +15,11 @@ const PEOPLE = {
 function provider() {
   return new Provider(issuer, {
     jwks: JSON.parse(readFileSync(file)),
-    clients: ['portal', 'stranger'].map((client_id) => ({
+    clients: [['portal', '/back'], ['stranger', '/back'], ['remit', '/oauth/callback']].map(([client_id, path]) => ({
       client_id,
       token_endpoint_auth_method: 'none',
       application_type: 'native',
-      redirect_uris: ['http://127.0.0.1/back'],
+      redirect_uris: [`http://127.0.0.1${path}`],
       grant_types: ['authorization_code'],
       response_types: ['code'],
     })),

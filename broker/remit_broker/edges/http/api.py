@@ -19,27 +19,25 @@ from remit_broker.core.near import meant
 from remit_broker.core.registry import Principal
 from remit_broker.core.times import rfc3339
 from remit_broker.edges.http import log, policy
-from remit_broker.edges.http.approvals import Approvals, Say
+from remit_broker.edges.http.approvals import Approvals, Say, approver
 from remit_broker.edges.http.bodies import Delegate, NewAgent, Revocation
 from remit_broker.edges.http.desk import PARAMETER, Call, Desk, desk_for
 from remit_broker.edges.http.guard import Handler, answering, body_of, typed
 from remit_broker.edges.http.log import AUDITED
 from remit_broker.edges.http.openapi import PATH as OPENAPI
 from remit_broker.edges.http.openapi import Offered, document
-from remit_broker.edges.http.operators import Caller, Operator, lacking, require
+from remit_broker.edges.http.operators import Operator, lacking, require
+from remit_broker.edges.http.pins import Acceptance, accept, changes
 from remit_broker.edges.http.revocations import Stop, unknown_tenant
 from remit_broker.edges.http.told import TOLD
+from remit_broker.edges.http.turned_away import let_in, noticing
 from remit_broker.hop.begin import Wish, open_as, open_for
-from remit_broker.hop.decide import Approver
 from remit_broker.hop.revoked import withheld
 from remit_broker.hop.txn import Delegation, close_txn, open_txn, revoke
 from remit_broker.operator_ports import Index
 from remit_schemas.errors import Code, Refusal, refusal
-from remit_schemas.names import is_principal, is_txn
+from remit_schemas.names import DEFAULT_TENANT, is_principal, is_txn
 from remit_schemas.scope import Scope
-
-LOCAL_ROLES = ("admin", "approver", "operator")
-"""What the OS user who runs the broker is, to policies about approvals."""
 
 Evidence = Callable[[str, str], Awaitable[dict[str, Any]]]
 
@@ -69,6 +67,7 @@ class Api:
             ("DELETE", "/api/agents/{name}", "operate", self._remove_agent),
             ("GET", "/api/servers", "read", self._list_servers),
             ("POST", "/api/servers/reload", "operate", self._reload_servers),
+            ("GET", "/api/servers/{name}/changes", "read", self._changes),
             ("POST", "/api/servers/{name}/accept", "operate", self._accept),
             ("GET", "/api/budgets", "read", self._list_budgets),
             ("GET", "/api/chains", "read", self._chains),
@@ -92,19 +91,22 @@ class Api:
 
         table.append(("GET", OPENAPI, "read", openapi))
         fault = self._fault
-        return [
-            Route(at, answering(self._known(do, need, AUDITED.get(at, "")), fault), methods=[verb])
-            for verb, at, need, do in table
-        ]
+        return [Route(at, answering(self._known(do, need, at), fault), methods=[verb]) for verb, at, need, do in table]
 
-    def _known(self, do: Callable[[Request, Call], Awaitable[Any]], ability: Ability | None, audited: str) -> Handler:
-        """``do`` for callers with ``ability``; with None it asks for itself. What is ``audited`` is recorded first."""
-        reads = do in (self._grant, self._add_agent, self._revoke, self._reinstate, self._decide, *policy.READS)
+    def _known(self, do: Callable[[Request, Call], Awaitable[Any]], ability: Ability | None, path: str) -> Handler:
+        """``do`` at ``path`` for callers with ``ability``; with None it asks for itself."""
+        reads = do in (
+            self._grant,
+            self._add_agent,
+            self._accept,
+            self._revoke,
+            self._reinstate,
+            self._decide,
+            *policy.READS,
+        )
 
         async def handler(request: Request) -> Response:
-            caller = await self._operator.known(request)
-            if ability is not None:
-                require(caller, ability)
+            caller = await let_in(request, path, ability, self._operator, self._desks)
             call = Call(caller, desk_for(self._desks, request, caller))
             # INVARIANT: a user who is revoked is no operator either (test_a_user_who_is_revoked_is_no_operator).
             revocations = call.desk.ports.revocations
@@ -112,10 +114,11 @@ class Api:
                 raise withheld(found)
             if not reads:
                 await _no_body(request)
-            if audited:
+            if audited := AUDITED.get(path):
                 what = f"{audited} of {self._txn(request)}" if audited == "evidence" else audited
                 await call.desk.log.noted(call.who, call.tenant, what)
-            return JSONResponse(msgspec.to_builtins(await do(request, call)))
+            async with noticing(path, call):
+                return JSONResponse(msgspec.to_builtins(await do(request, call)))
 
         return handler
 
@@ -159,7 +162,11 @@ class Api:
         if wish.token:
             return await open_for(about, wish.agent, at.tenant, at.desk.ports)
         if wish.roles or wish.groups or at.caller.identity is None:
-            raise lacking(at.caller, "administer")
+            require(at.caller, "administer")
+            raise refusal(
+                Code.MALFORMED, "roles and groups without a user are nobody's", rule="grants.user",
+                ask="name the user as well; your own are those that your issuer says",
+            )  # fmt: skip
         return await open_as(at.caller.identity, about, wish.agent, at.tenant, at.desk.ports)
 
     async def _status(self, request: Request, at: Call) -> Any:
@@ -228,8 +235,11 @@ class Api:
         await at.desk.servers.reload_servers()
         return {"servers": at.desk.servers.servers()}
 
+    async def _changes(self, request: Request, at: Call) -> Any:
+        return changes(request.path_params["name"], at.desk.directory)
+
     async def _accept(self, request: Request, at: Call) -> Any:
-        return {"accepted": await at.desk.directory.accept(request.path_params["name"])}
+        return await accept(request.path_params["name"], await typed(request, Acceptance), at.desk.directory)
 
     async def _chains(self, request: Request, at: Call) -> Any:
         raw: dict[str, Any] = {key: value for key, value in request.query_params.items() if key != PARAMETER}
@@ -277,7 +287,10 @@ class Api:
         proved = at.caller.identity
         try:
             fold = await at.desk.ports.ledger.newest(at.tenant, txn)
-        except Refusal:
+        except Refusal as no:
+            # Whoever cannot be told whether it is theirs is told that, and not that they lack a role.
+            if no.body.rule != "ledger.unknown-txn":
+                raise
             fold = None
         if fold is None or proved is None or fold.user != proved.user:
             raise lacking(at.caller, "operate")
@@ -318,7 +331,7 @@ class Api:
     async def _decide(self, request: Request, at: Call) -> Any:
         said = await typed(request, Say)
         await self._caught_up()
-        by = _approver(at.caller, at.tenant)
+        by = approver(at.caller, at.tenant)
         return await self._approvals.decided(str(request.path_params["id"]), said, by, at.desk.ports)
 
     def _bound(self, at: Call) -> str | None:
@@ -331,11 +344,14 @@ class Api:
         INVARIANT: whoever belongs to one tenant stops no other and not everything
         (test_an_operator_of_one_tenant_stops_no_other).
         """
-        if wish.all and self._bound(at) is not None:
+        if wish.all and self._bound(at) is not None and not at.caller.everything:
             raise refusal(
                 Code.OUT_OF_SCOPE, "everything is more than your tenant", rule="revoke.all",
-                ask=f"revoke the tenant {at.caller.tenant}",
+                ask=f"revoke the tenant {at.caller.tenant}, or have somebody do it whom http.stop_all names",
             )  # fmt: skip
+        if wish.all:
+            # What stops everything stands in one place, whoever says it (test_who_is_named_for_it_stops_all_tenants).
+            return self._desks[DEFAULT_TENANT]
         if wish.tenant is None:
             return at.desk
         if wish.tenant not in self._desks or at.caller.tenant not in (None, wish.tenant):
@@ -374,20 +390,6 @@ def _described(principal: Principal, at: Call) -> dict[str, Any]:
 
 def _waiting(name: str, at: Call) -> list[str]:
     return [resource.op for resource in at.desk.directory.quarantined(name)]
-
-
-def _approver(caller: Caller, tenant: str) -> Approver:
-    """Who decides, as policy sees them: a user with the roles that an issuer proved, or whoever this machine trusts."""
-    proved = caller.identity
-    if proved is None:
-        auth, _, user = caller.who.rpartition(":")
-        return Approver(who=caller.who, user=user, tenant=tenant, auth=auth, roles=LOCAL_ROLES)
-    # INVARIANT: with four eyes the same user is the same person on both sides, whatever door they came through
-    # (test_nobody_approves_their_own_call_by_another_door).
-    roles = tuple(sorted({*proved.roles, *caller.roles}))
-    return Approver(
-        who=caller.who, user=proved.user, tenant=tenant, auth=proved.auth, roles=roles, groups=proved.groups
-    )
 
 
 async def _no_body(request: Request) -> None:

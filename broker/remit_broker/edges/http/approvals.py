@@ -11,6 +11,7 @@ from remit_broker.core.fold import Fold
 from remit_broker.core.listing import ApprovalRow
 from remit_broker.core.showing import hidden, visible_json
 from remit_broker.core.times import rfc3339
+from remit_broker.edges.http.operators import Caller
 from remit_broker.hop.decide import Approver, Verdict, decide, fits, request_of
 from remit_broker.operator_ports import Index
 from remit_broker.ports import Ports
@@ -19,6 +20,10 @@ from remit_schemas.errors import Code, refusal
 STATES = ("waiting", "approved", "denied", "used", "expired", "void", "all")
 SHOWN = 200
 """Most requests that a listing shows."""
+
+
+LOCAL_ROLES = ("admin", "approver", "operator")
+"""What the OS user who runs the broker is, to policies about approvals."""
 
 
 class Say(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -120,6 +125,20 @@ def described(fold: Fold, approval: Approval, ports: Ports) -> dict[str, Any]:
         "votes": [msgspec.to_builtins(vote) for vote in approval.votes],
         "used_by": approval.used_by or None,
     }
+
+
+def approver(caller: Caller, tenant: str) -> Approver:
+    """Who decides, as policy sees them: a user with the roles that an issuer proved, or whoever this machine trusts."""
+    proved = caller.identity
+    if proved is None:
+        auth, _, user = caller.who.partition(":")
+        return Approver(who=caller.who, user=user, tenant=tenant, auth=auth, roles=LOCAL_ROLES)
+    # INVARIANT: with four eyes the same user is the same person on both sides, whatever door they came through
+    # (test_nobody_approves_their_own_call_by_another_door).
+    roles = tuple(sorted({*proved.roles, *caller.roles}))
+    return Approver(
+        who=caller.who, user=proved.user, tenant=tenant, auth=proved.auth, roles=roles, groups=proved.groups
+    )
 
 
 def _row(row: ApprovalRow, now: float) -> dict[str, Any]:

@@ -56,8 +56,8 @@ class LocalOnly:
             await self._app(scope, receive, send)
             return
         no = refusal(
-            Code.UNAUTHENTICATED, "the request names a host or origin that is not this machine", rule="http.host",
-            ask="use http://127.0.0.1 from this machine",
+            Code.UNAUTHENTICATED, "the request names a host or origin that is neither this machine nor in http.hosts", rule="http.host",
+            ask="use http://127.0.0.1 from this machine; else an operator adds the name to http.hosts in remit.toml",
         )  # fmt: skip
         await JSONResponse({"error": msgspec.to_builtins(no.body)}, 403)(scope, receive, send)
 
@@ -94,7 +94,11 @@ def answering(handler: Handler, fault: Callable[[str, BaseException], None]) -> 
 
 async def typed(request: Request, kind: type[Any]) -> Any:
     """The JSON body as a ``kind``. Refuses MALFORMED."""
-    raw = await body_of(request)
+    return typed_as(await body_of(request), kind)
+
+
+def typed_as(raw: dict[str, Any], kind: type[Any]) -> Any:
+    """A JSON body that was read, as a ``kind``. Refuses MALFORMED."""
     try:
         return msgspec.convert(raw, kind, strict=True)
     except (msgspec.ValidationError, ValueError) as error:

@@ -10,7 +10,7 @@ import msgspec
 from starlette.requests import Request
 
 from remit_broker.core.admin import broken
-from remit_broker.core.history import past_of
+from remit_broker.core.history import answered, past_of
 from remit_broker.core.issuers import Ability
 from remit_broker.core.listing import LogFilter, cursor_after
 from remit_broker.core.revocations import Entry
@@ -121,8 +121,13 @@ async def _record(request: Request, at: Call) -> Any:
     entries = await log.index.chain(at.tenant, hits[0].txn or "")
     mine = [entry["record"] for entry in entries if entry["record"]["hop"] == hop]
     opened = next((record for record in mine if record["kind"] == "hop.opened"), None)
-    asked = past_of(opened, entries[0]["record"]["user"]) if opened else None
-    return {"txn": hits[0].txn, "hop": hop, "records": mine, "asked": asked}
+    user = entries[0]["record"]["user"]
+    asked = past_of(opened, user) if opened else None
+    ends = [
+        record for record in mine if opened and record["kind"] in ("hop.closed", "hop.parked") and record["decision"]
+    ]
+    told = answered(ends[-1], opened, user) if opened and ends else None
+    return {"txn": hits[0].txn, "hop": hop, "records": mine, "asked": asked, "answered": told}
 
 
 ROUTES: Final[tuple[tuple[str, str, Ability, Callable[[Request, Call], Awaitable[Any]]], ...]] = (

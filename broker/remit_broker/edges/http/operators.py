@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 import msgspec
@@ -16,13 +17,16 @@ from remit_schemas.errors import Code, Refusal, refusal
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """Whoever calls. ``who`` is the name for the record; ``identity`` is there where an issuer proved a user, ``roles`` are then
-    those of operators that its table gives them.
+    those of operators that its table gives them. With ``everything`` they may stop all tenants at once, of whichever they are.
     """
 
     who: str
     abilities: frozenset[Ability]
     roles: tuple[str, ...] = ()
     identity: Identity | None = None
+    everything: bool = False
+    scope: tuple[str, ...] | None = None
+    """What the program that somebody logged in with may call, as resource patterns; None: whatever its user may."""
 
     @property
     def tenant(self) -> str | None:
@@ -68,8 +72,9 @@ class Open:
 class IssuerToken:
     """``http.auth = "issuer"``: the caller is the user whom an issuer's token proves, with the roles its table gives them."""
 
-    def __init__(self, identities: Identities) -> None:
-        self._identities = identities
+    def __init__(self, identities: Identities, stop_all: Iterable[str] = ()) -> None:
+        """``stop_all`` are those who may stop all tenants at once, ``<issuer>:<user>``."""
+        self._identities, self._stop_all = identities, frozenset(stop_all)
 
     async def known(self, request: Request) -> Caller:
         """Refuses UNAUTHENTICATED, or TARGET_UNAVAILABLE where nobody can tell."""
@@ -81,8 +86,9 @@ class IssuerToken:
             )  # fmt: skip
         identity = await self._identities.identify(given)
         roles = self._identities.operator_roles(identity)
+        who = f"{identity.issuer}:{identity.user}"
         return Caller(
-            who=f"{identity.issuer}:{identity.user}", abilities=abilities_of(roles), roles=roles, identity=identity
+            who=who, abilities=abilities_of(roles), roles=roles, identity=identity, everything=who in self._stop_all
         )
 
 
@@ -111,9 +117,14 @@ def lacking(caller: Caller, ability: Ability) -> Refusal:
 
 def elsewhere(caller: Caller) -> Refusal:
     """The refusal of an operator of another tenant."""
+    return elsewhere_of(caller.who)
+
+
+def elsewhere_of(who: str) -> Refusal:
+    """The same for a name."""
     return refusal(
         Code.UNAUTHENTICATED,
-        f"{caller.who} is of another tenant",
+        f"{who} is of another tenant",
         rule="identity.tenant",
         ask="use your own tenant's broker",
     )

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from starlette.requests import Request
 
-from remit_broker.core.history import past_of
+from remit_broker.core.history import answered, past_of
 from remit_broker.core.issuers import Ability
 from remit_broker.core.policy import PolicyRequest, Verdict
 from remit_broker.core.revocations import Entry
 from remit_broker.core.rulings import DEFAULT_DENY, MAX_LIFE, Exempt
 from remit_broker.core.times import rfc3339
 from remit_broker.core.what_if import WhatIf, outcome_of
-from remit_broker.edges.http.guard import typed
+from remit_broker.edges.http.guard import body_of, typed, typed_as
 from remit_broker.operator_ports import AdminLog, Index, RevocationList
 from remit_broker.ports import Ports
 from remit_schemas.errors import Code, refusal
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Known = Callable[[str, str], bool]
 CaughtUp = Callable[[], Awaitable[None]]
 MAX_WHY: Final = 512
+KINDS: Final = ("opened", "refused", "answered")
 PAGE: Final = 1000
 """Decisions of the past in one answer."""
 LIFTABLE: Final = (Code.POLICY_DENIED, Code.CONTENT_DENIED)
@@ -65,21 +66,26 @@ class PolicyDesk:
         self._tenant, self._ports, self._known, self._caught_up = tenant, ports, known, caught_up
         self._list, self._admin, self._index = kept
 
-    def simulate(self, wish: WhatIf) -> dict[str, Any]:
-        """What policy would say, with what the registry knows of agent and target in place of what is not said."""
+    def simulate(self, wish: WhatIf, said: Container[str]) -> dict[str, Any]:
+        """What policy would say, with what the registry knows of agent and target in place of what is not ``said`` (names of members).
+
+        INVARIANT: nobody's what-if is asked otherwise than they said (test_what_is_said_in_a_what_if_is_not_overruled).
+        """
         ports, resource = self._ports, parse_resource(wish.resource)
         target, caller = ports.registry.target(resource), ports.registry.principal(wish.agent)
-        fields: dict[str, Any] = {}
-        if caller is not None and "tier" not in _said(wish):
-            fields["tier"] = caller.tier
-        if not wish.environment:
-            fields["environment"] = ports.environment
+        known: dict[str, Any] = {"environment": ports.environment}
+        if caller is not None:
+            known["tier"] = caller.tier
         if target is not None:
             hints = target.annotations
-            fields |= {
+            known |= {
                 "target_tier": target.tier, "tool_groups": target.groups, "readOnly": hints.read_only,
                 "destructive": hints.destructive, "idempotent": hints.idempotent, "openWorld": hints.open_world,
             }  # fmt: skip
+        if "readOnly" in said:
+            # What reads only is not destructive, unless somebody says so.
+            known.pop("destructive", None)
+        fields = {name: value for name, value in known.items() if name not in said}
         wish = msgspec.structs.replace(wish, tenant=self._tenant, **fields)
         args = ports.policy.arguments(target, wish.args) if target is not None and wish.args else None
         request = wish.question(args)
@@ -88,9 +94,14 @@ class PolicyDesk:
     async def history(self, after: int, kind: str) -> dict[str, Any]:
         """Decisions of the past in order, a page of them, and where the next one begins (None: there is none)."""
         await self._caught_up()
-        rows = await self._index.decisions(self._tenant, after, kind, PAGE)
-        pasts = [past for seq, raw, user in rows if (past := past_of(raw, user, seq)) is not None]
-        return {"decisions": pasts, "next": rows[-1][0] if len(rows) == PAGE else None, "looked_at": len(rows)}
+        if kind == "answered":
+            found = await self._index.answers(self._tenant, after, PAGE)
+            told = [(seq, answered(raw, opened, user, seq)) for seq, raw, opened, user in found]
+        else:
+            rows = await self._index.decisions(self._tenant, after, kind, PAGE)
+            told = [(seq, past_of(raw, user, seq)) for seq, raw, user in rows]
+        pasts = [past for _, past in told if past is not None]
+        return {"decisions": pasts, "next": told[-1][0] if len(told) == PAGE else None}
 
     def rulings(self) -> dict[str, Any]:
         """What is only observed, and the exceptions in force; those that have ended are told too, with what became of them."""
@@ -214,12 +225,6 @@ def told(request: PolicyRequest, verdict: Verdict, known: bool = True) -> dict[s
     }
 
 
-def _said(wish: WhatIf) -> set[str]:
-    return {
-        name for name in wish.__struct_fields__ if getattr(wish, name) != getattr(WhatIf(resource="", agent=""), name)
-    }
-
-
 def _plain(entry: Entry) -> dict[str, Any]:
     raw: dict[str, Any] = msgspec.to_builtins(entry)
     raw.pop("detail")
@@ -238,16 +243,17 @@ def _state(name: str) -> Any:
 
 
 async def _simulate(request: Request, at: Call) -> Any:
-    return at.desk.policy.simulate(await typed(request, WhatIf))
+    raw = await body_of(request)
+    return at.desk.policy.simulate(typed_as(raw, WhatIf), raw)
 
 
 async def _decisions(request: Request, at: Call) -> Any:
     wanted = {key: value for key, value in request.query_params.items() if key != "tenant"}
     after, kind = wanted.pop("after", "0"), wanted.pop("kind", "opened")
-    if wanted or not (after.isascii() and after.isdigit() and len(after) < 16) or kind not in ("opened", "refused"):
+    if wanted or not (after.isascii() and after.isdigit() and len(after) < 16) or kind not in KINDS:
         raise refusal(
             Code.MALFORMED, "decisions are asked for by kind and after", rule="api.query",
-            ask="kind is opened or refused, after the number that the page before ended with",
+            ask=f"kind is one of {', '.join(KINDS)}, after the number that the page before ended with",
         )  # fmt: skip
     return await at.desk.policy.history(int(after), kind)
 

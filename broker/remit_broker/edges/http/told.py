@@ -12,6 +12,7 @@ from remit_broker.core.what_if import WhatIf
 from remit_broker.edges.http.approvals import STATES, Say
 from remit_broker.edges.http.bodies import Delegate, NewAgent, Revocation
 from remit_broker.edges.http.openapi import Told
+from remit_broker.edges.http.pins import Acceptance
 from remit_broker.edges.http.policy import Allow, Observe, Withdraw
 from remit_broker.edges.http.revocations import Stop
 
@@ -46,7 +47,10 @@ TOLD: Final[dict[str, Told]] = {
     "DELETE /api/agents/{name}": Told("Forget an agent or a server.", ("removed",)),
     "GET /api/servers": Told("MCP servers, their state, their tools, what waits to be accepted.", ("servers",)),
     "POST /api/servers/reload": Told("Read the file of servers again.", ("servers",)),
-    "POST /api/servers/{name}/accept": Told("Accept the definitions of a server as they are now.", ("accepted",)),
+    "GET /api/servers/{name}/changes": Told(
+        "Definitions that wait to be accepted, and what changed.", ("server", "waiting")
+    ),
+    "POST /api/servers/{name}/accept": Told("Accept the definitions that were looked at.", ("accepted",), Acceptance),
     "GET /api/budgets": Told(
         "Accounts that have a cap: what is spent, held and left.", ("budgets",), query=BudgetQuery
     ),

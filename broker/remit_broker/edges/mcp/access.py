@@ -26,12 +26,15 @@ class User:
     name: str
     auth: str
     identity: Identity | None = None
+    scope: tuple[str, ...] | None = None
+    """What the program that somebody logged in with may call; None: whatever its user may."""
 
     @property
     def key(self) -> tuple[str, ...]:
-        """Whose a session is: nobody else's, whatever they know of it."""
+        """Whose a session is: nobody else's, whatever they know of it; nor another program's of the same user."""
         issuer = self.identity.issuer if self.identity is not None else ""
-        return ("user", self.tenant, issuer, self.name)
+        program = (self.identity.client, *self.scope) if self.identity is not None and self.scope is not None else ()
+        return ("user", self.tenant, issuer, self.name, *program)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,9 @@ def as_user(caller: Caller, tenant: str, ports: Ports) -> User:
     """The user a caller is. Refuses what was revoked."""
     proved = caller.identity
     auth, _, name = caller.who.rpartition(":")
-    user = User(tenant, proved.user if proved else name, proved.auth if proved else f"{auth}:{name}", proved)
+    user = User(
+        tenant, proved.user if proved else name, proved.auth if proved else f"{auth}:{name}", proved, caller.scope
+    )
     if found := ports.revocations.check((), user.name):
         raise withheld(found)
     return user

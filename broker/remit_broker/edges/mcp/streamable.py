@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from remit_broker.edges.http.desk import Desk, desk_for
 from remit_broker.edges.http.guard import Handler, error_response
-from remit_broker.edges.http.operators import Operator
+from remit_broker.edges.http.operators import Operator, bearer
 from remit_broker.edges.inside import Calls
 from remit_broker.edges.mcp.access import Holder, Who, as_holder, as_user, presented, tenant_of
 from remit_broker.edges.mcp.catalogue import Catalogue, Pages
@@ -32,7 +32,7 @@ from remit_broker.edges.mcp.jsonrpc import (
 )
 from remit_broker.edges.mcp.methods import VERSIONS, Methods, agreed, refused, welcome
 from remit_broker.edges.mcp.session import Session, Sessions
-from remit_broker.edges.mcp.tasks import Agents, Continued, Opened, Rules
+from remit_broker.edges.mcp.tasks import Agents, Continued, Opened, Rules, narrowed
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.names import is_principal
 
@@ -62,14 +62,17 @@ class Streamable:
     def __init__(
         self,
         places: Mapping[str, Place],
-        operator: Operator,
+        door: tuple[Operator, Callable[[str, str], str]],
         rules: Rules,
         seconds: float,
         secret: bytes,
         fault: Callable[[str, BaseException], None],
     ) -> None:
-        """``seconds`` is the longest that one call may take, ``secret`` seals cursors."""
-        self._places, self._operator, self._rules, self._seconds = places, operator, rules, seconds
+        """``door`` is how users are known, and the value of WWW-Authenticate for those who are not, by path and error.
+
+        ``seconds`` is the longest that one call may take, ``secret`` seals cursors."""
+        self._places, self._rules, self._seconds = places, rules, seconds
+        self._operator, self._challenge = door
         self._pages, self._fault = Pages(secret), fault
         clock = next(iter(places.values())).desk.ports.clock
         self._sessions = Sessions(clock.monotonic, self._end)
@@ -100,7 +103,13 @@ class Streamable:
             try:
                 return await handler(request)
             except Refusal as no:
-                return error_response(no.body)
+                response = error_response(no.body)
+                if response.status_code == 401:
+                    # INVARIANT: a client without a token that counts is told where it gets one
+                    # (test_a_client_without_a_token_is_told_where_to_get_one).
+                    known = "invalid_token" if bearer(request) else ""
+                    response.headers["WWW-Authenticate"] = self._challenge(request.url.path, known)
+                return response
             except Fault as fault:
                 return _json(failed(None, fault), 400)
             except Exception as error:
@@ -160,8 +169,12 @@ class Streamable:
         methods = Methods(session, who, self._catalogue(view, who, place), place.calls, self._pages, self._seconds)
         return await self._request(methods, message, SSE in accepts, JSON in accepts)
 
+    def _rules_for(self, who: Who) -> Rules:
+        """What whoever asks is given: of a user who logged in, what that one allowed the program, and no more."""
+        return self._rules if isinstance(who, Holder) else narrowed(self._rules, who)
+
     def _catalogue(self, view: str | None, who: Who, place: Place) -> Catalogue:
-        return Catalogue(view, who, self._rules, place.desk.ports, place.desk.directory)
+        return Catalogue(view, who, self._rules_for(who), place.desk.ports, place.desk.directory)
 
     def _initialize(self, call: Call, who: Who, place: Place, view: str | None) -> Response:
         wanted = call.params.get("protocolVersion")
@@ -170,7 +183,7 @@ class Streamable:
         task = (
             Continued(who)
             if isinstance(who, Holder)
-            else Opened(who, self._rules, place.desk.ports, place.agents, place.seed)
+            else Opened(who, self._rules_for(who), place.desk.ports, place.agents, place.seed)
         )
         about = call.params.get("clientInfo")
         session = Session(

@@ -43,6 +43,22 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     idle: float = IDLE
 
 
+def narrowed(rules: Rules, user: User) -> Rules:
+    """``rules`` within what ``user`` allowed the program. Refuses OUT_OF_SCOPE where nothing is left.
+
+    INVARIANT: a program calls what its user allowed it, and nothing else (test_a_program_calls_what_its_user_allowed_it).
+    """
+    if user.scope is None:
+        return rules
+    met = Scope.of(rules.scopes) & Scope.of(Detail(resource=pattern) for pattern in user.scope)
+    if not met:
+        raise refusal(
+            Code.OUT_OF_SCOPE, "nothing of what was allowed is served to clients here", rule="mcp.scope",
+            ask="log in again for another scope, or ask an operator: mcp.scopes",
+        )  # fmt: skip
+    return msgspec.structs.replace(rules, scopes=met.details)
+
+
 class Agents(Registry, Protocol):
     """The registry, where an agent can be added."""
 

@@ -8,9 +8,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from remit_broker.core.login import Login
 from remit_broker.core.oauth import invalid
 from remit_broker.edges.http.oauth.clients import Client, Clients
 from remit_broker.edges.http.oauth.forms import NO_STORE, Form, answer, form_of
+from remit_broker.edges.http.oauth.logins import Logins
 from remit_broker.edges.http.oauth.tokens import Genuine, is_grant, told
 from remit_broker.edges.http.operators import Operator, bearer, require
 from remit_broker.hop.exchange import DELEGATE, finish, to
@@ -38,6 +40,8 @@ class Standing:
         self._tenants, self._clients, self._genuine, self._operator = tenants, clients, genuine, operator
         self.proof_needed = False
         self.announce: Any = None
+        self.logins: Logins | None = None
+        self.base = ""
 
     async def introspect(self, request: Request) -> Response:
         """``POST /oauth/introspect``."""
@@ -49,6 +53,8 @@ class Standing:
         return answer(await self._state(_token(form), client))
 
     async def _state(self, token: str, client: Client | None) -> dict[str, Any]:
+        if self.logins is not None and (login := await self.logins.of_access(token)) is not None:
+            return {"active": True, "token_type": "Bearer", **login_told(login, self.base)}
         if not is_grant(token):
             return INACTIVE
         try:
@@ -69,6 +75,9 @@ class Standing:
         form = await form_of(request)
         client = await self._clients.authenticated(request, form)
         token = _token(form)
+        if self.logins is not None and token.startswith(("remit_at_", "remit_rt_")):
+            await self.logins.end(token, form.get("client_id"))
+            return Response(status_code=200, headers=NO_STORE)
         grant = self._known(token)
         who = await self._may(request, client, grant)
         if grant is not None:
@@ -151,6 +160,15 @@ def _described(grant: Grant) -> dict[str, Any]:
         "username": claims.sub,
         "scope": " ".join(format_detail(detail) for detail in grant.scope.details if not detail.args),
     }
+
+
+def login_told(login: Login, base: str) -> dict[str, Any]:
+    """What introspection says of a login's access token."""
+    identity = login.identity
+    return {
+        "sub": identity.user, "username": identity.user, "iss": base, "aud": base + login.asked.resource, "exp": login.exp,
+        "iat": login.made, "client_id": login.asked.client.id, "scope": " ".join(login.asked.scopes),
+    }  # fmt: skip
 
 
 def _token(form: Form) -> str:
