@@ -33,7 +33,15 @@ def tale() -> list[dict[str, Any]]:
         told.add(record)
         records.append(plain(record))
 
-    add(story.opening(told.fold, HOP, facts=Facts(action="call", hints="r"), findings=(Finding("pii.email", "/a"),)))
+    add(
+        story.opening(
+            told.fold,
+            HOP,
+            exp=1_800_000_000,
+            facts=Facts(action="call", hints="r"),
+            findings=(Finding("pii.email", "/a"),),
+        )
+    )
     add(story.renewing(told.fold, HOP))
     add(story.parking(told.fold, HOP))
     add(story.resuming(told.fold, HOP))
