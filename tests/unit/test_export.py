@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ocsf_json_schema import OcsfJsonSchemaEmbedded, get_ocsf_schema
 
@@ -56,7 +56,7 @@ def tale() -> list[dict[str, Any]]:
     return records
 
 
-RECORDS = tale()
+RECORDS: list[dict[str, Any]] = json.loads(json.dumps(tale()))
 KINDS = [record["kind"] for record in RECORDS]
 
 
@@ -90,7 +90,8 @@ def test_what_failed_says_so_and_what_was_refused_says_by_which_rule() -> None:
         "hop.refused",
     ]
     refused = ocsf.event(RECORDS[-2], "ann", "0")
-    assert (refused["count"], refused["policy"]["name"], refused["status_code"]) == (3, "no-mail", "OUT_OF_SCOPE")
+    assert (refused["count"], refused["status_code"]) == (3, "OUT_OF_SCOPE")
+    assert refused["unmapped"]["remit"]["decision"]["rules"] == ["no-mail"]
     assert ocsf.event(RECORDS[-1], "", "0")["severity_id"] == ocsf.HIGH
     assert events["hop.opened"]["activity_id"] == ocsf.READ
     assert events["hop.closed"]["actor"]["user"]["name"] == "ann"
@@ -139,6 +140,7 @@ def test_no_cell_of_a_csv_is_a_formula(evil: str) -> None:
         assert evil in cell, "nothing is lost"
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_whatever_is_in_a_cell_a_row_stays_a_row(text: str) -> None:
     record = {**RECORDS[KINDS.index("hop.refused")], "caller": text, "message": text}

@@ -74,8 +74,6 @@ def event(record: dict[str, Any], user: str, product: str) -> dict[str, Any]:
         said["resources"] = [{"name": resource, "uid": resource, "type": parts[0]}]
         if len(parts) == 3:
             said["dst_endpoint"] = {"name": parts[1], "svc_name": parts[1]}
-    if (decision := record.get("decision")) and decision["rules"]:
-        said["policy"] = {"name": ", ".join(decision["rules"]), "version": decision["revision"]}
     if kind == "hop.closed":
         said["duration"] = record["ms"]
     if kind == "hop.refused" and record["count"] > 1:
