@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from remit_broker import __version__, identity
-from remit_broker.adapters.admin_stream import AdminStream
+from remit_broker.adapters.admin_stream import ACCESSES, AdminStream
 from remit_broker.adapters.agreement import agree, shared
 from remit_broker.adapters.cedar import CedarEngine
 from remit_broker.adapters.errors import ConfigError, ServiceError
@@ -58,6 +58,7 @@ from remit_broker.edges.http import development
 from remit_broker.edges.http.api import Api
 from remit_broker.edges.http.app import HttpServer, application
 from remit_broker.edges.http.desk import Desk
+from remit_broker.edges.http.log import LogDesk
 from remit_broker.edges.http.metrics import metrics_route
 from remit_broker.edges.http.policy import PolicyDesk
 from remit_broker.edges.inside import Calls
@@ -294,6 +295,11 @@ class Broker:
         kept = (tenant.revocations, tenant.admin, self.index)
         return PolicyDesk(tenant.name, tenant.ports, kept, self.policy.knows, self.caught_up)
 
+    async def log_desk(self, tenant: Tenant) -> LogDesk:
+        """What operators read of a tenant's log, and the record of that."""
+        accesses = await AdminStream.start(self.nats.core, tenant.name, self.settings.config.bus.replicas, ACCESSES)
+        return LogDesk(self.index, self.caught_up, accesses, tenant.ports.clock)
+
     @property
     def ports(self) -> Ports:
         """Those of the default tenant."""
@@ -372,7 +378,15 @@ class Broker:
             "fault": self.observer.fault,
         }
         desks = [
-            Desk(one.name, one.ports, one.registry, one.kill(self.index), one, self.policy_desk(one))
+            Desk(
+                one.name,
+                one.ports,
+                one.registry,
+                one.kill(self.index),
+                one,
+                self.policy_desk(one),
+                await self.log_desk(one),
+            )
             for one in self.tenants.values()
         ]
         operator = identity.operator(self.settings.config, self.keys, self.ports.identities)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from remit_broker.core.admin import AdminRecord
-from remit_broker.core.listing import ApprovalRow, ChainFilter, ChainPage, HopHit
+from remit_broker.core.listing import ApprovalRow, ChainFilter, ChainPage, HopHit, LogFilter, Logged
 from remit_broker.core.pins import Waiting
 from remit_broker.core.registry import Attachment, Principal
 from remit_broker.core.revocations import Entry
@@ -36,6 +36,9 @@ class Index(Protocol):
 
     async def decisions(self, tenant: str, after: int, kind: str, limit: int) -> list[tuple[int, dict[str, Any], str]]:
         """Records of calls that were ``opened`` or ``refused``, in order after a place: each with its place and its user."""
+
+    async def log(self, tenant: str, wanted: LogFilter) -> list[Logged]:
+        """Records and refusals after a place, in order of time. Refuses MALFORMED for a bad cursor."""
 
     async def hops_like(self, tenant: str, prefix: str, limit: int = 10) -> list[HopHit]:
         """Hops and refusals whose id begins with ``prefix``; ``<txn>.<hop>`` (each or its beginning) narrows."""

@@ -6,7 +6,7 @@ import json
 import logging
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remit_broker.cli.logs import JsonLines, Lines
@@ -39,6 +39,7 @@ def test_no_text_of_an_error_begins_a_line() -> None:
     assert all(line.startswith("    ") and line.isprintable() for line in lines[1:])
 
 
+@settings(deadline=None)
 @given(st.text(), st.text())
 def test_whatever_was_said_is_one_line_of_json(name: str, why: str) -> None:
     line = JsonLines().format(record("%s was refused", name, error=raised(why)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remit_broker.core.spans import Link, SpanData, closed, delegated, refused, swept
@@ -181,6 +181,7 @@ def test_a_refusal_without_a_grant_is_a_trace_of_its_own() -> None:
     assert "enduser.pseudo.id" not in span.attributes
 
 
+@settings(deadline=None)
 @given(st.text(max_size=80))
 def test_whatever_a_caller_names_makes_a_span_with_a_bounded_name(resource: str) -> None:
     span = refused(story.refused(resource=resource))

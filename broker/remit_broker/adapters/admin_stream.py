@@ -24,7 +24,8 @@ from remit_broker.core.revocations import Entry
 from remit_schemas.errors import Code, Refusal, refusal
 
 STREAM: Final = "ADMIN"
-SUBJECTS: Final = "admin.*"
+ACCESSES: Final = "ACCESS"
+"""The stream of another such chain: who read the records."""
 SECONDS: Final = 5.0
 """How long one append may take."""
 
@@ -34,15 +35,15 @@ _decode = msgspec.json.Decoder(AdminRecord).decode
 class AdminStream:
     """The chain of one tenant's administrative records (port ``AdminLog``)."""
 
-    def __init__(self, js: JetStream, tenant: str) -> None:
-        self._js, self._tenant, self._subject = js, tenant, f"admin.{tenant}"
+    def __init__(self, js: JetStream, tenant: str, stream: str = STREAM) -> None:
+        self._js, self._tenant, self._stream, self._subject = js, tenant, stream, f"{stream.lower()}.{tenant}"
 
     @classmethod
-    async def start(cls, nc: Client, tenant: str, replicas: int) -> AdminStream:
+    async def start(cls, nc: Client, tenant: str, replicas: int, stream: str = STREAM) -> AdminStream:
         """Make or check the stream. Raises :class:`~remit_broker.adapters.errors.ConfigError`."""
         js = JetStream(nc)
-        await js.ensure(_settings(replicas))
-        return cls(js, tenant)
+        await js.ensure(_settings(stream, replicas))
+        return cls(js, tenant, stream)
 
     async def append(self, entry: Entry) -> AdminRecord:
         """Append the record of ``entry``; durable when it returns. Refuses LEDGER_UNAVAILABLE: then it may be there or not."""
@@ -55,10 +56,10 @@ class AdminStream:
     async def history(self) -> list[AdminRecord]:
         """All records, oldest first. Refuses LEDGER_UNAVAILABLE where they cannot be read."""
         try:
-            last = await self._js.last(STREAM, self._subject)
+            last = await self._js.last(self._stream, self._subject)
             if last is None:
                 return []
-            return [_decode(found.data) for found in await self._js.read(STREAM, self._subject, 0, last.seq)]
+            return [_decode(found.data) for found in await self._js.read(self._stream, self._subject, 0, last.seq)]
         except (Unreachable, ApiError, msgspec.MsgspecError) as error:
             raise _unavailable(error) from None
 
@@ -69,7 +70,7 @@ class AdminStream:
 
     async def _append(self, entry: Entry) -> AdminRecord:
         while True:
-            last = await self._js.last(STREAM, self._subject)
+            last = await self._js.last(self._stream, self._subject)
             record = follow(None if last is None else _decode(last.data), self._tenant, entry)
             if await self._stored(record, last):
                 return record
@@ -77,7 +78,7 @@ class AdminStream:
     async def _stored(self, record: AdminRecord, after: Message | None) -> bool:
         """Whether ``record`` is what follows ``after`` now; where there was no answer, the stream is asked."""
         at = after.seq if after else 0
-        headers = {EXPECT_STREAM: STREAM, EXPECT_SUBJECT: str(at)}
+        headers = {EXPECT_STREAM: self._stream, EXPECT_SUBJECT: str(at)}
         for _ in range(8):
             try:
                 ack = await self._js.publish(self._subject, msgspec.json.encode(plain(record)), headers)
@@ -91,7 +92,7 @@ class AdminStream:
                 continue
             if ack.error.err_code != WRONG_LAST_SEQUENCE:
                 raise ApiError(ack.error.err_code, ack.error.description)
-            found = await self._js.next(STREAM, self._subject, at + 1)
+            found = await self._js.next(self._stream, self._subject, at + 1)
             return found is not None and _decode(found.data) == record
         raise Unreachable("no answer to an append")
 
@@ -103,10 +104,10 @@ def _unavailable(error: BaseException) -> Refusal:
     )  # fmt: skip
 
 
-def _settings(replicas: int) -> dict[str, Any]:
+def _settings(stream: str, replicas: int) -> dict[str, Any]:
     return {
-        "name": STREAM,
-        "subjects": [SUBJECTS],
+        "name": stream,
+        "subjects": [f"{stream.lower()}.*"],
         "retention": "limits",
         "storage": "file",
         "discard": "new",

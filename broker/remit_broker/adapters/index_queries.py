@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import aiosqlite
 
+from remit_broker.adapters.index_log import LogQueries
 from remit_broker.core.listing import ApprovalRow, ChainFilter, ChainPage, ChainRow, HopHit, Untold
 from remit_broker.core.near import by_beginning
 from remit_schemas.budget import Budget
@@ -63,7 +64,7 @@ _WHERE: Final = {
 }
 
 
-class IndexQueries:
+class IndexQueries(LogQueries):
     """Reads through a connection that cannot write."""
 
     def __init__(self, reader: aiosqlite.Connection) -> None:

@@ -8,12 +8,15 @@ from typing import Annotated
 
 import typer
 
+from remit_broker.cli import audit_export
 from remit_broker.cli.client import BrokerClient
 from remit_broker.cli.common import REFUSED, Config, Json, Unreachable, command, run_loop, typed
 from remit_broker.cli.printing import line, out, say
 from remit_broker.config import Settings, load
 
-app = typer.Typer(help="The whole ledger, checked.", no_args_is_help=True)
+app = typer.Typer(help="The whole ledger: checked, exported, pushed to where it is watched.", no_args_is_help=True)
+
+audit_export.register(app)
 
 _SHOWN = 20
 

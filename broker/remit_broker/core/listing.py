@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import re
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
 from remit_schemas.budget import Budget
+from remit_schemas.errors import Code, refusal
+
+_PLACE: Final = re.compile(r"(\d{1,15})\.(\d{1,15})", re.ASCII)
 
 
 class ChainFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -95,3 +99,41 @@ class HopHit(NamedTuple):
     hop: str
     resource: str
     at: str
+
+
+class LogFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which records of the whole log: ``GET /api/records``. ``after`` is the cursor a page before ended with; ``since`` (included) and
+    ``until`` (excluded) are RFC 3339 UTC.
+    """
+
+    after: str = ""
+    since: str | None = None
+    until: str | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 200
+
+    def place(self) -> tuple[int, int]:
+        """Where the page before ended in the ledger and in the refusals. Refuses MALFORMED for what is no cursor."""
+        if not self.after:
+            return 0, 0
+        match = _PLACE.fullmatch(self.after)
+        if match is None:
+            raise refusal(
+                Code.MALFORMED, "that is not a cursor a page ended with", rule="records.cursor", ask="start without one"
+            )
+        return int(match[1]), int(match[2])
+
+
+class Logged(NamedTuple):
+    """One record of the log: of which ``stream`` (``ledger`` or ``refusals``), where in it, and whose task it is about."""
+
+    stream: str
+    seq: int
+    user: str | None
+    record: dict[str, Any]
+
+
+def cursor_after(place: tuple[int, int], page: list[Logged]) -> str:
+    """The cursor after ``page``, which began after ``place``."""
+    ledger = max([place[0], *(one.seq for one in page if one.stream == "ledger")])
+    refusals = max([place[1], *(one.seq for one in page if one.stream == "refusals")])
+    return f"{ledger}.{refusals}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -13,65 +13,31 @@ from starlette.routing import Route
 
 from remit_broker.core import nkey
 from remit_broker.core.accounts import KINDS
-from remit_broker.core.history import answered, past_of
 from remit_broker.core.issuers import Ability
 from remit_broker.core.listing import ChainFilter
 from remit_broker.core.near import meant
 from remit_broker.core.registry import Principal
 from remit_broker.core.times import rfc3339
-from remit_broker.edges.http import policy
+from remit_broker.edges.http import log, policy
 from remit_broker.edges.http.approvals import Approvals, Say, approver
+from remit_broker.edges.http.bodies import Delegate, NewAgent, Revocation
 from remit_broker.edges.http.desk import PARAMETER, Call, Desk, desk_for
 from remit_broker.edges.http.guard import Handler, answering, body_of, typed
+from remit_broker.edges.http.log import AUDITED
+from remit_broker.edges.http.openapi import PATH as OPENAPI
+from remit_broker.edges.http.openapi import Offered, document
 from remit_broker.edges.http.operators import Operator, lacking, require
 from remit_broker.edges.http.pins import Acceptance, accept, changes
 from remit_broker.edges.http.revocations import Stop, unknown_tenant
+from remit_broker.edges.http.told import TOLD
 from remit_broker.edges.http.turned_away import let_in, noticing
 from remit_broker.hop.begin import Wish, open_as, open_for
 from remit_broker.hop.revoked import withheld
 from remit_broker.hop.txn import Delegation, close_txn, open_txn, revoke
 from remit_broker.operator_ports import Index
-from remit_schemas.budget import Budget
-from remit_schemas.claims import ANY_LABEL
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.names import DEFAULT_TENANT, is_principal, is_txn
-from remit_schemas.scope import Detail, Scope
-
-
-class Delegate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``POST /api/grants``: open a txn for a user. ``ttl`` is in seconds, ``labels`` are those of data that may reach the agent.
-
-    ``token`` is the user's own. Without one an operator names the ``user``, an administrator their ``roles`` and ``groups`` too;
-    with none of these it is the caller, where an issuer proved who that is.
-    """
-
-    agent: str
-    scopes: tuple[Detail, ...]
-    budget: Budget
-    user: str = ""
-    token: str = ""
-    roles: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
-    ttl: int = 600
-    max_depth: Annotated[int, msgspec.Meta(ge=0, le=16)] = 8
-    labels: tuple[str, ...] = (ANY_LABEL,)
-
-
-class NewAgent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``POST /api/agents``: ``nkey`` is the public one; the seed never leaves the machine that drew it."""
-
-    name: str
-    nkey: str
-    kind: str = "agent"
-    tier: str = "standard"
-
-
-class Revocation(Stop, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``POST /api/revocations``: one of ``grant`` (a jti), ``txn``, and what else can be stopped."""
-
-    grant: str | None = None
-    txn: str | None = None
-
+from remit_schemas.scope import Scope
 
 Evidence = Callable[[str, str], Awaitable[dict[str, Any]]]
 
@@ -115,10 +81,15 @@ class Api:
             ("GET", "/api/revocations", "read", self._revocations),
             ("POST", "/api/revocations", "operate", self._revoke),
             ("POST", "/api/revocations/reinstate", "operate", self._reinstate),
-            ("GET", "/api/find/{prefix}", "read", self._find),
-            ("GET", "/api/records/{hop}", "read", self._record),
+            *log.ROUTES,
             *policy.ROUTES,
         ]
+        described = document([Offered(verb, path, need) for verb, path, need, _ in table], TOLD)
+
+        async def openapi(request: Request, at: Call) -> Any:
+            return described
+
+        table.append(("GET", OPENAPI, "read", openapi))
         fault = self._fault
         return [Route(at, answering(self._known(do, need, at), fault), methods=[verb]) for verb, at, need, do in table]
 
@@ -143,6 +114,9 @@ class Api:
                 raise withheld(found)
             if not reads:
                 await _no_body(request)
+            if audited := AUDITED.get(path):
+                what = f"{audited} of {self._txn(request)}" if audited == "evidence" else audited
+                await call.desk.log.noted(call.who, call.tenant, what)
             async with noticing(path, call):
                 return JSONResponse(msgspec.to_builtins(await do(request, call)))
 
@@ -387,37 +361,6 @@ class Api:
 
     async def _revocations(self, request: Request, at: Call) -> Any:
         return {"revocations": at.desk.kill.in_force(), **await at.desk.kill.history()}
-
-    async def _find(self, request: Request, at: Call) -> Any:
-        await self._caught_up()
-        prefix = str(request.path_params["prefix"]).lower()
-        txns = await self._index.find(at.tenant, prefix)
-        hops = await self._index.hops_like(at.tenant, prefix)
-        found = [*({"txn": txn, "hop": ""} for txn in txns), *(hit._asdict() for hit in hops)]
-        return {"found": found, "near": [] if found else await self._index.near(at.tenant, prefix)}
-
-    async def _record(self, request: Request, at: Call) -> Any:
-        hop = str(request.path_params["hop"])
-        await self._caught_up()
-        hits = [hit for hit in await self._index.hops_like(at.tenant, hop) if hit.hop == hop]
-        if not hits:
-            raise refusal(Code.UNKNOWN_TARGET, f"no hop {hop[:64]}", rule="api.unknown-hop", ask="remit chain TXN")
-        if hits[0].kind == "refused":
-            refused = await self._index.refusal(at.tenant, hop)
-            asked = past_of(refused, refused["user"] or "") if refused else None
-            return {"txn": hits[0].txn, "hop": hop, "records": [refused], "asked": asked}
-        entries = await self._index.chain(at.tenant, hits[0].txn or "")
-        mine = [entry["record"] for entry in entries if entry["record"]["hop"] == hop]
-        opened = next((record for record in mine if record["kind"] == "hop.opened"), None)
-        user = entries[0]["record"]["user"]
-        asked = past_of(opened, user) if opened else None
-        ends = [
-            record
-            for record in mine
-            if opened and record["kind"] in ("hop.closed", "hop.parked") and record["decision"]
-        ]
-        told = answered(ends[-1], opened, user) if opened and ends else None
-        return {"txn": hits[0].txn, "hop": hop, "records": mine, "asked": asked, "answered": told}
 
     def _txn(self, request: Request) -> str:
         txn = str(request.path_params["txn"])

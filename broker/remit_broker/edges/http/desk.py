@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 from starlette.requests import Request
 
 from remit_broker.core.near import meant
+from remit_broker.edges.http.log import LogDesk
 from remit_broker.edges.http.operators import Caller, elsewhere
 from remit_broker.edges.http.policy import PolicyDesk
 from remit_broker.edges.http.revocations import KillSwitch
@@ -41,6 +42,7 @@ class Desk:
     kill: KillSwitch
     servers: Servers
     policy: PolicyDesk
+    log: LogDesk
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,283 @@
+"""The records out of a running broker: all of them, once each, from where it stopped; and who took them is recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from remit_broker.adapters import siem
+from remit_broker.adapters.errors import ConfigError
+from remit_broker.adapters.siem import Away, Refused, parse_headers, pushed, receiver
+from remit_broker.testing import Lab, running_broker
+from remit_schemas.records import hash_of
+from tests.support.raw import Taken, arena_on, skill
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+CONFIG = {"tenants": {"acme": {}}}
+
+
+class Office:
+    """A broker in which something has happened, and clients of its API."""
+
+    def __init__(self, lab: Lab, api: httpx.AsyncClient) -> None:
+        self.lab, self.api = lab, api
+
+    async def get(self, path: str, **params: Any) -> dict[str, Any]:
+        answer = await self.api.get(path, params=params)
+        told: dict[str, Any] = answer.raise_for_status().json()
+        return told
+
+    async def all(self, **params: Any) -> list[dict[str, Any]]:
+        """Every entry, by pages."""
+        found, after, more = [], "", True
+        while more:
+            page = await self.get("/api/records", **params, **({"after": after} if after else {}))
+            found += page["records"]
+            after, more = page["cursor"], page["more"]
+        return found
+
+
+async def busy(lab: Lab, tenant: str = "default", calls: int = 6) -> str:
+    async with arena_on(lab) as arena:
+        desk, worker = await arena.agent("desk", tenant=tenant), await arena.agent("worker", tenant=tenant)
+        worker.handlers["work"] = Taken.done
+        await worker.serve(skill("work"))
+        opened = await lab.grant("desk", "agent/**", tenant=tenant)
+        for _ in range(calls):
+            await desk.result("agent/worker/work", opened.txn, opened.grant)
+        await desk.error("agent/worker/none", opened.txn, opened.grant)
+        await lab.broker.caught_up()
+        return opened.txn
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def office(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Office]:
+    async with running_broker(tmp_path_factory.mktemp("audit"), CONFIG) as lab:
+        headers = {"Authorization": f"Bearer {lab.broker.keys.local_token}"}
+        async with httpx.AsyncClient(base_url=lab.broker.http, headers=headers, trust_env=False) as api:
+            await busy(lab)
+            await busy(lab, "acme", 2)
+            yield Office(lab, api)
+
+
+async def test_pages_have_every_record_and_every_refusal_once(office: Office) -> None:
+    for limit in (1, 3, 1000):
+        found = await office.all(limit=limit)
+        hashes = [entry["record"]["hash"] for entry in found]
+        assert len(hashes) == len(set(hashes))
+        kinds = [entry["record"]["kind"] for entry in found]
+        assert (kinds.count("hop.opened"), kinds.count("hop.closed"), kinds.count("hop.refused")) == (6, 6, 1)
+        assert all(entry["user"] == "ann" for entry in found)
+        sealed = [entry["record"] for entry in found if entry["stream"] == "ledger"]
+        assert all(record["hash"] == hash_of(record) for record in sealed)
+
+
+async def test_one_tenant_reads_nothing_of_another(office: Office) -> None:
+    mine, theirs = await office.all(limit=500), await office.all(limit=500, tenant="acme")
+    assert {entry["record"]["tenant"] for entry in mine} == {"default"}
+    assert {entry["record"]["tenant"] for entry in theirs} == {"acme"}
+
+
+async def test_since_and_until_bound_what_is_read(office: Office) -> None:
+    found = await office.all(limit=1000)
+    middle = sorted(entry["record"]["at"] for entry in found)[len(found) // 2]
+    later, earlier = await office.all(limit=1000, since=middle), await office.all(limit=1000, until=middle)
+    assert {entry["record"]["hash"] for entry in (*later, *earlier)} == {entry["record"]["hash"] for entry in found}
+    assert all(entry["record"]["at"] >= middle for entry in later)
+    assert all(entry["record"]["at"] < middle for entry in earlier)
+    shifted = middle.replace("Z", "+00:00")
+    assert await office.all(limit=1000, since=shifted) == later
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"after": "x"}, {"after": "1"}, {"after": "-1.2"}, {"limit": 0}, {"limit": 10_000}, {"since": "yesterday"},
+     {"since": "2026-11-03T14:00:00"}, {"nothing": 1}, {"until": "9999-12-31T23:59:59-23:59"}],
+)  # fmt: skip
+async def test_what_is_no_page_is_refused(office: Office, params: dict[str, Any]) -> None:
+    answer = await office.api.get("/api/records", params=params)
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "MALFORMED"
+
+
+async def test_reading_the_records_is_itself_recorded(office: Office) -> None:
+    before = (await office.get("/api/accesses"))["accesses"]
+    txn = (await office.get("/api/chains"))["chains"][0]["txn"]
+    await office.get("/api/records")
+    await office.get("/api/records")
+    await office.get(f"/api/chains/{txn}/evidence")
+    await office.get(f"/api/chains/{txn}/evidence")
+    told = await office.get("/api/accesses")
+    reads = [one["what"] for one in told["accesses"]]
+    assert reads.count("records") == 1, "once an hour"
+    assert reads.count(f"evidence of {txn}") == 2, "each time"
+    assert all(one["who"].startswith("local:") for one in told["accesses"])
+    assert told["chain"] == {"records": len(reads), "broken": None} and len(reads) >= len(before)
+    assert all(one["what"] != "records" for one in (await office.get("/api/accesses", tenant="acme"))["accesses"][1:])
+
+
+async def test_nobody_reads_what_cannot_be_recorded(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    from remit_broker.adapters.admin_stream import AdminStream
+    from remit_schemas.errors import Code, refusal
+
+    async def gone(*_: Any) -> None:
+        raise refusal(Code.LEDGER_UNAVAILABLE, "no", rule="admin.stream", ask="try again")
+
+    monkeypatch.setattr(AdminStream, "append", gone)
+    txn = "a" * 32
+    assert (await office.api.get(f"/api/chains/{txn}/evidence")).status_code == 503
+
+
+# Pushing
+
+
+class Siem(ThreadingHTTPServer):
+    """A collector that answers as it is told to."""
+
+    def __init__(self) -> None:
+        self.answers: list[int] = []
+        self.took: list[dict[str, Any]] = []
+        self.heard: list[str | None] = []
+        super().__init__(("127.0.0.1", 0), _Collector)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/services/collector"
+
+
+class _Collector(BaseHTTPRequestHandler):
+    server: Siem
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.heard.append(self.headers.get("authorization"))
+        status = self.server.answers.pop(0) if self.server.answers else 200
+        if status == 200:
+            self.server.took += [json.loads(line) for line in body.splitlines()]
+        self.send_response(status)
+        self.send_header("Retry-After", "7")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+
+@contextmanager
+def a_siem() -> Iterator[Siem]:
+    with Siem() as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+
+
+LINES: list[siem.Line] = [
+    (json.dumps({"n": number}) + "\n", {"at": "2026-11-03T14:02:11.000Z", "kind": kind, "outcome": "ok"})
+    for number, kind in enumerate(("hop.opened", "hop.refused"))
+]
+
+
+async def test_what_a_receiver_did_not_take_is_sent_again() -> None:
+    with a_siem() as there:
+        there.answers = [503, 429, 500]
+        waits: list[float] = []
+        to = receiver(there.url, parse_headers("Authorization: Splunk abc\n"))
+        await asyncio.to_thread(pushed, lambda: to.send(LINES), lambda _: None, waits.append)
+        to.close()
+    assert [one["n"] for one in there.took] == [0, 1]
+    assert waits == [7, 7, 7], "it says how long to wait"
+    assert set(there.heard) == {"Splunk abc"}
+
+
+async def test_a_receiver_that_says_no_is_not_asked_again() -> None:
+    with a_siem() as there:
+        there.answers = [403]
+        to = receiver(there.url, {})
+        with pytest.raises(Refused, match="403"):
+            await asyncio.to_thread(to.send, LINES)
+        to.close()
+    assert there.took == []
+
+
+async def test_a_receiver_that_is_not_there_is_away() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    for to in (receiver(f"http://127.0.0.1:{port}/", {}), receiver(f"tcp://127.0.0.1:{port}", {})):
+        with pytest.raises(Away):
+            to.send(LINES)
+        to.close()
+
+
+@pytest.mark.parametrize(
+    "to", ["http://siem.example/x", "tcp://siem.example:514", "https://ann:pw@siem.example/", "tcp://127.0.0.1", "https://"]
+)  # fmt: skip
+def test_nothing_leaves_this_machine_in_the_clear(to: str) -> None:
+    with pytest.raises(ConfigError):
+        receiver(to, {})
+
+
+async def test_syslog_messages_are_framed_and_none_ends_another() -> None:
+    heard: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def listen() -> None:
+            link, _ = listening.accept()
+            with link:
+                link.settimeout(5)
+                while data := link.recv(65_536):
+                    heard.append(data)
+
+        thread = threading.Thread(target=listen, daemon=True)
+        thread.start()
+        to = receiver(f"tcp://127.0.0.1:{listening.getsockname()[1]}", {})
+        evil = json.dumps({"name": "eve\n<13>1 - - remit - - - forged \u2028"}) + "\n"
+        await asyncio.to_thread(to.send, [*LINES, (evil, {"at": "2026-11-03T14:02:11.000Z", "kind": "hop.refused"})])
+        to.close()
+        await asyncio.to_thread(thread.join, 5)
+    data, messages = b"".join(heard), []
+    while data:
+        size, _, data = data.partition(b" ")
+        messages.append(data[: int(size)].decode("ascii"))
+        data = data[int(size) :]
+    assert len(messages) == 3
+    form = re.compile(r"<(\d+)>1 2026-11-03T14:02:11\.000Z \S+ remit - (\S+) - (\{.*\})")
+    found = [form.fullmatch(message) for message in messages]
+    assert all(found) and [match[1] for match in found if match] == ["109", "108", "108"]
+    assert all(message.isprintable() for message in messages)
+
+
+async def test_a_syslog_receiver_that_hangs_up_did_not_take_the_batch() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        to = receiver(f"tcp://127.0.0.1:{listening.getsockname()[1]}", {})
+
+        def hang_up() -> None:
+            link, _ = listening.accept()
+            link.close()
+
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        with pytest.raises(Away):
+            for _ in range(50):
+                await asyncio.to_thread(to.send, LINES)
+        to.close()
+
+
+@pytest.mark.parametrize("text", ["nonsense", ": x", "A: b\x00c"])
+def test_a_file_of_headers_with_something_else_in_it_is_wrong(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        parse_headers(text)
