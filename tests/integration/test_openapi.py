@@ -1,4 +1,4 @@
-"""``/api/openapi.json`` is true: every route that is served and none else, and the API keeps to it whatever it is sent."""
+"""``/api/openapi.json`` is true: every route that is served and none else."""
 
 from __future__ import annotations
 
@@ -8,17 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
-from schemathesis.checks import CHECKS
 
 from remit_broker.edges.http.openapi import Offered, Told, document
 from tests.support.cli import new_folder, running
-
-EXAMPLES = 12
-"""For each operation: bounded, so that it is part of every run."""
-WANTED = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
 
 
 class Served:
@@ -28,9 +20,6 @@ class Served:
         self.url = url
         self.headers = {"Authorization": f"Bearer {token}"}
         self.document: dict[str, Any] = self.get("/api/openapi.json").json()
-        self.schema = schemathesis.openapi.from_dict(self.document)
-        self.schema.config.update(base_url=url)
-        self.operations = [result.ok() for result in self.schema.get_all_operations()]
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return httpx.get(self.url + path, headers=self.headers, trust_env=False, **options)
@@ -76,24 +65,3 @@ def test_no_operation_answers_without_a_token(served: Served) -> None:
             url = served.url + path.replace("{txn}", "a" * 32).replace("{", "").replace("}", "")
             answer = httpx.request(verb.upper(), url, trust_env=False)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "UNAUTHENTICATED"), (verb, path)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(240)
-def test_whatever_is_sent_is_answered_as_the_description_says(served: Served) -> None:
-    checks = [check for check in CHECKS.get_all() if check.__name__ in WANTED]
-    assert len(checks) == len(WANTED)
-    assert len(served.operations) >= 30
-    for operation in served.operations:
-
-        @given(case=st.one_of(operation.as_strategy()))
-        @settings(
-            max_examples=EXAMPLES, deadline=None, database=None, derandomize=True, phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )  # fmt: skip
-        def fuzz(case: Any) -> None:
-            if (case.body or {}) and isinstance(case.body, dict) and case.body.get("all") is True:
-                case.body["all"] = False  # what stops everything would stop this too
-            case.call_and_validate(headers=served.headers, checks=checks)
-
-        fuzz()
