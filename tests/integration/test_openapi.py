@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from remit_broker.edges.http.openapi import Offered, Told, document
+from remit_broker.edges.http.openapi import Offered, untold
+from remit_broker.edges.http.told import TOLD
 from tests.support.cli import new_folder, running
 
 
@@ -51,12 +52,10 @@ def test_the_description_is_for_those_who_may_read(served: Served) -> None:
     assert httpx.get(f"{served.url}/api/openapi.json", trust_env=False).status_code == 401
 
 
-def test_a_route_that_nobody_told_of_is_found() -> None:
-    told = {"GET /api/x": Told("X.")}
-    assert document([Offered("GET", "/api/x", "read")], told)["paths"]["/api/x"]["get"]["summary"] == "X."
-    for offered in ([], [Offered("GET", "/api/x", "read"), Offered("GET", "/api/y", "read")]):
-        with pytest.raises(ValueError, match="not both"):
-            document(offered, told)
+def test_every_route_is_told_of_and_nothing_else(served: Served) -> None:
+    offered = [Offered(verb.upper(), path, None) for path, verbs in served.document["paths"].items() for verb in verbs]
+    assert untold(offered, TOLD) == set()
+    assert untold(offered[1:], TOLD) and untold([*offered, Offered("GET", "/api/none", None)], TOLD)
 
 
 def test_no_operation_answers_without_a_token(served: Served) -> None:

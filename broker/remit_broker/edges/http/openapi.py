@@ -1,7 +1,7 @@
 """``/api/openapi.json``: made of the very table that is served and of the very types that bodies and queries are read as.
 
-What a table cannot say (what a route is for, what stands at the top of its answer) is told here, route by route; a route that nobody
-told of keeps the broker from starting, so that no description is missing and none is of something that is not there.
+What a table cannot say (what a route is for, what stands at the top of its answer) is told in ``told.py``, route by route; a test holds
+that no route is missing there and none is of something that is not there.
 """
 
 from __future__ import annotations
@@ -42,12 +42,15 @@ class Offered(NamedTuple):
     ability: str | None
 
 
+def untold(offered: Iterable[Offered], told: dict[str, Told]) -> set[str]:
+    """Routes that are served and not told of, or told of and not served."""
+    return {f"{one.verb} {one.path}" for one in offered} ^ told.keys()
+
+
 def document(offered: Iterable[Offered], told: dict[str, Told]) -> dict[str, Any]:
-    """OpenAPI 3.1. Raises ValueError where a route was not told of, or something was that is no route."""
+    """OpenAPI 3.1 of what is offered, and of nothing else. A route that nobody told of stands there with its path."""
     routes = list(offered)
-    names = {f"{one.verb} {one.path}" for one in routes}
-    if strange := names ^ told.keys():
-        raise ValueError(f"served or told of, but not both: {', '.join(sorted(strange))}")
+    told = {name: told.get(name, Told(name)) for one in routes for name in [f"{one.verb} {one.path}"]}
     types = [one for about in told.values() for one in (about.body, about.query) if one is not None]
     _, schemas = msgspec.json.schema_components([*dict.fromkeys(types), ErrorBody], ref_template=_TEMPLATE)
     paths: dict[str, dict[str, Any]] = {}
