@@ -9,8 +9,9 @@ ARGS ?=
 MINUTES ?= 5
 SEED ?=
 AGENTGOVBENCH ?=
+MCP_SUITE ?=
 
-.PHONY: help setup check test guards jaeger chaos simulate simulate-long simulate-bugs govbench demo bench format lock clean
+.PHONY: help setup check test guards jaeger chaos simulate simulate-long simulate-bugs govbench conformance demo bench format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +48,9 @@ chaos: setup ## kill, freeze and cut off real processes under load, then check e
 
 govbench: setup ## the governance scenarios of a checkout of AgentGovBench, against real brokers (AGENTGOVBENCH=DIR)
 	@$(BIN)/python -m tests.conformance.govbench "$(AGENTGOVBENCH)"
+
+conformance: setup ## the MCP suite of the protocol, directly and through Remit (MCP_SUITE=DIR, where npm installed it)
+	@$(BIN)/python -m tests.conformance.mcp_suite "$(MCP_SUITE)"
 
 demo: setup ## a task through three agents and a real MCP server, refusals, and the proof of it
 	$(BIN)/remit demo $(ARGS)

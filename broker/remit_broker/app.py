@@ -44,6 +44,7 @@ from remit_broker.adapters.registry import KvRegistry
 from remit_broker.adapters.revocations import KvRevocations
 from remit_broker.adapters.sqlite_index import SqliteIndex
 from remit_broker.adapters.tasks import ended
+from remit_broker.adapters.tidings import Tidings
 from remit_broker.adapters.world import SystemClock
 from remit_broker.clients import serve_clients
 from remit_broker.commons import Stored, shared_ports
@@ -62,6 +63,7 @@ from remit_broker.edges.http.log import LogDesk
 from remit_broker.edges.http.metrics import metrics_route
 from remit_broker.edges.http.policy import PolicyDesk
 from remit_broker.edges.inside import Calls
+from remit_broker.edges.mcp.streamable import Streamable
 from remit_broker.edges.registration import Registration
 from remit_broker.enforcement import enforce
 from remit_broker.gate import answer_callout
@@ -96,6 +98,7 @@ class Broker:
         self._pace = Pace()
         self._stack = AsyncExitStack()
         self._inside: dict[str, Calls] = {}
+        self._clients: Streamable | None = None
         self._bus_said: dict[tuple[str, str], float] = {}
 
     async def __aenter__(self) -> Broker:
@@ -347,15 +350,22 @@ class Broker:
     async def _take_requests(self) -> None:
         told = {**self.published(), "models": msgspec.to_builtins(self.settings.models)}
         edges = []
+        tidings = Tidings(self.nats.core, self._resources_changed)
+        await tidings.start()
         for name, tenant in self.tenants.items():
             registration = Registration(tenant.registry, tenant.ports.detectors)
             edge = BusEdge(self.nats.of(name), name, tenant.ports, registration.attach, told, self._pace.soon)
+            edge.tidings = functools.partial(tidings.say, name)
             await tenant.take_requests(edge)
             edges.append(edge)
             self._inside[name] = Calls(name, tenant.ports.clock, tenant.bus, edge.take)
         limits, pace, drain = self.settings.config.limits, self._pace, self.settings.config.limits.drain
         self.health.load = lambda: Load(sum(edge.in_hand for edge in edges), pace.waiting, limits.concurrency)
         self._stack.push_async_callback(lambda: asyncio.gather(*(edge.stop(drain) for edge in edges)))
+
+    def _resources_changed(self, tenant: str, server: str, uris: tuple[str, ...]) -> None:
+        if self._clients is not None:
+            self._clients.updated(tenant, server, uris)
 
     def published(self) -> dict[str, Any]:
         """What an agent needs: the issuer and the public keys to verify grants with, and how long a connection lives."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 
@@ -29,4 +30,7 @@ def serve_clients(
         desk.tenant: Place(desk, inside[desk.tenant], registries.of(desk.tenant), new_user_seed()) for desk in desks
     }
     rules = Rules(agent=config.agent, scopes=given.scopes, budget=given.budget, idle=config.idle)
-    return Streamable(places, door, rules, config.call_ttl, secrets.token_bytes(32), fault)
+    clients = Streamable(places, door, rules, config.call_ttl, secrets.token_bytes(32), fault)
+    for tenant in places:
+        registries.of(tenant).heard.append(functools.partial(clients.changed, tenant))
+    return clients

@@ -379,6 +379,48 @@ async def test_no_secret_leaves_before_the_end(stage: Stage) -> None:
     assert AWS not in str(await stage.arena.lab.records(root.txn))
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        [Event(data=AWS[:9]), Event(data=AWS[9:])],
+        [Progress(message=AWS[:9]), Event(data={"rest": [AWS[9:]]})],
+        [Event(data=letter) for letter in AWS],
+        [Event(data=AWS[:4]), Progress(message=AWS[4:8]), Event(data=["", AWS[8:]])],
+        [Event(data=AWS[:9])],
+    ],
+)
+async def test_a_secret_in_two_frames_does_not_come_back(stage: Stage, said: list[Progress | Event]) -> None:
+    """Half of it is out before anybody could know. The rest stays, be it the next frame or the result; the record says so."""
+    root = await stage.root()
+    calling, taken = await stage.begin(root)
+    await taken.say(*said)
+    await taken.done(AWS[9:] if len(said) == 1 else "done")
+    frames = await calling
+    told = "".join(
+        frame.message if isinstance(frame, Progress) else str(frame.data)
+        for frame in frames
+        if isinstance(frame, Progress | Event)
+    )
+    if len(said) == 1:
+        body = error_of(frames)
+        assert (body.code, body.rule, body.effect) == ("RESULT_DENIED", "scan.frames", "happened")
+        assert [one["kind"] for one in (await stage.closed(root))["findings"]] == ["secret.aws_access_key"]
+    else:
+        assert isinstance(frames[-1], Result) and "withheld" in told
+    assert AWS[-6:] not in told and AWS[-6:] not in str(frames)
+
+
+async def test_frames_that_only_look_alike_are_passed_on(stage: Stage) -> None:
+    root = await stage.root()
+    calling, taken = await stage.begin(root)
+    said = [Progress(message=f"page {n} of 12") for n in range(12)] + [
+        Event(data={"file": f"src/a{n}.py"}) for n in range(40)
+    ]
+    await taken.say(*said)
+    await taken.done({"text": "done"})
+    assert (await calling)[1:-1] == said
+
+
 async def test_frames_that_are_the_brokers_own_are_not_passed_on(stage: Stage) -> None:
     root = await stage.root()
     calling, taken = await stage.begin(root)

@@ -86,7 +86,7 @@ async def test_equal_ids_of_two_sessions_are_two_calls(front: Front) -> None:
 async def test_an_id_that_is_in_use_is_refused(front: Front) -> None:
     raw = await begun(front)
     slow = asyncio.create_task(raw.ask("tools/call", {"name": "slow", "arguments": {"seconds": 30}}, id=1))
-    await eventually(lambda: any(1 in one.running for one in front.lab.broker._clients._sessions.all()))
+    await eventually(lambda: any(1 in one.running for one in front.clients._sessions.all()))
     again = await raw.ask("tools/call", CALL, id=1)
     assert again["result"]["_meta"]["dev.remit/error"]["rule"] == "mcp.id"
     await raw.tell("notifications/cancelled", {"requestId": 1})
@@ -96,7 +96,7 @@ async def test_an_id_that_is_in_use_is_refused(front: Front) -> None:
 async def test_nobody_cancels_anothers_call(front: Front) -> None:
     mine, other = await begun(front), await begun(front)
     slow = asyncio.create_task(mine.ask("tools/call", {"name": "slow", "arguments": {"seconds": 2}}, id="job"))
-    await eventually(lambda: any("job" in one.running for one in front.lab.broker._clients._sessions.all()))
+    await eventually(lambda: any("job" in one.running for one in front.clients._sessions.all()))
     wishes: list[Any] = ["job", 1, None, [], {"a": 1}]
     for wish in wishes:
         await other.tell("notifications/cancelled", {"requestId": wish})
@@ -242,7 +242,7 @@ async def test_the_calls_of_a_session_at_once_are_bounded(front: Front, monkeypa
         asyncio.create_task(raw.ask("tools/call", {"name": "slow", "arguments": {"seconds": 30}}, id=f"s{n}"))
         for n in range(2)
     ]
-    await eventually(lambda: any(len(one.running) == 2 for one in front.lab.broker._clients._sessions.all()))
+    await eventually(lambda: any(len(one.running) == 2 for one in front.clients._sessions.all()))
     answer = await raw.ask("tools/call", CALL, id="third")
     assert answer["result"]["_meta"]["dev.remit/error"]["code"] == "RATE_LIMITED"
     for n in range(2):

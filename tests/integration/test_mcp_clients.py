@@ -90,7 +90,7 @@ async def test_a_client_that_gives_a_call_up_ends_the_hop(front: Front) -> None:
     raw = front.raw()
     await raw.begin()
     call = asyncio.create_task(raw.ask("tools/call", {"name": "slow", "arguments": {"seconds": 50}}, id="mine"))
-    streamable = front.lab.broker._clients
+    streamable = front.clients
     await eventually(lambda: any("mine" in one.running and one.running["mine"] and one.running["mine"].hop
                                  for one in streamable._sessions.all()))  # fmt: skip
     assert (await raw.tell("notifications/cancelled", {"requestId": "mine"})).status_code == 202

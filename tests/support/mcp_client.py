@@ -37,6 +37,11 @@ class Front:
         self.token = lab.broker.keys.local_token
         self.url = lab.broker.http
 
+    @property
+    def clients(self) -> Any:
+        """What stands behind the routes, with its sessions."""
+        return self.lab.broker._clients
+
     async def attach(self, name: str, what: Source | None = None, stack: AsyncExitStack | None = None) -> Attached:
         """Attach a server, by default the well-behaved one, and wait until its tools are there."""
         path = await self.lab.agent(name, kind="mcp")

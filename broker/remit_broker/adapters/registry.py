@@ -69,6 +69,8 @@ class KvRegistry:
         self._attachments: dict[str, Attachment] = {}
         self.pins = PinBook()
         self._targets: dict[Resource, Target] = {}
+        self.heard: list[Callable[[str], None]] = []
+        """Told of whatever changed about a principal; they must not wait."""
         self._seen = asyncio.Condition()
         self.evict: Callable[[str], Awaitable[None]] = _nobody
         """Ends every connection that was let in under a name."""
@@ -219,7 +221,7 @@ class KvRegistry:
     def offered(self, but: str) -> dict[str, list[str]]:
         """The tools of every server except one, by server."""
         return {
-            name: [d.op for d in attachment.definitions]
+            name: [d.op for d in attachment.definitions if not d.op.startswith("$")]
             for name, attachment in self._attachments.items()
             if attachment.kind == "mcp" and name != but and name in self._principals
         }
@@ -286,6 +288,8 @@ class KvRegistry:
         elif kind in ("pins", "was"):
             name = self.pins.hear(kind, name, value)
         self._resolve(name)
+        for hear in self.heard:
+            hear(name)
 
     def _resolve(self, name: str) -> None:
         for stale in [resource for resource in self._targets if resource.name == name]:
@@ -295,7 +299,11 @@ class KvRegistry:
             return
         for definition in attachment.definitions:
             resource = Resource(principal.kind, name, definition.op)
-            held = self.pins.reason(attachment, definition) if principal.kind == "mcp" else ""
+            held = (
+                self.pins.reason(attachment, definition)
+                if principal.kind == "mcp" and not definition.op.startswith("$")
+                else ""
+            )
             self._targets[resource] = self._target(principal, definition, resource, held)
 
     def _target(self, principal: Principal, definition: Definition, resource: Resource, held: str) -> Target:

@@ -89,12 +89,70 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     definitions: tuple[Definition, ...] = ()
     state: Literal["attached", "detached"] = "attached"
     at: str = ""
+    offers: dict[str, Any] = {}
+    """What an MCP server shows beside its tools: ``capabilities``, ``instructions``, ``resources``, ``templates``, ``prompts``."""
     held: dict[str, str] = {}
     """Of definitions that nobody has accepted: why they wait."""
 
 
 MAX_DEFINITIONS = 2000
 MAX_DEFINITION = 64 * 1024
+MAX_OFFERS = 256 * 1024
+"""Bytes of JSON of all that a server shows beside its tools."""
+
+_TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+_URI = {"type": "string", "minLength": 1, "maxLength": 4096}
+_OPERATIONS: dict[str, tuple[str, str, dict[str, Any], list[str]]] = {
+    "resources": ("$resource", "Read a resource", {"uri": _URI}, ["uri"]),
+    "prompts": ("$prompt", "Get a prompt", {"name": {"type": "string"}, "arguments": _TEXTS}, ["name"]),
+    "subscriptions": ("$subscribe", "Be told when a resource changes", {"uri": _URI}, ["uri"]),
+    "completions": (
+        "$complete",
+        "Complete an argument of a prompt or of a template of resources",
+        {"ref": {"type": "object"}, "argument": {"type": "object"}, "context": {"type": "object"}},
+        ["ref", "argument"],
+    ),
+}
+
+
+def operations_of(offers: dict[str, Any]) -> dict[str, Definition]:
+    """What can be asked of a server beside its tools: ``$resource`` with a URI, ``$prompt`` with a name, ``$complete``,
+    ``$subscribe``.
+
+    The definitions are Remit's own, so that no server can change them. All of them only read.
+    """
+    can = offers.get("capabilities")
+    return {
+        op: Definition(
+            op=op,
+            description=text,
+            input_schema={
+                "type": "object", "properties": properties, "required": required, "additionalProperties": False,
+            },
+            annotations={"readOnlyHint": True},
+        )
+        for capability, (op, text, properties, required) in _OPERATIONS.items()
+        if isinstance(can, list) and capability in can
+    }  # fmt: skip
+
+
+def offers_of(args: dict[str, Any]) -> dict[str, Any]:
+    """What a server shows beside its tools, as an attach request says it. Refuses MALFORMED and TOO_LARGE."""
+    raw = args.get("offers", {})
+    good = isinstance(raw, dict) and all(
+        isinstance(some := raw.get(name, []), list) and all(isinstance(one, kind) for one in some)
+        for name, kind in (("capabilities", str), ("resources", dict), ("templates", dict), ("prompts", dict))
+    )
+    if not good or not isinstance(raw.get("instructions", ""), str) or len(raw) > 8:
+        raise refusal(
+            Code.MALFORMED, "offers is not what a server shows", rule="attach.offers",
+            ask="send capabilities, instructions, resources, templates and prompts",
+        )  # fmt: skip
+    if len(msgspec.json.encode(raw)) > MAX_OFFERS + MAX_DEFINITION:
+        raise refusal(
+            Code.TOO_LARGE, "the server shows too much", rule="attach.offers", ask=f"show at most {MAX_OFFERS} bytes"
+        )
+    return dict(raw)
 
 
 def annotations_of(raw: dict[str, Any]) -> Annotations:
@@ -116,6 +174,10 @@ def definitions_of(kind: Kind, args: dict[str, Any]) -> tuple[Definition, ...]:
             Code.MALFORMED, "no list of definitions", rule="attach.definitions", ask=f"send at most {MAX_DEFINITIONS}"
         )
     found = tuple(_definition(kind, raw) for raw in raws)
+    if kind == "mcp":
+        # INVARIANT: what stands for the reading of resources and prompts is ours, not a tool of that name
+        # (test_a_tool_that_is_called_as_an_operation_of_ours_is_left_out).
+        found = (*(one for one in found if not one.op.startswith("$")), *operations_of(offers_of(args)).values())
     names = [definition.op for definition in found]
     if len(set(names)) != len(names):
         raise refusal(

@@ -12,7 +12,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from remit_broker.core.registry import Attachment, Definition, Principal, definitions_of
+from remit_broker.core.registry import Attachment, Definition, Principal, definitions_of, offers_of
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.admit import admit
 from remit_broker.hop.begin import begin
@@ -39,6 +39,8 @@ UNKNOWN: Final = Resource("agent", "remit", "unknown")
 OVERLOADED: Final = "the broker has as many calls in hand as it may have"
 ANSWERED: Final = 64
 """Refusals for one caller on their way at once; what comes meanwhile is counted with them, and not answered."""
+MAX_CHANGED: Final = 100
+"""Resources of which one request says that they changed."""
 SHARE: Final = 4
 """One caller may have a quarter of them."""
 
@@ -57,6 +59,8 @@ class BusEdge:
     ) -> None:
         """``soon`` says when what was taken in hand begins: much at once would keep the broker from hearing anything else."""
         self._soon = soon
+        self.tidings: Callable[[str, tuple[str, ...]], Awaitable[None]] = _untold
+        """Told of resources of a server that changed."""
         self._to_begin = 0
         self._begun = asyncio.Event()
         self._nc, self._tenant, self._ports = nc, tenant, ports
@@ -71,6 +75,7 @@ class BusEdge:
         self._services["result", "get"] = lambda hop: find(_granted(hop), ports)
         self._services["txn", "open"] = lambda hop: begin(hop, ports)
         self._services["approval", "wait"] = lambda hop: wait(_granted(hop), ports)
+        self._services["attach", "changed"] = self._changed
         self._services["grant", "renew"] = lambda hop: renew(hop, ports)
 
     @property
@@ -293,9 +298,25 @@ class BusEdge:
                 server={k: str(v)[:256] for k, v in server.items()} if isinstance(server, dict) else {},
                 definitions=definitions,
                 at=rfc3339(self._ports.clock.now()),
+                offers=offers_of(hop.request.args) if principal.kind == "mcp" else {},
             )
         )
         return {"principal": principal.name, "replica": self._ports.bus.replica, **self._published}
+
+    async def _changed(self, hop: Hop) -> dict[str, Any]:
+        """``attach.changed``: resources of the caller's that are not what they were; clients that asked are told."""
+        uris = hop.request.args.get("uris")
+        good = (
+            isinstance(uris, list)
+            and len(uris) <= MAX_CHANGED
+            and all(isinstance(u, str) and len(u) <= 4096 for u in uris)
+        )
+        if not good or uris is None:
+            raise refusal(
+                Code.MALFORMED, "no list of URIs", rule="attach.changed", ask=f"send uris, at most {MAX_CHANGED}"
+            )
+        await self.tidings(hop.ask.caller, tuple(uris))
+        return {}
 
     async def _check(self, name: str, definitions: tuple[Definition, ...]) -> None:
         """Refuses MALFORMED or TOO_LARGE for a schema that cannot be used, RATE_LIMITED while another of the same caller is checked.
@@ -330,6 +351,10 @@ class BusEdge:
             )  # fmt: skip
         fold = await close_txn(hop.ask.tenant, hop.ask.txn, hop.ask.caller, "closed", self._ports)
         return {"txn": fold.txn, "spent": fold.nodes[fold.root].spent}
+
+
+async def _untold(_: str, __: tuple[str, ...]) -> None:
+    return None
 
 
 def _granted(hop: Hop) -> Hop:

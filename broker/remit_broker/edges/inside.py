@@ -53,6 +53,11 @@ class Running:
         if self.hop and self.ended is None:
             self._bus.cancel_inside(self._caller, self._txn, self.hop)
 
+    def give_up(self) -> None:
+        """What was parked is not to go on: it ends, charged with what it used."""
+        if self.hop and isinstance(self.ended, InputRequired):
+            self._bus.cancel_inside(self._caller, self._txn, self.hop)
+
     async def __aiter__(self) -> AsyncIterator[Frame]:
         """Every frame up to the final one, which is the last."""
         while True:

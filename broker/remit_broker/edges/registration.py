@@ -40,7 +40,9 @@ class Registration:
 
     async def _held(self, attachment: Attachment) -> dict[str, str]:
         accepted = self._registry.accepted(attachment.name)
-        new = [d for d in attachment.definitions if accepted.get(d.op) != d.digest]
+        # Operations that begin with $ are ours, the same for every server.
+        theirs = [d for d in attachment.definitions if not d.op.startswith("$")]
+        new = [d for d in theirs if accepted.get(d.op) != d.digest]
         if not new:
             return {}
         held: dict[str, str] = {}
@@ -49,7 +51,7 @@ class Registration:
             await asyncio.sleep(0)
             if why := said_by_detectors(self._detectors.scan(definition.plain())):
                 held[definition.op] = why
-        known = {d.op: _said(d) for d in attachment.definitions}
+        known = {d.op: _said(d) for d in theirs}
         fresh = {d.op for d in new}
         taken = suspicions(known, self._registry.offered(attachment.name))
         for op in taken.keys() & fresh:

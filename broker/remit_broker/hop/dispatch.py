@@ -5,9 +5,10 @@ from __future__ import annotations
 from remit_broker.core.policy import Verdict
 from remit_broker.core.times import seconds_of
 from remit_broker.hop.authorize import authorize
+from remit_broker.hop.between import after
 from remit_broker.hop.detach import detach
 from remit_broker.hop.hop import Hop
-from remit_broker.hop.inspect_result import release
+from remit_broker.hop.inspect_result import release, spoken
 from remit_broker.hop.parts import Gathering
 from remit_broker.hop.resolve import resolve
 from remit_broker.hop.revoked import nothing_stops
@@ -133,6 +134,7 @@ async def _still_open(hop: Hop, ports: Ports) -> None:
 async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch | None = None) -> Hop:
     """``otherwise`` is what any connection of the callee gets, where the one that was asked first is gone."""
     started, room = "", MAX_BEFORE_END
+    heard: tuple[str, ...] = ()
     gathering = Gathering(ports.room if hop.request.parts else None, hop.id, hop.aim.callee)
     for _ in range(MAX_FRAMES):
         try:
@@ -174,9 +176,9 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch |
                 ask="tell whoever runs it", effect="unknown", cause=str(bad),
             ) from None  # fmt: skip
         if isinstance(frame, InputRequired):
-            return hop.with_(final=frame, connection=started)
+            return hop.with_(final=frame, connection=started, heard=heard)
         if isinstance(frame, Result | Error):
-            return hop.with_(final=await gathering.end(frame, ports))
+            return hop.with_(final=await gathering.end(frame, ports), heard=heard)
         if isinstance(frame, Part):
             try:
                 said = gathering.take(frame)
@@ -191,7 +193,8 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch |
         if room < 0:
             break
         if isinstance(frame, Progress | Event):
-            await ports.bus.answer(hop.ask.reply, await release(hop, ports, frame))
+            await ports.bus.answer(hop.ask.reply, await release(hop, ports, frame, heard))
+            heard = after(heard, spoken(frame))
         if isinstance(frame, Started) and not started and is_connection(frame.connection):
             started = frame.connection
             if hop.request.window is not None:

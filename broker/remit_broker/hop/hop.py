@@ -118,6 +118,8 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     final: Result | Error | InputRequired | None = None
     connection: str = ""
     """That of the callee which works on it, once it has said so."""
+    heard: tuple[str, ...] = ()
+    """The end of what it said before its end."""
     # inspect result
     said: tuple[str, ...] = ()
     """The labels of whatever the hop says by now."""

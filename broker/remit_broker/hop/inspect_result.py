@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from remit_broker.core.findings import within
 from remit_broker.core.policy import Verdict
 from remit_broker.hop.authorize import question
+from remit_broker.hop.between import between
 from remit_broker.hop.endorse import endorsed
 from remit_broker.hop.hop import Denied, Hop, Inspected
 from remit_broker.hop.label import at_the_end, heard_before_end, may_reach, with_content
@@ -29,6 +31,8 @@ async def inspect_result(hop: Hop, ports: Ports) -> Hop:
     value = _content(final)
     large = isinstance(final, Result) and final.parts > 0
     seen = await ports.room.aside(lambda: _look(hop, ports, value)) if large else _look(hop, ports, value)
+    across = between(hop.heard, value, ports.detectors)
+    seen = seen._replace(findings=(*seen.findings, *across))
     narrowed = endorsed(hop, final, seen.findings)
     if narrowed is not None:
         value = narrowed
@@ -36,6 +40,12 @@ async def inspect_result(hop: Hop, ports: Ports) -> Hop:
     taken = hop.lowers if narrowed is not None else ()
     verdict = _permitted(hop, ports, seen, frozenset(hop.said).difference(taken))
     labels = with_content(hop, ports, seen.findings, verdict.redact).union(verdict.label).difference(taken)
+    if _unreplaceable(across, verdict):
+        no = refusal(
+            Code.RESULT_DENIED, f"the answer of {hop.resource} ends what began in an earlier frame, where it cannot be replaced",
+            rule="scan.frames", ask="have it said in one piece", effect="happened",
+        )  # fmt: skip
+        raise _withheld(no, hop, seen, verdict)
     try:
         may_reach(hop, labels)
     except Refusal as no:
@@ -67,21 +77,39 @@ def detached(hop: Hop, ports: Ports, final: Result) -> Inspected:
     return Inspected(frame=final, digest=ports.digester.digest(hop.ask.txn, data), size=len(data))
 
 
-async def release(hop: Hop, ports: Ports, frame: Progress | Event) -> Progress | Event:
-    """An intermediate frame as it may be released; where it has to wait for the end, word of that. Refuses RESULT_DENIED."""
+async def release(hop: Hop, ports: Ports, frame: Progress | Event, heard: tuple[str, ...] = ()) -> Progress | Event:
+    """An intermediate frame as it may be released; where it has to wait for the end, word of that. Refuses RESULT_DENIED.
+
+    ``heard`` is what the frames before it said.
+    """
     hop = await at_the_end(hop, ports)
     raw = msgspec.to_builtins(frame)
-    findings = ports.detectors.scan(raw)
+    across = between(heard, spoken(frame), ports.detectors)
+    findings = (*ports.detectors.scan(raw), *across)
     verdict = _permitted(hop, ports, _Seen("", 0, findings), frozenset(hop.said))
     labels = with_content(hop, ports, findings, verdict.redact).union(verdict.label)
     if not heard_before_end(hop, labels):
         return Progress(message="withheld: its labels are not yet on its caller, or may not reach it")
+    if _unreplaceable(across, verdict):
+        return Progress(
+            message="withheld: it ends something that began in an earlier frame, where it cannot be replaced"
+        )
     shown = ports.detectors.redact(raw, verdict.redact)[0] if verdict.redact and findings else raw
     try:
         return msgspec.convert(shown, type(frame))
     except msgspec.ValidationError:
         # A placeholder may be longer than what it stands for (test_a_frame_that_redaction_makes_too_long_is_withheld).
         return Progress(message="withheld: without what policy removes it is no such frame")
+
+
+def spoken(frame: Progress | Event) -> Any:
+    """What a frame says, without what only frames it."""
+    return frame.message if isinstance(frame, Progress) else frame.data
+
+
+def _unreplaceable(across: tuple[Finding, ...], verdict: Verdict) -> bool:
+    """Whether policy wants something replaced of which half is out already."""
+    return any(within(one.kind, verdict.redact) for one in across)
 
 
 class _Seen(NamedTuple):

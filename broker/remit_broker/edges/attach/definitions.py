@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from remit_broker.core.registry import MAX_DEFINITION, MAX_DEFINITIONS, definitions_of
-from remit_broker.edges.attach.session import ServerIdentity
+from mcp.shared.exceptions import MCPError
+from pydantic import ValidationError
+
+from remit_broker.core.registry import (
+    MAX_DEFINITION,
+    MAX_DEFINITIONS,
+    MAX_OFFERS,
+    definitions_of,
+    operations_of,
+)
+from remit_broker.edges.attach.session import ServerError, ServerIdentity, ToolSession
 from remit_schemas.canonical import MAX_DEPTH, loads
 from remit_schemas.envelope import encode
 from remit_schemas.errors import Refusal
@@ -19,6 +28,10 @@ _AROUND: Final = 4
 _KEPT: Final = ("title", "description", "inputSchema", "outputSchema", "annotations", "icons")
 
 
+CAPABILITIES: Final = ("tools", "resources", "prompts", "completions", "logging")
+MAX_INSTRUCTIONS: Final = 16 * 1024
+
+
 @dataclass(frozen=True)
 class Offer:
     """``args`` of the registration, the server's own name of each operation, and why tools were left out."""
@@ -28,8 +41,44 @@ class Offer:
     left_out: tuple[str, ...]
 
 
-def offer(tools: Sequence[dict[str, Any]], server: ServerIdentity) -> Offer:
-    """The registration of ``tools``.
+@dataclass(frozen=True)
+class Offered:
+    """Everything a server lists, as it describes it, and what it says that it can do."""
+
+    tools: Sequence[dict[str, Any]]
+    resources: Sequence[dict[str, Any]] = ()
+    templates: Sequence[dict[str, Any]] = ()
+    prompts: Sequence[dict[str, Any]] = ()
+    capabilities: Sequence[str] = ()
+    instructions: str = ""
+
+
+async def offered_by(session: ToolSession) -> Offered:
+    """What a live server lists. Raises :class:`~remit_broker.edges.attach.session.ServerError`."""
+    can = session.capabilities
+    has = [name for name in CAPABILITIES if getattr(can, name) is not None]
+    if can.resources is not None and can.resources.subscribe and session.has_sessions:
+        has.append("subscriptions")
+    return Offered(
+        tools=await session.tools() if can.tools is not None or not has else (),
+        resources=await _or_none(session.resources()) if can.resources is not None else (),
+        templates=await _or_none(session.templates()) if can.resources is not None else (),
+        prompts=await _or_none(session.prompts()) if can.prompts is not None else (),
+        capabilities=has,
+        instructions=session.instructions[:MAX_INSTRUCTIONS],
+    )
+
+
+async def _or_none(listing: Awaitable[Sequence[dict[str, Any]]]) -> Sequence[dict[str, Any]]:
+    """A listing; nothing where the server has none, or one that cannot be used: its tools are not to go with it."""
+    try:
+        return await listing
+    except (MCPError, ServerError, ValidationError):
+        return ()
+
+
+def offer(offered: Offered, server: ServerIdentity) -> Offer:
+    """The registration of what is offered.
 
     A name is taken in its NFKC form. A tool whose name no resource can have (such as one with a slash), or whose name another
     tool already has, is left out with its reason: one bad name must not keep the others away, and guessing would let two tools
@@ -38,10 +87,12 @@ def offer(tools: Sequence[dict[str, Any]], server: ServerIdentity) -> Offer:
     kept: list[dict[str, Any]] = []
     names: dict[str, str] = {}
     left_out: list[str] = []
-    for tool in tools:
+    for tool in offered.tools:
         op = normalize(tool["name"])
         definition = {"name": op} | {key: tool[key] for key in _KEPT if key in tool}
-        if op in names:
+        if op.startswith("$"):
+            left_out.append(f"{tool['name']!r}: names that begin with $ are Remit's own")
+        elif op in names:
             left_out.append(f"{tool['name']!r}: another tool has the same name in NFKC form")
         elif len(kept) == MAX_DEFINITIONS:
             left_out.append(f"{tool['name']!r} and all after it: at most {MAX_DEFINITIONS} tools are registered")
@@ -52,7 +103,28 @@ def offer(tools: Sequence[dict[str, Any]], server: ServerIdentity) -> Offer:
             names[op] = tool["name"]
             kept.append(definition)
     args = {"tools": kept, "server": {"name": server.name, "version": server.version}}
+    if shown := _shown(offered):
+        args["offers"] = shown
+        names |= {op: op for op in operations_of(shown)}
     return Offer(args, names, tuple(left_out))
+
+
+def _shown(offered: Offered) -> dict[str, Any]:
+    """What is shown of a server beside its tools; of lists that are too large, as much as fits."""
+    shown: dict[str, Any] = {"capabilities": [name for name in offered.capabilities if name != "tools"]}
+    if offered.instructions:
+        shown["instructions"] = offered.instructions
+    room = MAX_OFFERS
+    for name in ("prompts", "templates", "resources"):
+        kept = []
+        for one in getattr(offered, name):
+            room -= len(encode(one))
+            if room < 0:
+                break
+            kept.append(one)
+        if kept:
+            shown[name] = kept
+    return shown if any(shown.values()) else {}
 
 
 def _unfit(definition: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from nats.aio.subscription import Subscription
 
 from remit.overlap import End, Renewing
 from remit_broker.edges.attach.credentials import Credentials
-from remit_broker.edges.attach.wire import BusError, connect, connection_name, register
+from remit_broker.edges.attach.wire import BusError, connect, connection_name, register, tell_changed
 from remit_schemas.callee import control_subject
 from remit_schemas.envelope import Frame, encode
 from remit_schemas.errors import Code, Refusal, refusal
@@ -72,6 +72,12 @@ class Link:
         if self._client is None or not self._client.is_connected:
             raise refusal(Code.TARGET_UNAVAILABLE, "the bus is away", rule="attach.bus", ask="wait until it is back")
         await register(self._client, self._name, args, SECONDS)
+
+    async def changed(self, uris: list[str]) -> None:
+        """Tell the broker of resources that changed; what cannot be told is lost."""
+        if self._client is not None and self._client.is_connected:
+            with contextlib.suppress(Exception):
+                await tell_changed(self._client, self._name, uris)
 
     async def publish(self, subject: str, frame: Frame) -> None:
         """Send a frame; one that cannot be sent is lost, and its hop ends at its deadline."""

@@ -5,22 +5,33 @@ The call on its way is found through a context variable, since the library write
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
 
 from mcp.client._transport import WriteStream
 from mcp.shared.message import ClientMessageMetadata, SessionMessage
 from mcp_types import JSONRPCRequest
 
+if TYPE_CHECKING:
+    from remit_broker.edges.attach.conversation import Conversation
+
+GOVERNED: Final = frozenset(
+    {"tools/call", "resources/read", "prompts/get", "completion/complete", "resources/subscribe"}
+)
+
 
 @dataclass
 class Outgoing:
-    """One tools/call. ``handed_over`` turns true when the server may have got it: only before that is it sure that nothing happened."""
+    """One governed request. ``handed_over`` turns true when the server may have got it: before that, nothing has happened."""
 
     traceparent: str
     bearer: str
     handed_over: bool = False
+    conversation: Conversation | None = None
+    heard: Callable[[dict[str, Any]], Awaitable[None]] | None = None
 
 
 calling: ContextVar[Outgoing | None] = ContextVar("calling", default=None)
@@ -36,7 +47,7 @@ class Outbound:
     async def send(self, item: SessionMessage, /) -> None:
         """Pass ``item`` on."""
         call = calling.get()
-        if call is not None and isinstance(item.message, JSONRPCRequest) and item.message.method == "tools/call":
+        if call is not None and isinstance(item.message, JSONRPCRequest) and item.message.method in GOVERNED:
             item = self._finished(item, item.message, call)
             # INVARIANT: noted before, never after: an interrupted hand-over counts
             # (test_a_server_that_dies_on_a_call_leaves_the_effect_unknown).

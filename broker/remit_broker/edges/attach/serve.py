@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
+from remit_broker.edges.attach.conversation import Asked, Conversation, Heard
 from remit_broker.edges.attach.session import OnProgress, finite, invalid, unavailable
 from remit_schemas.callee import Seen, answer_subject, check_dispatch
 from remit_schemas.canonical import loads
@@ -15,7 +16,9 @@ from remit_schemas.envelope import (
     MAX_ENVELOPE,
     Dispatch,
     Error,
+    Event,
     Frame,
+    InputRequired,
     Progress,
     Result,
     Started,
@@ -37,7 +40,11 @@ MAX_PROGRESS: Final = 500
 PROGRESS_EVERY: Final = 0.1
 """Seconds between two progress frames of one call: what comes faster is dropped, the latest state follows anyway."""
 
+PATIENCE: Final = 900.0
+"""Seconds for which a server waits here for what it asked."""
+
 _MESSAGE: Final = 1000
+_SAID: Final = 64 * 1024
 
 Publish = Callable[[str, Frame], Awaitable[None]]
 
@@ -45,10 +52,16 @@ Publish = Callable[[str, Frame], Awaitable[None]]
 class Server(Protocol):
     """The live session, as far as a call needs it."""
 
-    async def call(
-        self, tool: str, args: dict[str, Any], *, meta: dict[str, Any], seconds: float, progress: OnProgress
-    ) -> dict[str, Any]:
-        """See :meth:`remit_broker.edges.attach.session.ToolSession.call`."""
+    def begin(
+        self, op: str, args: dict[str, Any], *, meta: dict[str, Any], progress: OnProgress, heard: Heard
+    ) -> Conversation:
+        """See :meth:`remit_broker.edges.attach.session.ToolSession.begin`."""
+
+    async def next(self, conversation: Conversation, seconds: float) -> dict[str, Any] | Asked:
+        """See :meth:`remit_broker.edges.attach.session.ToolSession.next`."""
+
+    def let_go(self, conversation: Conversation) -> None:
+        """See :meth:`remit_broker.edges.attach.session.ToolSession.let_go`."""
 
 
 class Trust:
@@ -91,6 +104,7 @@ class Calls:
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._cancelled: set[tuple[str, str]] = set()
         self._pace: dict[tuple[str, str], _Pace] = {}
+        self._waiting: dict[tuple[str, str], _Waiting] = {}
         self.server: Server | None = None
         self.names: Mapping[str, str] = {}
         self.absence = "it is starting"
@@ -112,16 +126,41 @@ class Calls:
             return
         try:
             _same_target(subject, dispatch)
+            if dispatch.resumed is not None:
+                raise _gone()
             grant = self._trust.take(dispatch, time.time())
             self._room()
         except Refusal as refused:
             if refused.body.code not in (Code.DUPLICATE, Code.DEADLINE_EXCEEDED):
                 await self._publish(where, Error(error=refused.body))
             return
+        self._begin(dispatch, where, lambda: self._first(dispatch, grant, where))
+
+    async def go_on(self, txn: str, hop: str, data: bytes) -> None:
+        """The input of a call that waits here for one. Never waits for the work, never raises."""
+        try:
+            dispatch = parse_dispatch(data)
+            where = answer_subject(self._trust.me, dispatch)
+        except Refusal:
+            return
+        if where is None or (dispatch.txn, dispatch.hop) != (txn, hop):
+            return
+        try:
+            self._trust.take(dispatch, time.time())
+            if (waiting := self._waiting.pop((txn, hop), None)) is None:
+                raise _gone()
+        except Refusal as refused:
+            if refused.body.code not in (Code.DUPLICATE, Code.DEADLINE_EXCEEDED):
+                await self._publish(where, Error(error=refused.body))
+            return
+        waiting.timer.cancel()
+        self._begin(dispatch, where, lambda: self._again(dispatch, waiting, where))
+
+    def _begin(self, dispatch: Dispatch, where: str, work: Callable[[], Awaitable[Frame]]) -> None:
         key = (dispatch.txn, dispatch.hop)
-        task = asyncio.create_task(self._serve(dispatch, grant, where))
+        task = asyncio.create_task(self._serve(dispatch, where, work))
         self._tasks[key] = task
-        task.add_done_callback(lambda _: self._tasks.pop(key, None))
+        task.add_done_callback(lambda done: self._tasks.pop(key, None) if self._tasks.get(key) is done else None)
 
     def hear(self, txn: str, hop: str, said: Control) -> None:
         """What the broker says of a hop: to stop working on it, or how much of its result it has taken."""
@@ -129,6 +168,8 @@ class Calls:
         if task is not None and said.cancel:
             self._cancelled.add((txn, hop))
             task.cancel()
+        if said.cancel and (waiting := self._waiting.pop((txn, hop), None)) is not None:
+            waiting.let_go()
         pace = self._pace.get((txn, hop))
         if pace is not None and said.parts is not None:
             pace.taken(said.parts)
@@ -140,25 +181,55 @@ class Calls:
         for task in tuple(self._tasks.values()):
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        for waiting in self._waiting.values():
+            waiting.let_go()
+        self._waiting.clear()
 
     def _room(self) -> None:
-        if len(self._tasks) >= MAX_CALLS:
+        if len(self._tasks) + len(self._waiting) >= MAX_CALLS:
             raise unavailable(f"{MAX_CALLS} calls are in flight", "none", retry_after=1.0)
 
-    async def _serve(self, dispatch: Dispatch, grant: Grant, where: str) -> None:
+    async def _first(self, dispatch: Dispatch, grant: Grant, where: str) -> Frame:
+        server, op = self._ready(dispatch)
+        await self._publish(where, Started(connection=self._connection))
+        voice = _Voice(where, self._publish)
+        conversation = server.begin(
+            op, dispatch.args, meta=meta_of(dispatch, grant), progress=voice.progress, heard=voice.heard
+        )
+        return await self._converse(dispatch, _Waiting(server, conversation, voice))
+
+    async def _again(self, dispatch: Dispatch, waiting: _Waiting, where: str) -> Frame:
+        await self._publish(where, Started(connection=self._connection))
+        waiting.voice.where = where
+        said = dispatch.resumed.input if dispatch.resumed is not None else None
+        answers = said.get("answers") if isinstance(said, dict) else None
+        waiting.conversation.answer(answers if isinstance(answers, dict) else {})
+        return await self._converse(dispatch, waiting)
+
+    async def _converse(self, dispatch: Dispatch, talk: _Waiting) -> Frame:
+        """Until the server answers, or asks: then the hop is parked, and the conversation waits here to go on."""
+        try:
+            said = await talk.server.next(talk.conversation, dispatch.deadline / 1000 - time.time())
+        except asyncio.CancelledError:
+            talk.server.let_go(talk.conversation)
+            raise
+        if not isinstance(said, Asked):
+            return result_frame(said, dispatch.parts)
+        key = (dispatch.txn, dispatch.hop)
+        talk.timer = asyncio.get_running_loop().call_later(PATIENCE, self._forget, key)
+        self._waiting[key] = talk
+        return InputRequired(request={"asks": said.requests})
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        if (waiting := self._waiting.pop(key, None)) is not None:
+            waiting.let_go()
+
+    async def _serve(self, dispatch: Dispatch, where: str, work: Callable[[], Awaitable[Frame]]) -> None:
         begun = False
         try:
-            server, tool = self._ready(dispatch)
-            await self._publish(where, Started(connection=self._connection))
+            self._ready(dispatch)
             begun = True
-            value = await server.call(
-                tool,
-                dispatch.args,
-                meta=meta_of(dispatch, grant),
-                seconds=dispatch.deadline / 1000 - time.time(),
-                progress=_Throttled(where, self._publish),
-            )
-            final: Frame = result_frame(value, dispatch.parts)
+            final = await work()
         except Refusal as refused:
             if refused.body.code is Code.DEADLINE_EXCEEDED:
                 self.on_timeout()
@@ -239,22 +310,41 @@ class _Pace:
         self._sent += 1
 
 
-class _Throttled:
-    """Passes progress on, not faster and not more often than is useful."""
+class _Waiting:
+    """A conversation with the server, and where what is said in it goes."""
+
+    def __init__(self, server: Server, conversation: Conversation, voice: _Voice) -> None:
+        self.server, self.conversation, self.voice = server, conversation, voice
+        self.timer: asyncio.TimerHandle = asyncio.get_running_loop().call_later(0, lambda: None)
+
+    def let_go(self) -> None:
+        """Nobody waits for it any more."""
+        self.timer.cancel()
+        self.server.let_go(self.conversation)
+
+
+class _Voice:
+    """Passes on what a server says before it answers, not faster and not more often than is useful."""
 
     def __init__(self, where: str, publish: Publish) -> None:
-        self._where = where
+        self.where = where
         self._publish = publish
-        self._sent = 0
+        self._sent = self._said = 0
         self._next = 0.0
 
-    async def __call__(self, progress: float, total: float | None, message: str) -> None:
+    async def heard(self, said: dict[str, Any]) -> None:
+        """A notification of the server's about this call."""
+        self._said += 1
+        if self._said <= MAX_PROGRESS and len(encode(said)) <= _SAID:
+            await self._publish(self.where, Event(data=said))
+
+    async def progress(self, progress: float, total: float | None, message: str) -> None:
         now = time.monotonic()
         if self._sent >= MAX_PROGRESS or now < self._next:
             return
         self._sent, self._next = self._sent + 1, now + PROGRESS_EVERY
         frame = Progress(message=message[:_MESSAGE], progress=finite(progress), total=finite(total))
-        await self._publish(self._where, frame)
+        await self._publish(self.where, frame)
 
 
 def meta_of(dispatch: Dispatch, grant: Grant) -> dict[str, Any]:
@@ -274,11 +364,11 @@ def meta_of(dispatch: Dispatch, grant: Grant) -> dict[str, Any]:
 
 
 def result_frame(value: dict[str, Any], largest: int = 0) -> Result:
-    """The Result frame of a CallToolResult. Raises RESULT_INVALID for what the broker could not accept.
+    """The Result frame of what a server answered. Raises RESULT_INVALID for what the broker could not accept.
 
     ``largest`` is how many bytes of JSON a value may have that is sent in parts.
     """
-    frame = Result(value=value, failed=value["isError"])
+    frame = Result(value=value, failed=value.get("isError") is True)
     try:
         # By the very rules it will be read with: size, depth, large integers.
         if len(data := encode(frame)) > MAX_ENVELOPE and largest:
@@ -296,6 +386,13 @@ def _same_target(subject: str, dispatch: Dispatch) -> None:
         raise refusal(
             Code.MALFORMED, "the subject and the resource differ", rule="dispatch.subject", ask="send to svc.<resource>"
         )
+
+
+def _gone() -> Refusal:
+    return refusal(
+        Code.TARGET_UNAVAILABLE, "the server does not wait for this input any more: it was started again, or waited too long",
+        rule="attach.input", ask="find out what it did, then call again", effect="unknown",
+    )  # fmt: skip
 
 
 def _fault() -> Refusal:

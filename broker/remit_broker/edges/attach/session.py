@@ -9,7 +9,7 @@ import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import mcp_types as types
 from mcp import Client
@@ -20,6 +20,7 @@ from mcp.shared.exceptions import MCPError
 from pydantic import RootModel, ValidationError
 
 from remit_broker.edges.attach.child import Child, start
+from remit_broker.edges.attach.conversation import Asked, Conversation, Heard
 from remit_broker.edges.attach.outbound import Outbound, Outgoing, calling
 from remit_broker.edges.attach.server_log import ServerLog
 from remit_broker.edges.attach.source import HttpSource, Source
@@ -35,12 +36,45 @@ _SAID: Final = 500
 OnProgress = Callable[[float, float | None, str], Awaitable[None]]
 
 
+RESOURCE: Final = "$resource"
+PROMPT: Final = "$prompt"
+COMPLETE: Final = "$complete"
+SUBSCRIBE: Final = "$subscribe"
+KINDS: Final = frozenset({RESOURCE, PROMPT, COMPLETE, SUBSCRIBE})
+
+
+def request_of(op: str, args: dict[str, Any], more: dict[str, Any]) -> Any:
+    """The request of MCP for one operation and its arguments."""
+    if op == RESOURCE:
+        return types.ReadResourceRequest(params=types.ReadResourceRequestParams.model_validate({**args, **more}))
+    if op == PROMPT:
+        return types.GetPromptRequest(params=types.GetPromptRequestParams.model_validate({**args, **more}))
+    if op == SUBSCRIBE:
+        return types.SubscribeRequest(params=types.SubscribeRequestParams.model_validate({**args, **more}))
+    if op == COMPLETE:
+        return types.CompleteRequest(params=types.CompleteRequestParams.model_validate({**args, **more}))
+    return types.CallToolRequest(
+        params=types.CallToolRequestParams.model_validate({"name": op, "arguments": args, **more})
+    )
+
+
 class _Raw(RootModel[dict[str, Any]]):
     """A result as it came, with everything in it."""
 
 
 class ServerError(Exception):
     """The server did not start, or broke the protocol. The text says how, on one line."""
+
+
+class _OtherGenerationError(ServerError):
+    """It answered the handshake with an error, as a server that knows only the generation without one does."""
+
+
+_UNSPOKEN: Final = frozenset({types.METHOD_NOT_FOUND, types.INVALID_REQUEST, types.INVALID_PARAMS, -32022, -32004})
+
+
+def _nothing(_: str) -> None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -63,6 +97,7 @@ class ToolSession:
         self._http = http
         self._reason = ""
         self._abandoned: set[asyncio.Task[dict[str, Any]]] = set()
+        self._open: dict[int, Conversation] = {}
         self.in_flight = 0
 
     @property
@@ -80,22 +115,52 @@ class ToolSession:
         self._reason = self._reason or reason
         self.ended.set()
 
+    @property
+    def capabilities(self) -> types.ServerCapabilities:
+        """What the server says that it can do."""
+        return self._client.server_capabilities
+
+    @property
+    def has_sessions(self) -> bool:
+        """Whether the server speaks the generation of the protocol that has sessions."""
+        return self._client.session.discover_result is None
+
+    @property
+    def instructions(self) -> str:
+        """What the server says about its use."""
+        return str(self._client.session.instructions or "")
+
     async def tools(self) -> list[dict[str, Any]]:
         """Every tool of every page, as the server describes it. Raises :class:`ServerError`."""
-        found: list[types.Tool] = []
-        cursor, seen = None, set[str]()
+        return await self._all("tools", self._client.session.list_tools)
+
+    async def resources(self) -> list[dict[str, Any]]:
+        """Every resource, likewise."""
+        return await self._all("resources", self._client.session.list_resources)
+
+    async def templates(self) -> list[dict[str, Any]]:
+        """Every template of resources, likewise."""
+        return await self._all("resource_templates", self._client.session.list_resource_templates)
+
+    async def prompts(self) -> list[dict[str, Any]]:
+        """Every prompt, likewise."""
+        return await self._all("prompts", self._client.session.list_prompts)
+
+    async def _all(self, what: str, ask: Callable[..., Awaitable[Any]]) -> list[dict[str, Any]]:
+        found: list[Any] = []
+        cursor, seen, said = None, set[str](), what.replace("_", " ")
         for _ in range(MAX_PAGES):
-            page = await self._client.session.list_tools(params=types.PaginatedRequestParams(cursor=cursor))
-            found.extend(page.tools)
+            page = await ask(params=types.PaginatedRequestParams(cursor=cursor))
+            found.extend(getattr(page, what))
             cursor = page.next_cursor
             if len(found) > MAX_TOOLS:
-                raise ServerError(f"it lists more than {MAX_TOOLS} tools")
+                raise ServerError(f"it lists more than {MAX_TOOLS} {said}")
             if cursor is None:
-                return [tool.model_dump(by_alias=True, mode="json", exclude_none=True) for tool in found]
+                return [one.model_dump(by_alias=True, mode="json", exclude_none=True) for one in found]
             if cursor in seen:
-                raise ServerError("its list of tools goes round in circles (a cursor came twice)")
+                raise ServerError(f"its list of {said} goes round in circles (a cursor came twice)")
             seen.add(cursor)
-        raise ServerError(f"its list of tools has more than {MAX_PAGES} pages")
+        raise ServerError(f"its list of {said} has more than {MAX_PAGES} pages")
 
     async def lives(self, seconds: float) -> bool:
         """Whether the server still answers. A listing is asked for, since both generations of MCP have it (ping has gone)."""
@@ -106,33 +171,55 @@ class ToolSession:
             return False
         return True
 
-    async def call(
-        self, tool: str, args: dict[str, Any], *, meta: dict[str, Any], seconds: float, progress: OnProgress
-    ) -> dict[str, Any]:
-        """The CallToolResult of one call, as the server sent it.
+    def begin(
+        self, op: str, args: dict[str, Any], *, meta: dict[str, Any], progress: OnProgress, heard: Heard
+    ) -> Conversation:
+        """A request for ``op``: a tool's name, or :data:`RESOURCE`, :data:`PROMPT` or :data:`COMPLETE`. It is sent by :meth:`next`.
+
+        ``heard`` gets what the server says of it meanwhile. Raises TARGET_UNAVAILABLE with the effect none.
+        """
+        if self.ended.is_set():
+            raise unavailable(self.reason, "none")
+        outgoing = Outgoing(traceparent=meta["traceparent"], bearer=meta["dev.remit/grant"])
+        conversation = Conversation(
+            outgoing, lambda more: self._request(outgoing, op, args, {**more, "_meta": meta}, progress)
+        )
+        outgoing.conversation, outgoing.heard = conversation, heard
+        self._open[id(conversation)] = conversation
+        return conversation
+
+    async def next(self, conversation: Conversation, seconds: float) -> dict[str, Any] | Asked:
+        """The result of a request as the server sent it, or what it asks back.
 
         Raises a refusal: TARGET_UNAVAILABLE (effect none where the request was never handed over, else unknown),
         DEADLINE_EXCEEDED after ``seconds``, RESULT_INVALID, or INTERNAL where the server answered with a protocol error.
         """
-        outgoing = Outgoing(traceparent=meta["traceparent"], bearer=meta["dev.remit/grant"])
-        if self.ended.is_set():
-            raise unavailable(self.reason, "none")
         # The request runs in a task of its own: giving it up may take the library seconds (it tells the server, on a pipe
         # that may be full), and the caller's deadline does not wait for that.
-        task = asyncio.create_task(self._request(outgoing, tool, args, meta, progress))
+        outgoing, said = conversation.outgoing, None
         self.in_flight += 1
         try:
-            done, _ = await asyncio.wait({task}, timeout=max(seconds, 0))
+            said = await conversation.next(seconds)
+            if isinstance(said, Asked):
+                return said
+            if said is not None:
+                return await self._outcome(said, outgoing)
+        except MCPError as error:
+            raise self._refused(error.error, outgoing) from None
         finally:
             self.in_flight -= 1
-            if not task.done():
-                self._abandon(task)
-        if not done:
-            raise refusal(
-                Code.DEADLINE_EXCEEDED, "the server did not answer before the deadline", rule="attach.deadline",
-                ask="allow more time, or ask for less work in one call", effect=_effect(outgoing),
-            )  # fmt: skip
-        return await self._outcome(task, outgoing)
+            if not isinstance(said, Asked):
+                self.let_go(conversation)
+        raise refusal(
+            Code.DEADLINE_EXCEEDED, "the server did not answer before the deadline", rule="attach.deadline",
+            ask="allow more time, or ask for less work in one call", effect=_effect(outgoing),
+        )  # fmt: skip
+
+    def let_go(self, conversation: Conversation) -> None:
+        """Nobody waits for it any more."""
+        self._open.pop(id(conversation), None)
+        if (task := conversation.abandon()) is not None:
+            self._abandon(task)
 
     def _abandon(self, task: asyncio.Task[dict[str, Any]]) -> None:
         self._abandoned.add(task)
@@ -141,20 +228,29 @@ class ToolSession:
         task.cancel()
 
     async def _request(
-        self, outgoing: Outgoing, tool: str, args: dict[str, Any], meta: dict[str, Any], report: OnProgress
+        self, outgoing: Outgoing, op: str, args: dict[str, Any], more: dict[str, Any], report: OnProgress
     ) -> dict[str, Any]:
         calling.set(outgoing)
 
         async def on_progress(progress: float, total: float | None, message: str | None) -> None:
             await report(progress, total, message or "")
 
-        params = types.CallToolRequestParams.model_validate({"name": tool, "arguments": args, "_meta": meta})
         # Not the library's call_tool: it would validate against the server's own output schema, which is the broker's to
         # do against the accepted definition, and it would drop what it does not know.
         answer = await self._client.session.send_request(
-            types.CallToolRequest(params=params), _Raw, progress_callback=on_progress
+            request_of(op, args, more), _Raw, progress_callback=on_progress
         )
-        return answer.root
+        return answer.root | {"remit/kind": op if op in KINDS else ""}
+
+    def whose(self) -> Outgoing | None:
+        """The request that a server speaks of at the moment: over HTTP the one on whose stream it does, else the only one there is.
+
+        INVARIANT: what a server asks or says reaches nobody but whoever called it
+        (test_what_a_server_asks_is_asked_of_its_caller_and_of_nobody_else).
+        """
+        if (known := calling.get()) is not None and known.conversation is not None:
+            return known if id(known.conversation) in self._open else None
+        return next(iter(self._open.values())).outgoing if len(self._open) == 1 else None
 
     async def _outcome(self, task: asyncio.Task[dict[str, Any]], outgoing: Outgoing) -> dict[str, Any]:
         try:
@@ -168,7 +264,8 @@ class ToolSession:
                 raise
             self.end("the session broke")
             raise unavailable(self.reason, _effect(outgoing)) from None
-        return _result(raw)
+        kind = raw.pop("remit/kind", "")
+        return _plain(raw) if kind else _result(raw)
 
     def _refused(self, error: types.ErrorData, outgoing: Outgoing) -> Refusal:
         if self._http is not None and self._http.failed(error):
@@ -210,14 +307,39 @@ def _effect(outgoing: Outgoing) -> Effect:
 
 
 def _result(raw: dict[str, Any]) -> dict[str, Any]:
-    """``content``, ``structuredContent`` and ``isError``, untouched. Anything else in an answer is between server and client."""
+    """``content``, ``structuredContent``, ``isError`` and ``_meta``, untouched. Anything else is between server and worker."""
     if raw.get("resultType", "complete") != "complete":
-        raise invalid(
-            "the server asks for an input or works on in the background, which a call over the bus cannot carry yet"
-        )
+        raise invalid("the server works on in the background, which a call over the bus cannot carry yet")
     value = {"content": raw.get("content", []), "isError": raw.get("isError", False) is True}
     if "structuredContent" in raw:
         value["structuredContent"] = raw["structuredContent"]
+    return _json(_with_meta(value, raw))
+
+
+def _plain(raw: dict[str, Any]) -> dict[str, Any]:
+    """What a resource, a prompt or a completion is, untouched."""
+    if raw.get("resultType", "complete") != "complete":
+        raise invalid("the server works on in the background, which a call over the bus cannot carry yet")
+    value = {key: value for key, value in raw.items() if key not in ("resultType", "ttlMs", "cacheScope", "_meta")}
+    return _json(_with_meta(value, raw))
+
+
+def _with_meta(value: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
+    """``_meta`` as the server has it, but for what is the protocol's between it and the worker, and what only Remit may say.
+
+    INVARIANT: no server speaks in Remit's name (test_a_server_cannot_say_what_only_remit_says).
+    """
+    meta = raw.get("_meta")
+    if isinstance(meta, dict) and (
+        kept := {
+            key: said for key, said in meta.items() if not key.startswith(("io.modelcontextprotocol/", "dev.remit/"))
+        }
+    ):
+        value["_meta"] = kept
+    return value
+
+
+def _json(value: dict[str, Any]) -> dict[str, Any]:
     try:
         json.dumps(value, allow_nan=False)
     except (ValueError, RecursionError):
@@ -229,28 +351,71 @@ def _result(raw: dict[str, Any]) -> dict[str, Any]:
 
 @asynccontextmanager
 async def open_session(
-    source: Source, log: ServerLog, on_change: Callable[[], None], seconds: float
+    source: Source,
+    log: ServerLog,
+    on_change: Callable[[], None],
+    seconds: float,
+    on_update: Callable[[str], None] = _nothing,
 ) -> AsyncGenerator[ToolSession, None]:
-    """Start or reach the server and shake hands within ``seconds``; ``on_change`` is called when its list of tools changed.
+    """Start or reach the server and shake hands within ``seconds``; ``on_change`` is called when one of its lists changed,
+    ``on_update`` with the URI of a resource that did.
 
     Raises :class:`~remit_broker.edges.attach.source.SourceError` or :class:`ServerError`. Must be left in the task that entered it.
     """
+    live: list[ToolSession] = []
 
     async def on_message(message: IncomingMessage) -> None:
-        if isinstance(message, types.ToolListChangedNotification):
+        if isinstance(message, _LISTS):
             on_change()
+        elif isinstance(message, types.ResourceUpdatedNotification):
+            on_update(str(message.params.uri))
 
-    child = None if isinstance(source, HttpSource) else await start(source)
-    http = Http(source.url) if isinstance(source, HttpSource) else None
-    client = Client(_transport(child, http, log), message_handler=on_message, cache=None, client_info=_CLIENT)
-    async with AsyncExitStack() as stack:
+    async def on_log(params: types.LoggingMessageNotificationParams) -> None:
+        if live and (outgoing := live[0].whose()) is not None and outgoing.heard is not None:
+            said = params.model_dump(by_alias=True, mode="json", exclude_none=True)
+            await outgoing.heard({"method": "notifications/message", "params": said})
+
+    async def asked(method: str, params: Any) -> Any:
+        outgoing = live[0].whose() if live else None
+        if outgoing is None or outgoing.conversation is None:
+            return types.ErrorData(
+                code=types.INVALID_REQUEST, message="nobody can be asked: it is not clear for whom this is"
+            )
+        said = {} if params is None else params.model_dump(by_alias=True, mode="json", exclude_none=True)
+        return await outgoing.conversation.asked(method, said)
+
+    async def enter(stack: AsyncExitStack, mode: Literal["legacy", "auto"]) -> ToolSession:
+        child = None if isinstance(source, HttpSource) else await start(source)
+        http = Http(source.url) if isinstance(source, HttpSource) else None
+        client = made(child, http, mode)
         await _shake_hands(stack, client, child, log, seconds)
-        session = ToolSession(client, _identity(client), child=child, http=http)
-        listening = asyncio.create_task(_listen(client, on_change))
+        return ToolSession(client, _identity(client), child=child, http=http)
+
+    def made(child: Child | None, http: Http | None, mode: Literal["legacy", "auto"]) -> Client:
+        return Client(
+        _transport(child, http, log), mode=mode, message_handler=on_message, cache=None, client_info=_CLIENT, logging_callback=on_log,
+        log_level="debug", sampling_callback=lambda _, params: asked("sampling/createMessage", params),
+        sampling_capabilities=types.SamplingCapability(tools=types.SamplingToolsCapability()),
+        elicitation_callback=lambda _, params: asked("elicitation/create", params),
+        list_roots_callback=lambda _: asked("roots/list", None),
+    )  # fmt: skip
+
+    async with AsyncExitStack() as stack:
+        try:
+            # The generation with sessions first: there a server may ask its client and tell it things, and most servers that
+            # know the newer one speak it too.
+            session = await enter(stack, "legacy")
+        except _OtherGenerationError:
+            session = await enter(stack, "auto")
+        live.append(session)
+        listening = asyncio.create_task(_listen(session._client, on_change))
         stack.callback(listening.cancel)
         yield session
 
 
+_LISTS: Final = (
+    types.ToolListChangedNotification, types.ResourceListChangedNotification, types.PromptListChangedNotification,
+)  # fmt: skip
 _CLIENT: Final = types.Implementation(name="remit", version="1")
 
 
@@ -264,7 +429,9 @@ async def _shake_hands(
     except TimeoutError:
         raise ServerError(f"it did not answer the handshake within {seconds:g} s{_hint(log)}") from None
     except Exception as error:
-        raise ServerError(f"{_why(first_cause(error), child)}{_hint(log)}") from None
+        cause = first_cause(error)
+        kind = _OtherGenerationError if isinstance(cause, MCPError) and cause.code in _UNSPOKEN else ServerError
+        raise kind(f"{_why(cause, child)}{_hint(log)}") from None
 
 
 def first_cause(error: BaseException) -> BaseException:

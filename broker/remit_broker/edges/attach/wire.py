@@ -19,6 +19,7 @@ from remit_schemas.envelope import FINAL, MAX_ENVELOPE, Error, Frame, Request, R
 from remit_schemas.errors import Code, Refusal, refusal
 
 ATTACH: Final = ("remit", "attach", "put")
+CHANGED: Final = ("remit", "attach", "changed")
 _NAME: Final = string.ascii_letters + string.digits
 
 
@@ -95,6 +96,12 @@ async def register(client: Client, name: str, args: dict[str, Any], seconds: flo
         raise Refusal(answer.error)
     if not isinstance(answer, Result):
         raise refusal(Code.INTERNAL, "the broker asked for an input", rule="attach.answer", ask="check its version")
+
+
+async def tell_changed(client: Client, name: str, uris: list[str]) -> None:
+    """Tell the broker that resources changed which somebody asked about. Nobody waits for its answer."""
+    data = encode(Request(args={"uris": uris}, deadline=int((time.time() + 10) * 1000)))
+    await client.publish(subjects.request(name, subjects.NEW, *CHANGED), data, reply=client.new_inbox())
 
 
 async def _ask(client: Client, subject: str, data: bytes, seconds: float) -> Frame:

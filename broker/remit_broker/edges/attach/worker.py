@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from remit_broker.edges.attach.credentials import Credentials, CredentialsError, read_credentials
-from remit_broker.edges.attach.definitions import offer
+from remit_broker.edges.attach.definitions import offer, offered_by
 from remit_broker.edges.attach.link import Link
 from remit_broker.edges.attach.serve import Calls, Trust
 from remit_broker.edges.attach.server_log import ServerLog
 from remit_broker.edges.attach.session import ServerError, ToolSession, first_cause, open_session
 from remit_broker.edges.attach.source import Source, SourceError
 from remit_broker.edges.attach.timing import Timing
-from remit_schemas.control import parse_control
+from remit_schemas.control import goes_on, parse_control
 from remit_schemas.errors import Code, Refusal
 from remit_schemas.keys import KeySet
 
@@ -28,6 +28,12 @@ _SETTLE: Final = 1.0
 """Seconds between two registrations: several changes of a list in between become one."""
 _TRY_AGAIN: Final = (0.5, 15.0)
 """First and last pause, in seconds, between registrations that the broker did not answer."""
+
+
+_MOMENT: Final = 0.2
+"""Seconds in which several changes of resources are told together."""
+_UPDATES: Final = 100
+_URI: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,8 @@ class AttachWorker:
         self._changed = asyncio.Event()
         self._probe = asyncio.Event()
         self._stop = asyncio.Event()
+        self._updates: dict[str, None] = {}
+        self._going_on: set[asyncio.Task[None]] = set()
         self._ran = False
         self._serving = False
         self._link = Link(
@@ -143,7 +151,9 @@ class AttachWorker:
         """The life of one session; why it failed, where it did not just end."""
         failure: Exception | None = None
         try:
-            async with open_session(self._source, self._log, self._changed.set, self._timing.start) as session:
+            async with open_session(
+                self._source, self._log, self._changed.set, self._timing.start, self._updated
+            ) as session:
                 self._serving = True
                 failure = await self._serve(session)
                 self._serving = False
@@ -206,7 +216,7 @@ class AttachWorker:
             self._changed.clear()
             try:
                 async with asyncio.timeout(self._timing.listing):
-                    found = offer(await session.tools(), session.identity)
+                    found = offer(await offered_by(session), session.identity)
             except TimeoutError:
                 raise ServerError("it did not list its tools in time") from None
             except Exception as error:
@@ -216,7 +226,7 @@ class AttachWorker:
             await self._registered(found.args)
             self._ran = True
             server = f"{session.identity.name} {session.identity.version}".strip()
-            self._say(Report("running", "", session.pid, len(found.names), found.left_out, server))
+            self._say(Report("running", "", session.pid, len(found.args["tools"]), found.left_out, server))
             await asyncio.sleep(_SETTLE)
 
     async def _registered(self, args: dict[str, Any]) -> None:
@@ -251,7 +261,24 @@ class AttachWorker:
 
     def _on_control(self, txn: str, hop: str, data: bytes) -> None:
         # Our own inbox: only the broker writes there.
+        if goes_on(data):
+            self._going_on.add(task := asyncio.create_task(self._calls.go_on(txn, hop, data)))
+            task.add_done_callback(self._going_on.discard)
+            return
         self._calls.hear(txn, hop, parse_control(data))
+
+    def _updated(self, uri: str) -> None:
+        """A resource changed: told within a moment, together with what else does in it."""
+        if not self._updates:
+            self._going_on.add(task := asyncio.create_task(self._tell()))
+            task.add_done_callback(self._going_on.discard)
+        if len(self._updates) < _UPDATES and len(uri) <= _URI:
+            self._updates[uri] = None
+
+    async def _tell(self) -> None:
+        await asyncio.sleep(_MOMENT)
+        uris, self._updates = list(self._updates), {}
+        await self._link.changed(uris)
 
     def _note(self, what: str, error: Exception) -> None:
         self._log.write(f"{what}: {type(error).__name__}: {_line(error)}\n".encode())

@@ -384,7 +384,7 @@ class Api:
 
 def _described(principal: Principal, at: Call) -> dict[str, Any]:
     attachment = at.desk.directory.attachment(principal.name)
-    served = [d.op for d in attachment.definitions] if attachment else []
+    served = [d.op for d in attachment.definitions if not d.op.startswith("$")] if attachment else []
     return {**msgspec.to_builtins(principal), "serves": served}
 
 

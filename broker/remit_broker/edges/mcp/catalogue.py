@@ -73,6 +73,44 @@ class Catalogue:
         same = [shown.resource for shown in self._all() if shown.name == name]
         return same[0] if len(same) == 1 else None
 
+    def offered(self, what: str) -> list[dict[str, Any]]:
+        """The ``resources``, ``templates`` or ``prompts`` of this view, of servers whose own operation may be seen."""
+        op = "$prompt" if what == "prompts" else "$resource"
+        found = []
+        for attachment in self.servers():
+            if self._visible(Resource("mcp", attachment.name, op)):
+                for one in attachment.offers.get(what, []):
+                    named = what == "prompts" and self._server is None
+                    found.append({**one, "name": joined(attachment.name, str(one.get("name")))} if named else one)
+        return found
+
+    def prompt(self, name: str) -> tuple[str, str] | None:
+        """The server of a prompt and its own name there; None where this view has none, or several, of that name."""
+        if self._server is not None:
+            return self._server, name
+        same = [
+            (attachment.name, own)
+            for attachment in self.servers()
+            for one in attachment.offers.get("prompts", [])
+            if joined(attachment.name, own := str(one.get("name"))) == name
+        ]
+        return same[0] if len(same) == 1 else None
+
+    def server_of_uri(self, uri: str) -> str | None:
+        """The server that has a resource, or else a template that begins as the URI does; None where none or several have."""
+        if self._server is not None:
+            return self._server
+        exact = {a.name for a in self.servers() if any(one.get("uri") == uri for one in a.offers.get("resources", []))}
+        if len(exact) == 1:
+            return exact.pop()
+        near = {
+            a.name
+            for a in self.servers()
+            for one in a.offers.get("templates", [])
+            if (head := str(one.get("uriTemplate", "")).partition("{")[0]) and uri.startswith(head)
+        }
+        return near.pop() if not exact and len(near) == 1 else None
+
     def _all(self) -> Iterator[Shown]:
         for attachment in self.servers():
             for definition in attachment.definitions:

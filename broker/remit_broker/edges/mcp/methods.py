@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterable
 from typing import Any, Final
 
 from remit_broker import __version__
-from remit_broker.edges.inside import Calls
-from remit_broker.edges.mcp.access import Who
 from remit_broker.edges.mcp.answers import fault_of, refused_tool, tool_result
 from remit_broker.edges.mcp.catalogue import Catalogue, Pages, described
-from remit_broker.edges.mcp.jsonrpc import INVALID_PARAMS, METHOD_NOT_FOUND, Call, Fault, Id, notification
-from remit_broker.edges.mcp.session import Session
-from remit_broker.edges.mcp.tasks import is_over
-from remit_schemas.envelope import Error, InputRequired, Progress, Request, Result, Trace, Want
-from remit_schemas.errors import Code, Refusal, refusal
+from remit_broker.edges.mcp.hops import LEVELS, Ended, Hops
+from remit_broker.edges.mcp.jsonrpc import INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND, Call, Fault
+from remit_broker.edges.mcp.session import SUBSCRIBED, Session, Tell
+from remit_schemas.envelope import Error
+from remit_schemas.errors import Code, Refusal
 from remit_schemas.names import Resource, is_op, normalize
 
 VERSIONS: Final = ("2025-11-25", "2025-06-18", "2025-03-26")
 """Revisions of the protocol that a session may have, the newest first."""
 
-Tell = Callable[[dict[str, Any]], Awaitable[None]]
-"""Sends a message to the client while one of its requests is being worked on."""
+_LISTS: Final = {
+    "resources/list": ("resources", "resources"),
+    "resources/templates/list": ("templates", "resourceTemplates"),
+    "prompts/list": ("prompts", "prompts"),
+}
 
 
 def agreed(wanted: Any) -> str:
@@ -32,11 +33,8 @@ def agreed(wanted: Any) -> str:
 class Methods:
     """The requests of one session."""
 
-    def __init__(
-        self, session: Session, who: Who, catalogue: Catalogue, calls: Calls, pages: Pages, seconds: float
-    ) -> None:
-        self._session, self._who, self._catalogue, self._calls = session, who, catalogue, calls
-        self._pages, self._seconds = pages, seconds
+    def __init__(self, session: Session, catalogue: Catalogue, hops: Hops, pages: Pages) -> None:
+        self._session, self._catalogue, self._hops, self._pages = session, catalogue, hops, pages
 
     async def answer(self, call: Call, tell: Tell) -> dict[str, Any]:
         """The result of a request. Raises :class:`Fault` or a refusal."""
@@ -44,30 +42,45 @@ class Methods:
             case "ping":
                 return {}
             case "tools/list":
-                return self._list_tools(call.params)
+                return self._page("tools", "tools", [described(one) for one in self._catalogue.tools()], call)
             case "tools/call":
                 return await self._call_tool(call, tell)
+            case "resources/list" | "resources/templates/list" | "prompts/list":
+                offered, shown = _LISTS[call.method]
+                return self._page(offered, shown, self._catalogue.offered(offered), call)
+            case "resources/read":
+                return await self._read(call, tell)
+            case "prompts/get":
+                return await self._prompt(call, tell)
+            case "completion/complete":
+                return await self._complete(call, tell)
+            case "resources/subscribe":
+                return await self._subscribe(call, tell)
+            case "resources/unsubscribe":
+                self._session.subscribed.pop(str(call.params.get("uri")), None)
+                return {}
+            case "logging/setLevel":
+                return self._set_level(call.params.get("level"))
         raise Fault(METHOD_NOT_FOUND, f"there is no method {call.method[:64]!r} here")
 
-    def _list_tools(self, params: dict[str, Any]) -> dict[str, Any]:
+    def _page(self, what: str, shown: str, entries: list[Any], call: Call) -> dict[str, Any]:
         whose = (*self._session.key, self._session.view or "")
-        shown, after = self._pages.page("tools", whose, self._catalogue.tools(), params.get("cursor"))
-        told: dict[str, Any] = {"tools": [described(one) for one in shown]}
-        return told if after is None else {**told, "nextCursor": after}
+        some, after = self._pages.page(what, whose, entries, call.params.get("cursor"))
+        return {shown: some} if after is None else {shown: some, "nextCursor": after}
 
     async def _call_tool(self, call: Call, tell: Tell) -> dict[str, Any]:
         name, args = call.params.get("name"), call.params.get("arguments")
         args = {} if args is None else args
         if not isinstance(name, str) or not isinstance(args, dict):
             raise Fault(INVALID_PARAMS, "tools/call needs the name of a tool, and an object as its arguments")
-        resource = self._resource(name)
+        resource = self._tool(name)
         try:
-            return await self._tool(call, resource, args, tell)
+            return tool_result(*await self._hops.run(call, resource, args, tell))
         except Refusal as no:
             # Before there was a hop: no room, no task.
             return refused_tool(no.body)
 
-    def _resource(self, name: str) -> Resource:
+    def _tool(self, name: str) -> Resource:
         op = normalize(name)
         # INVARIANT: what is no name of a tool is none of a resource either, and reaches nothing
         # (test_a_hostile_name_of_a_tool_is_an_unknown_tool).
@@ -76,60 +89,83 @@ class Methods:
             raise Fault(INVALID_PARAMS, f"Unknown tool: {name[:64]}")
         return resource
 
-    async def _tool(self, call: Call, resource: Resource, args: dict[str, Any], tell: Tell) -> dict[str, Any]:
-        frame, txn, hop = await self._hop(call, resource, args, tell)
-        if isinstance(frame, Error) and is_over(Refusal(frame.error)) and not hop:
-            # The task ended between two calls, as by an operator's word or its time: the next one has another.
-            frame, txn, hop = await self._hop(call, resource, args, tell)
-        return tool_result(frame, txn, hop)
+    async def _read(self, call: Call, tell: Tell) -> dict[str, Any]:
+        uri = call.params.get("uri")
+        if not isinstance(uri, str):
+            raise Fault(INVALID_PARAMS, "resources/read needs a uri")
+        server = self._catalogue.server_of_uri(uri)
+        if server is None:
+            raise Fault(RESOURCE_NOT_FOUND, "Resource not found", {"uri": uri[:512]})
+        return _answered(await self._hops.run(call, Resource("mcp", server, "$resource"), {"uri": uri}, tell))
 
-    async def _hop(
-        self, call: Call, resource: Resource, args: dict[str, Any], tell: Tell
-    ) -> tuple[Result | Error, str, str]:
-        """One hop, to its end, with what it says meanwhile passed on; its final frame, and its ids."""
-        assert call.id is not None  # noqa: S101 - requests only
-        session, meta = self._session, _meta(call.params)
-        session.begin(call.id)
-        try:
-            held = await session.task.holding()
-            request = Request(
-                grant=held.grant, args=args, want=Want(ttl_ms=int(self._seconds * 1000)), parts=True, trace=_trace(meta)
-            )
-            running = self._calls.begin(held.caller, held.txn, resource, request)
-            session.runs(call.id, running)
-            async for frame in running:
-                if isinstance(frame, Progress):
-                    await self._progress(frame, meta, tell)
-                elif isinstance(frame, Result | Error):
-                    return frame, held.txn, running.hop
-                elif isinstance(frame, InputRequired):
-                    return Error(error=_unanswerable(resource)), held.txn, running.hop
-        finally:
-            session.over(call.id)
-        raise RuntimeError("a call ended without an end")
+    async def _subscribe(self, call: Call, tell: Tell) -> dict[str, Any]:
+        uri = call.params.get("uri")
+        server = self._catalogue.server_of_uri(uri) if isinstance(uri, str) else None
+        if server is None or not isinstance(uri, str):
+            raise Fault(RESOURCE_NOT_FOUND, "Resource not found", {"uri": str(uri)[:512]})
+        if len(self._session.subscribed) >= SUBSCRIBED:
+            raise Fault(INVALID_PARAMS, f"at most {SUBSCRIBED} resources can be subscribed to in one session")
+        said = _answered(await self._hops.run(call, Resource("mcp", server, "$subscribe"), {"uri": uri}, tell))
+        self._session.subscribed[uri] = server
+        return said
 
-    async def _progress(self, frame: Progress, meta: dict[str, Any], tell: Tell) -> None:
-        token: Id | None = meta.get("progressToken")
-        if token is None or frame.progress is None:
-            return
-        said: dict[str, Any] = {"progressToken": token, "progress": frame.progress}
-        if frame.total is not None:
-            said["total"] = frame.total
-        if frame.message:
-            said["message"] = frame.message
-        await tell(notification("notifications/progress", said))
+    async def _prompt(self, call: Call, tell: Tell) -> dict[str, Any]:
+        name, arguments = call.params.get("name"), call.params.get("arguments") or {}
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            raise Fault(INVALID_PARAMS, "prompts/get needs the name of a prompt, and texts as its arguments")
+        known = self._catalogue.prompt(name)
+        if known is None:
+            raise Fault(INVALID_PARAMS, f"Unknown prompt: {name[:64]}")
+        server, own = known
+        args = {"name": own, **({"arguments": arguments} if arguments else {})}
+        return _answered(await self._hops.run(call, Resource("mcp", server, "$prompt"), args, tell))
+
+    async def _complete(self, call: Call, tell: Tell) -> dict[str, Any]:
+        ref, argument = call.params.get("ref"), call.params.get("argument")
+        if not isinstance(ref, dict) or not isinstance(argument, dict):
+            raise Fault(INVALID_PARAMS, "completion/complete needs a ref and an argument")
+        server: str | None
+        if ref.get("type") == "ref/prompt":
+            known = self._catalogue.prompt(str(ref.get("name")))
+            server, ref = (known[0], {**ref, "name": known[1]}) if known is not None else (None, ref)
+        else:
+            server = self._catalogue.server_of_uri(str(ref.get("uri")))
+        if server is None:
+            raise Fault(INVALID_PARAMS, "there is nothing of that name to complete")
+        args = {"ref": ref, "argument": argument}
+        if isinstance(context := call.params.get("context"), dict):
+            args["context"] = context
+        return _answered(await self._hops.run(call, Resource("mcp", server, "$complete"), args, tell))
+
+    def _set_level(self, level: Any) -> dict[str, Any]:
+        if level not in LEVELS:
+            raise Fault(INVALID_PARAMS, f"a level is one of {', '.join(LEVELS)}")
+        # Of this session alone: the server's own is the same for everybody.
+        self._session.level = level
+        return {}
 
 
-def welcome(version: str, server: str | None, described: dict[str, Any]) -> dict[str, Any]:
+def welcome(
+    version: str, server: str | None, known: dict[str, Any], offers: Iterable[dict[str, Any]]
+) -> dict[str, Any]:
     """The result of ``initialize``. One server is shown as itself; all of them together are Remit."""
+    shown = list(offers)
+    can = {name for one in shown for name in one.get("capabilities", [])}
     told: dict[str, Any] = {"protocolVersion": version, "capabilities": {"tools": {"listChanged": True}}}
-    name = {key: str(described[key]) for key in ("name", "version", "title") if described.get(key)}
-    if server is not None and name.get("name"):
-        told["serverInfo"] = {"version": "", **name}
+    if "resources" in can:
+        told["capabilities"]["resources"] = {"subscribe": "subscriptions" in can, "listChanged": True}
+    if "prompts" in can:
+        told["capabilities"]["prompts"] = {"listChanged": True}
+    if "completions" in can:
+        told["capabilities"]["completions"] = {}
+    if "logging" in can or not shown:
+        told["capabilities"]["logging"] = {}
+    if server is not None and known.get("name"):
+        told["serverInfo"] = {"name": str(known["name"]), "version": str(known.get("version", ""))}
+        if shown and (said := shown[0].get("instructions")):
+            told["instructions"] = said
     else:
         told["serverInfo"] = {"name": "remit", "version": __version__}
-    if described.get("instructions"):
-        told["instructions"] = described["instructions"]
     return told
 
 
@@ -138,21 +174,9 @@ def refused(no: Refusal) -> Fault:
     return fault_of(no.body)
 
 
-def _meta(params: dict[str, Any]) -> dict[str, Any]:
-    meta = params.get("_meta")
-    return meta if isinstance(meta, dict) else {}
-
-
-def _trace(meta: dict[str, Any]) -> Trace | None:
-    """The client's trace context, for a link of the span; whatever cannot be one is left out."""
-    parent, state = meta.get("traceparent"), meta.get("tracestate", "")
-    if not isinstance(parent, str) or len(parent) > 55 or not isinstance(state, str) or len(state) > 512:
-        return None
-    return Trace(parent, state)
-
-
-def _unanswerable(resource: Resource) -> Any:
-    return refusal(
-        Code.RESULT_INVALID, f"{resource} asks for an input, which this client cannot give", rule="mcp.input",
-        ask="call it from a client that answers such questions", effect="unknown",
-    ).body  # fmt: skip
+def _answered(ended: Ended) -> dict[str, Any]:
+    frame = ended.frame
+    if isinstance(frame, Error):
+        body = frame.error
+        raise fault_of(body, INVALID_PARAMS if body.code in (Code.UNKNOWN_TARGET, Code.ARGUMENTS_INVALID) else None)
+    return frame.value if isinstance(frame.value, dict) else {}

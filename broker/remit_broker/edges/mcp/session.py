@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import secrets
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from remit_broker.edges.inside import Running
-from remit_broker.edges.mcp.jsonrpc import Id
+from remit_broker.edges.mcp.jsonrpc import INTERNAL_ERROR, METHOD_NOT_FOUND, Answer, Id
 from remit_broker.edges.mcp.tasks import Task
 from remit_schemas.errors import Code, refusal
 
@@ -19,8 +19,27 @@ PER_PRINCIPAL: Final = 200
 """Sessions of one user or holder; of more, the one that was idle for longest ends."""
 MAX_CALLS: Final = 64
 """Calls of one session at once."""
+Tell = Callable[[dict[str, Any]], Awaitable[None]]
+"""Sends a message to the client while one of its requests is being worked on."""
+CANCELLED: Final = -32020
+"""As the table of errors has it."""
+_NEEDS: Final = {"sampling/createMessage": "sampling", "elicitation/create": "elicitation", "roots/list": "roots"}
+SUBSCRIBED: Final = 1000
 OUTBOX: Final = 256
 """Messages that wait for a client that listens slowly, or not at all; of more, the oldest go."""
+
+
+class _Ask:
+    """A question to the client, and the request in which it came up."""
+
+    def __init__(self, of: Id) -> None:
+        self.of = of
+        self.answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+
+    def settle(self, said: dict[str, Any]) -> None:
+        """The first answer counts."""
+        if not self.answer.done():
+            self.answer.set_result(said)
 
 
 class Session:
@@ -37,6 +56,13 @@ class Session:
         self.running: dict[Id, Running | None] = {}
         self.unwanted: set[Id] = set()
         self.ended = False
+        self.can: frozenset[str] = frozenset()
+        """What the client says that it can be asked for: ``sampling``, ``elicitation``, ``roots``."""
+        self.level = "info"
+        self.subscribed: dict[str, str] = {}
+        """URIs of resources of which the client wants to be told, and their servers."""
+        self._asks: dict[Id, _Ask] = {}
+        self._count = 0
         self._outbox: deque[dict[str, Any]] = deque(maxlen=OUTBOX)
         self._grew = asyncio.Event()
 
@@ -90,13 +116,40 @@ class Session:
             self.unwanted.add(request)
             if (running := self.running[request]) is not None:
                 running.cancel()
+            for ask in list(self._asks.values()):
+                if ask.of == request:
+                    ask.settle({"error": {"code": CANCELLED, "message": "the call was cancelled"}})
+
+    async def ask(self, of: Id, method: str, params: dict[str, Any], tell: Tell, seconds: float) -> dict[str, Any]:
+        """What the client answers to a question that came up in its request ``of``: ``{"result"}`` or ``{"error"}``.
+
+        INVARIANT: a client is asked nothing that it did not say it can be asked
+        (test_a_client_is_asked_only_what_it_can_be_asked).
+        """
+        if _NEEDS.get(method, "") not in self.can:
+            return {"error": {"code": METHOD_NOT_FOUND, "message": f"the client cannot be asked for {method}"}}
+        self._count += 1
+        name: Id = f"remit-{self._count}"
+        ask = self._asks[name] = _Ask(of)
+        try:
+            await tell({"jsonrpc": "2.0", "id": name, "method": method, "params": params})
+            async with asyncio.timeout(seconds):
+                return await ask.answer
+        except TimeoutError:
+            return {"error": {"code": INTERNAL_ERROR, "message": "the client did not answer in time"}}
+        finally:
+            del self._asks[name]
+
+    def answered(self, answer: Answer) -> None:
+        """The client answers one of its own questions; to others it has no answers."""
+        if (ask := self._asks.get(answer.id)) is not None:
+            ask.settle({"error": answer.error} if answer.error is not None else {"result": answer.result})
 
     async def end(self) -> None:
         """Nothing of it goes on; its task is closed."""
         self.hush()
-        for running in self.running.values():
-            if running is not None:
-                running.cancel()
+        for request in list(self.running):
+            self.cancel(request)
         await self.task.end()
 
 

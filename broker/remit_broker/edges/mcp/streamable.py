@@ -18,6 +18,7 @@ from remit_broker.edges.http.operators import Operator, bearer
 from remit_broker.edges.inside import Calls
 from remit_broker.edges.mcp.access import Holder, Who, as_holder, as_user, presented, tenant_of
 from remit_broker.edges.mcp.catalogue import Catalogue, Pages
+from remit_broker.edges.mcp.hops import Hops
 from remit_broker.edges.mcp.jsonrpc import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
@@ -27,6 +28,7 @@ from remit_broker.edges.mcp.jsonrpc import (
     Call,
     Fault,
     failed,
+    notification,
     parse,
     result,
 )
@@ -94,6 +96,26 @@ class Streamable:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def changed(self, tenant: str, server: str) -> None:
+        """Something about a server changed: its clients list anew."""
+        for session in self._of(tenant, server):
+            for what in ("tools", "resources", "prompts"):
+                session.tell(notification(f"notifications/{what}/list_changed"))
+
+    def updated(self, tenant: str, server: str, uris: tuple[str, ...]) -> None:
+        """Resources of a server changed: who asked to be told of them is.
+
+        INVARIANT: nobody is told of a resource that they did not ask about, with a hop of their own
+        (test_a_client_is_told_of_the_resources_it_subscribed_to_and_of_no_other).
+        """
+        for session in self._of(tenant, server):
+            for uri in uris:
+                if session.subscribed.get(uri) == server:
+                    session.tell(notification("notifications/resources/updated", {"uri": uri}))
+
+    def _of(self, tenant: str, server: str) -> list[Session]:
+        return [one for one in self._sessions.all() if one.key[1] == tenant and one.view in (None, server)]
 
     def _end(self, session: Session) -> None:
         self._spawn(session.end())
@@ -166,8 +188,9 @@ class Streamable:
         if isinstance(message, Answer) or message.id is None:
             self._heard(session, message)
             return Response(status_code=202)
-        methods = Methods(session, who, self._catalogue(view, who, place), place.calls, self._pages, self._seconds)
-        return await self._request(methods, message, SSE in accepts, JSON in accepts)
+        hops = Hops(session, place.calls, self._seconds, asks=SSE in accepts)
+        methods = Methods(session, self._catalogue(view, who, place), hops, self._pages)
+        return await self._request(methods, message, SSE in accepts)
 
     def _rules_for(self, who: Who) -> Rules:
         """What whoever asks is given: of a user who logged in, what that one allowed the program, and no more."""
@@ -189,9 +212,10 @@ class Streamable:
         session = Session(
             who.key, view, task, version=agreed(wanted), client=about if isinstance(about, dict) else {},
         )  # fmt: skip
+        session.can = frozenset(call.params["capabilities"])
         self._sessions.add(session)
-        found = place.desk.directory.attachment(view) if view is not None else None
-        told = welcome(session.version, view, found.server if found is not None else {})
+        found = self._catalogue(view, who, place).servers()
+        told = welcome(session.version, view, found[0].server if found else {}, [one.offers for one in found])
         assert call.id is not None  # noqa: S101 - asked by the caller
         return _json(result(call.id, told), headers={SESSION: session.id})
 
@@ -212,11 +236,13 @@ class Streamable:
         return session
 
     def _heard(self, session: Session, message: Call | Answer) -> None:
-        if isinstance(message, Call) and message.method == "notifications/cancelled":
+        if isinstance(message, Answer):
+            session.answered(message)
+        elif message.method == "notifications/cancelled":
             session.cancel(message.params.get("requestId"))
 
-    async def _request(self, methods: Methods, call: Call, streams: bool, plain: bool) -> Response:
-        """Answered as JSON where nothing is to be told before the end, as a stream where something is."""
+    async def _request(self, methods: Methods, call: Call, streams: bool) -> Response:
+        """Answered with a stream where the client takes one: something may have to be told, or asked, before the end."""
         told: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 
         async def work() -> dict[str, Any]:
@@ -228,7 +254,7 @@ class Streamable:
         # A task of its own: a client that hangs up has not thereby cancelled (2025-11-25, Transports).
         task = self._spawn(work())
         first = await told.get()
-        if not streams or (first is None and plain):
+        if not streams:
             return _json(await task)
         return StreamingResponse(self._events(first, told, task), media_type=SSE, headers=_NO_STORE)
 

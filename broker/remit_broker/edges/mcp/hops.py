@@ -1,0 +1,147 @@
+"""One hop for one request of a client: what comes before its end is passed on, and what the server asks is asked of that client."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from remit_broker.edges.inside import Calls, Running
+from remit_broker.edges.mcp.jsonrpc import METHOD_NOT_FOUND, Call, Id, notification
+from remit_broker.edges.mcp.session import Session, Tell
+from remit_broker.edges.mcp.tasks import Holding, is_over
+from remit_schemas.envelope import Error, Event, InputRequired, Progress, Request, Result, Trace, Want
+from remit_schemas.errors import Code, ErrorBody, Refusal, refusal
+from remit_schemas.names import Resource
+
+LEVELS: Final = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+"""Of RFC 5424, from the least on."""
+
+
+class Ended(NamedTuple):
+    """The final frame of a hop, and its ids."""
+
+    frame: Result | Error
+    txn: str
+    hop: str
+
+
+class Hops:
+    """The hops of one session. ``seconds`` is the longest that one call may take, and a client to answer a question; ``asks`` is
+    whether a question reaches it before its request is answered.
+    """
+
+    def __init__(self, session: Session, calls: Calls, seconds: float, *, asks: bool = True) -> None:
+        self._session, self._calls, self._seconds, self._asks = session, calls, seconds, asks
+
+    async def run(self, call: Call, resource: Resource, args: dict[str, Any], tell: Tell) -> Ended:
+        """A hop to its end. Refuses what does not become one."""
+        ended = await self._once(call, resource, args, tell)
+        if isinstance(ended.frame, Error) and is_over(Refusal(ended.frame.error)) and not ended.hop:
+            # The task ended between two calls, by an operator's word or its time: the next one has another.
+            ended = await self._once(call, resource, args, tell)
+        return ended
+
+    async def _once(self, call: Call, resource: Resource, args: dict[str, Any], tell: Tell) -> Ended:
+        assert call.id is not None  # noqa: S101 - requests only
+        self._session.begin(call.id)
+        try:
+            return await self._governed(call, call.id, resource, args, tell)
+        finally:
+            self._session.over(call.id)
+
+    async def _governed(self, call: Call, at: Id, resource: Resource, args: dict[str, Any], tell: Tell) -> Ended:
+        held = await self._session.task.holding()
+        meta = meta_of(call.params)
+        request = Request(
+            grant=held.grant, args=args, want=Want(ttl_ms=int(self._seconds * 1000)), parts=True, trace=_trace(meta)
+        )
+        running = self._begin(at, held, resource, request)
+        while True:
+            frame = await self._until_end(running, meta, tell)
+            if not isinstance(frame, InputRequired):
+                return Ended(frame, held.txn, running.hop)
+            hop, answers = running.hop, await self._answers(at, frame.request, tell)
+            if at in self._session.unwanted or answers is None:
+                running.give_up()
+                return Ended(Error(error=_not_answered(resource, cancelled=answers is not None)), held.txn, hop)
+            # The input goes through the whole pipeline: it is data that leaves, as the arguments are.
+            held = await self._session.task.holding()
+            again = Request(
+                grant=held.grant, args=args, want=Want(ttl_ms=int(self._seconds * 1000)), parts=True, resume=hop,
+                input={"answers": answers},
+            )  # fmt: skip
+            running = self._begin(at, held, resource, again)
+
+    def _begin(self, at: Id, held: Holding, resource: Resource, request: Request) -> Running:
+        running = self._calls.begin(held.caller, held.txn, resource, request)
+        self._session.runs(at, running)
+        return running
+
+    async def _until_end(self, running: Running, meta: dict[str, Any], tell: Tell) -> Result | Error | InputRequired:
+        async for frame in running:
+            if isinstance(frame, Progress):
+                await self._progress(frame, meta, tell)
+            elif isinstance(frame, Event):
+                await self._said(frame, tell)
+            elif isinstance(frame, Result | Error | InputRequired):
+                return frame
+        raise RuntimeError("a call ended without an end")
+
+    async def _progress(self, frame: Progress, meta: dict[str, Any], tell: Tell) -> None:
+        token = meta.get("progressToken")
+        if not isinstance(token, str | int) or frame.progress is None:
+            return
+        said: dict[str, Any] = {"progressToken": token, "progress": frame.progress}
+        if frame.total is not None:
+            said["total"] = frame.total
+        if frame.message:
+            said["message"] = frame.message
+        await tell(notification("notifications/progress", said))
+
+    async def _said(self, frame: Event, tell: Tell) -> None:
+        """A log message of the server, from the level on that the client wants."""
+        said = frame.data if isinstance(frame.data, dict) else {}
+        params = said.get("params")
+        if said.get("method") == "notifications/message" and isinstance(params, dict):
+            level = params.get("level")
+            if level in LEVELS and LEVELS.index(level) >= LEVELS.index(self._session.level):
+                await tell(notification("notifications/message", params))
+
+    async def _answers(self, at: Id, asked: Any, tell: Tell) -> dict[str, Any] | None:
+        """What the client says to each question; None where it is none that an MCP client can be asked."""
+        asks = asked.get("asks") if isinstance(asked, dict) else None
+        if not isinstance(asks, dict):
+            return None
+        answers = {}
+        for key, question in asks.items():
+            method, params = question.get("method"), question.get("params") or {}
+            if not self._asks:
+                answers[key] = {"error": {"code": METHOD_NOT_FOUND, "message": "this client takes no streams"}}
+                continue
+            answers[key] = await self._session.ask(at, str(method), params, tell, self._seconds)
+        return answers
+
+
+def meta_of(params: dict[str, Any]) -> dict[str, Any]:
+    """``_meta`` of a request."""
+    meta = params.get("_meta")
+    return meta if isinstance(meta, dict) else {}
+
+
+def _trace(meta: dict[str, Any]) -> Trace | None:
+    """The client's trace context, for a link of the span; whatever cannot be one is left out."""
+    parent, state = meta.get("traceparent"), meta.get("tracestate", "")
+    if not isinstance(parent, str) or len(parent) > 55 or not isinstance(state, str) or len(state) > 512:
+        return None
+    return Trace(parent, state)
+
+
+def _not_answered(resource: Resource, *, cancelled: bool) -> ErrorBody:
+    if cancelled:
+        return refusal(
+            Code.CANCELLED, "the call was cancelled while it waited for an answer", rule="mcp.cancelled",
+            ask="look at the chain before calling again", effect="unknown",
+        ).body  # fmt: skip
+    return refusal(
+        Code.RESULT_INVALID, f"{resource} asks for an input that no MCP client can give", rule="mcp.input",
+        ask="call it from an agent that knows what it asks", effect="unknown",
+    ).body  # fmt: skip
