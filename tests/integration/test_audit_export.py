@@ -26,7 +26,7 @@ from tests.support.raw import Taken, arena_on, skill
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-CONFIG = {"tenants": {"acme": {}}}
+CONFIG: dict[str, Any] = {"tenants": {"acme": {}}}
 
 
 class Office:
