@@ -76,6 +76,7 @@ from remit_broker.projection import Projection
 from remit_broker.signin import Signin
 from remit_broker.tenants import Tenant, without_tenant
 from remit_broker.upkeep import Upkeep
+from remit_broker.witnesses import Witnesses
 from remit_schemas.names import DEFAULT_TENANT
 
 log = logging.getLogger("remit")
@@ -164,6 +165,7 @@ class Broker:
             await self._serve(server)
             self._task(Upkeep(self.index, self.ports_of, self.revocations, config.limits).run())
             self._notify()
+            self._witness()
             self._announce()
             for name, count in (await self.health.removed_tenants()).items():
                 log.warning("tenant %s is in the configuration no more, but %d of its tasks are open", name, count)
@@ -178,6 +180,17 @@ class Broker:
             self.observer.watch("remit_webhook_sent", "Requests for approvals that were told", lambda: notices.sent)
             self.observer.watch("remit_webhook_failed", "Attempts to tell one that failed", lambda: notices.failed)
             self._task(notices.run())
+
+    def _witness(self) -> None:
+        """Send checkpoints out of the house, if there is anywhere to send them."""
+        told = self.settings.config.log
+        if told.witnesses or told.file:
+            file = self.settings.file.parent / told.file if told.file else None
+            outbound = Outbound(map(network, told.witness_allow), named="log.witness_allow")
+            witnesses = Witnesses(told.witnesses, file, outbound, self.index, self.observer)
+            self.observer.watch("remit_witness_signed", "Checkpoints that a witness signed", lambda: witnesses.signed)
+            self.observer.watch("remit_witness_failed", "Checkpoints that none did", lambda: witnesses.failed)
+            self._task(witnesses.run())
 
     def _bind_http(self) -> HttpServer:
         held = self.place.http

@@ -34,8 +34,13 @@ class Index(Protocol):
     ) -> list[tuple[int, dict[str, Any], dict[str, Any], str]]:
         """Records of ends and of questions in order after a place: each with its place, what opened its hop, and its user."""
 
-    async def decisions(self, tenant: str, after: int, kind: str, limit: int) -> list[tuple[int, dict[str, Any], str]]:
-        """Records of calls that were ``opened`` or ``refused``, in order after a place: each with its place and its user."""
+    async def decisions(
+        self, tenant: str, after: int, kind: str, limit: int, since: str = ""
+    ) -> list[tuple[int, dict[str, Any], str]]:
+        """Records of calls that were ``opened`` or ``refused``, in order after a place: each with its place and its user.
+
+        None from before ``since`` (RFC 3339).
+        """
 
     async def log(self, tenant: str, wanted: LogFilter) -> list[Logged]:
         """Records and refusals after a place, in order of time. Refuses MALFORMED for a bad cursor."""
@@ -45,6 +50,9 @@ class Index(Protocol):
 
     async def approvals(self, tenant: str, prefix: str = "", limit: int = 500) -> list[ApprovalRow]:
         """Requests for approvals, newest first, whose id begins with ``prefix``; ``<txn>.<id>`` (each or its beginning) narrows."""
+
+    async def approvals_in(self, tenant: str, state: str, now: float, revision: str, limit: int) -> list[ApprovalRow]:
+        """Those in a state (or ``all``) at ``now`` (Unix seconds) under the policies of ``revision``, newest first."""
 
     async def users(self, tenant: str) -> list[str]:
         """Everybody a task was ever opened for, up to ten thousand."""

@@ -69,6 +69,11 @@ auth = {auth:<22}# "local": the OS user, by the token in data/keys/local.token; 
 # webhook = ""               # told of each request, signed: "https://chat.example/hook"; public addresses only
 # webhook_allow = []         # ["10.1.0.0/16"]: networks that are not public and may be sent to all the same
 
+[log]                        # where checkpoints of the log of all records go
+# witnesses = {{}}             # {{ "https://witness.example" = "name+id+base64" }}: C2SP tlog-witness
+# witness_allow = []         # ["10.1.0.0/16"]: networks that are not public and may be sent to all the same
+# file = ""                  # each is appended to it: best on a disk where nothing is written over
+
 [oauth]                      # /oauth on the HTTP edge, see docs/oauth.md
 # url = ""                   # where clients find this broker, such as "https://remit.example"; empty: http
 # client_auth = "optional"   # "required": tokens are exchanged only for agents that prove themselves with their nkey

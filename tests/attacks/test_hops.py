@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 from pathlib import Path
 from typing import Any
@@ -551,6 +552,13 @@ async def test_a_secret_in_the_arguments_does_not_leave(stage: Stage) -> None:
         {"a": {"b": [{"c": f"key={AWS}!"}]}},
         {AWS: 1},
         {"a": {f"x {AWS} y": []}},
+        # Over keys, neighbours, and encodings.
+        {"a": AWS[:9], "b": AWS[9:]},
+        {"a": [AWS[:4], AWS[4:12], AWS[12:]]},
+        {AWS[:9]: AWS[9:]},
+        {"a": base64.b64encode(f"id {AWS}".encode()).decode()},
+        {"a": "".join(f"%{byte:02X}" for byte in AWS.encode())},
+        {"a": "\u200b".join(AWS)},
     ]
     for resource, args in [(READ, args) for args in hiding] + [(BRIEF, hiding[0])]:
         body = await stage.alice.error(resource, root.txn, root.grant, args)

@@ -507,3 +507,76 @@ async def test_what_looks_lost_is_looked_at_again_where_an_old_leader_may_have_a
 
     with pytest.raises(Regressed):
         await made_certain(gone, 0.3)
+
+
+STATES = ("waiting", "approved", "denied", "used", "expired", "void")
+
+
+async def test_a_state_in_sql_is_the_one_in_words(index: SqliteIndex) -> None:
+    """Every request that can be, at every time that makes a difference, under the policies that asked and others."""
+    open_, closed = Story(), Story(opened(OTHER))
+    for story in (open_, closed):
+        story.open(A)
+        for number in range(8):
+            story.ask(hop_id(50 + number), A)
+    closed.close(A)
+    closed.end()
+    second = messages(closed, first=len(open_.records) + 1)
+    await index.add([*messages(open_), *second])
+    kinds = [
+        (verdict, until, used) for verdict in (None, "approve", "deny") for until in (None, 150) for used in (None, B)
+    ]
+    for number, (verdict, until, used) in enumerate(kinds[:8]):
+        await index._writer.execute(
+            "UPDATE approval SET verdict = ?, use_until = ?, used_by = ?, exp = 100 WHERE id = ?",
+            (verdict, until, used, hop_id(50 + number)),
+        )
+    rows = await index.approvals_in("default", "all", 0, "rev", 100)
+    assert len(rows) == 16 and {row.revision for row in rows} == {"rev"}
+    for now in (50, 100, 120, 150, 160):
+        for revision in ("rev", "other"):
+            for state in STATES:
+                found = await index.approvals_in("default", state, now, revision, 100)
+                wanted = [row for row in rows if row.state(now, revision) == state]
+                assert found == wanted, (now, revision, state)
+
+
+async def test_a_request_under_other_policies_waits_no_more(index: SqliteIndex) -> None:
+    story = Story()
+    story.open(A)
+    story.ask(B, A)
+    await index.add(messages(story))
+    assert [row.id for row in await index.approvals_in("default", "waiting", 0, "rev", 10)] == [B]
+    assert await index.approvals_in("default", "waiting", 0, "newer", 10) == []
+    assert [row.id for row in await index.approvals_in("default", "void", 0, "newer", 10)] == [B]
+
+
+async def test_what_waits_is_found_among_what_waits(index: SqliteIndex) -> None:
+    """However many were asked for since: the oldest that waits is in the listing."""
+    plan = await index._all(
+        "EXPLAIN QUERY PLAN SELECT id FROM approval a WHERE a.tenant = 'default' AND a.verdict IS NULL AND a.used_by IS NULL "
+        "ORDER BY a.at DESC, a.id",
+        (),
+    )
+    assert "approval_waiting" in str(plan) and "TEMP B-TREE" not in str(plan)
+
+
+async def test_decisions_are_read_in_the_order_of_the_stream_without_sorting_them(index: SqliteIndex) -> None:
+    made = [Story(opened(f"{number:032x}", at=f"2026-11-03T14:{number:02d}:11.000Z")) for number in range(1, 40)]
+    for number, story in enumerate(made, start=1):
+        story.open(A, at=f"2026-11-03T14:{number:02d}:12.000Z")
+    first, batch = 1, []
+    for story in made:
+        batch += messages(story, first=first)
+        first += len(story.records)
+    await index.add(batch)
+    found = await index.decisions("default", 0, "opened", 100)
+    assert [seq for seq, _, _ in found] == list(range(2, 80, 2))
+    later = await index.decisions("default", 0, "opened", 100, "2026-11-03T14:30:00.000Z")
+    assert [record["at"][14:16] for _, record, _ in later] == [f"{number}" for number in range(30, 40)]
+    plan = await index._all(
+        "EXPLAIN QUERY PLAN SELECT r.stream_seq FROM record r JOIN txn t ON (t.tenant, t.txn) = (r.tenant, r.txn) "
+        "WHERE +r.tenant = 'default' AND r.kind = 'hop.opened' AND r.stream_seq > 0 ORDER BY r.stream_seq LIMIT 5",
+        (),
+    )
+    assert "TEMP B-TREE" not in str(plan)

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from remit_broker.edges.attach.containment import HOME, Room, unavailable
 from remit_broker.edges.attach.servers_file import ServerEntry, ServersFileError, write_servers
 from remit_broker.edges.attach.source import source
 from remit_broker.edges.attach.supervisor import ServerState, ServerSupervisor
+from remit_schemas.envelope import Started
 from tests.support.attach_broker import FakeBroker
-from tests.support.attach_fixture import HASTY, SERVERS, alive, eventually
+from tests.support.attach_fixture import HASTY, SERVERS, alive, eventually, free_port
 from tests.support.local_nats import local_nats
 
 
@@ -42,7 +44,7 @@ class Machine:
         return next(state for state in self.supervisor.states() if state.name == name)
 
     async def until(self, name: str, state: str) -> ServerState:
-        await eventually(lambda: self.state(name).state == state, 20)
+        await eventually(lambda: self.state(name).state == state, 50)
         return self.state(name)
 
 
@@ -94,6 +96,65 @@ async def test_a_changed_entry_starts_anew(machine: Machine) -> None:
     await machine.supervisor.reload()
     after = await machine.until("files", "running")
     assert after.pid != before.pid
+
+
+async def test_a_server_that_hangs_delays_no_other(machine: Machine) -> None:
+    machine.write(
+        machine.entry("dead", str(SERVERS / "hostile.py"), "hangs-on-initialize"),
+        machine.entry("slow", str(SERVERS / "hostile.py"), "hangs-on-call"),
+        machine.good("good"),
+    )
+    await machine.supervisor.start()
+    await machine.until("good", "running")
+    await machine.until("slow", "running")
+    assert machine.state("dead").state == "starting"
+    # A call that is never answered is under way at one of them.
+    waiting = await machine.broker.call("slow", "act", {"forever": True})
+    for _ in range(3):
+        assert (await (await machine.broker.call("good", "echo", {"text": "x"})).value())["isError"] is False
+    assert not [frame for frame in waiting.frames if not isinstance(frame, Started)]
+    assert machine.state("dead").state == "starting"
+
+
+@pytest.mark.skipif(bool(unavailable()), reason=f"nothing can be contained here: {unavailable()}")
+async def test_a_contained_server_serves_from_its_room_and_others_are_shown_as_not_contained(machine: Machine) -> None:
+    machine.write(machine.good("open"), machine.good("room", room=Room((SERVERS,))))
+    await machine.supervisor.start()
+    assert (await machine.until("open", "running")).contained == "not contained"
+    assert (await machine.until("room", "running")).contained == "bubblewrap, no network"
+    seen = (await (await machine.broker.call("room", "environment")).value())["structuredContent"]
+    assert (seen["HOME"], seen["TMPDIR"]) == (HOME, "/tmp")
+    assert (machine.file.parent / "room.home").stat().st_mode & 0o777 == 0o700
+
+
+async def test_a_server_that_is_to_be_contained_and_cannot_be_says_so(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = str(Path(sys.executable))
+    monkeypatch.setenv("PATH", "/nowhere")
+    machine.write(replace_source(machine.good("room"), python))
+    await machine.supervisor.start()
+    assert "bubblewrap (bwrap) is not installed" in (await machine.until("room", "failed")).reason
+
+
+def replace_source(entry: ServerEntry, python: str) -> ServerEntry:
+    return ServerEntry(entry.name, source([python, str(SERVERS / "well_behaved.py")], room=Room()))
+
+
+async def test_a_server_at_a_url_is_one_like_the_others(machine: Machine) -> None:
+    port = free_port()
+    words = [sys.executable, str(SERVERS / "well_behaved.py"), "http", str(port)]
+    process = await asyncio.create_subprocess_exec(*words, stderr=asyncio.subprocess.DEVNULL)
+    try:
+        machine.broker.credentials("web")
+        machine.write(ServerEntry("web", source(url=f"http://127.0.0.1:{port}/mcp")))
+        await machine.supervisor.start()
+        await eventually(lambda: machine.state("web").state == "running", 50)
+        assert (machine.state("web").tools, machine.state("web").contained) == (9, "")
+        assert (await (await machine.broker.call("web", "echo", {"text": "x"})).value())["isError"] is False
+    finally:
+        process.kill()  # asked politely it would wait for our connection to end
+        await process.wait()
 
 
 async def test_a_bad_file_changes_nothing(machine: Machine) -> None:

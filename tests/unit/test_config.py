@@ -67,6 +67,7 @@ def test_the_starter_shows_every_key_with_its_default(file: Path) -> None:
             "bus",
             "http",
             "limits",
+            "log",
             "results",
             "traces",
             "content",

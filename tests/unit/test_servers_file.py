@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from remit_broker.edges.attach.containment import Limits, Room
 from remit_broker.edges.attach.servers_file import ServerEntry, ServersFileError, read_servers, write_servers
 from remit_broker.edges.attach.source import HttpSource, SourceError, StdioSource, source
 
+ROOM = Room((Path("/srv/a b"), Path('/srv/"')), (Path("/srv/out"),), network=True)
 WORD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
 
 
@@ -34,6 +36,7 @@ def test_what_is_written_is_read_back(
     folder = tmp_path_factory.mktemp("servers")
     entries = {
         "local": ServerEntry("local", StdioSource(tuple(command), folder, env)),
+        "room": ServerEntry("room", StdioSource(tuple(command), None, env, ROOM, Limits(memory=5, cpu=60))),
         "remote": ServerEntry("remote", HttpSource("https://mcp.example.org/mcp?a=b")),
     }
     write_servers(folder / "servers.toml", entries)
@@ -57,10 +60,20 @@ def test_a_link_is_refused(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("[servers.git]\n", "either a command or a url"),
+        ('[servers.git]\ncommand = ["x"]\nread = ["/srv"]\n', "contain = true"),
+        ('[servers.git]\ncommand = ["x"]\nnetwork = true\n', "contain = true"),
+        ('[servers.git]\ncommand = ["x"]\ncontain = "yes"\n', "true or false"),
+        ('[servers.git]\ncommand = ["x"]\ncontain = true\nwrite = ["out"]\n', "absolute"),
+        ('[servers.git]\ncommand = ["x"]\nlimits = { memory = "1G" }\n', "whole numbers"),
+        ('[servers.git]\ncommand = ["x"]\nlimits = { sockets = 1 }\n', "whole numbers"),
+        ('[servers.git]\nurl = "https://x"\ncontain = true\n', "for a command"),
         ('[servers.git]\ncommand = "sh -c x"\n', "list of words"),
         ('[servers.git]\ncommand = ["x", 1]\n', "list of words"),
         ('[servers.git]\ncommand = ["x"]\nurl = "http://x/"\n', "either a command or a url"),
-        ('[servers.git]\ncommand = ["x"]\nshell = true\n', "servers.git.shell: allowed are command, cwd, env, url"),
+        (
+            '[servers.git]\ncommand = ["x"]\nshell = true\n',
+            "servers.git.shell: allowed are command, contain, cwd, env, limits, network, read, url, write",
+        ),
         ('[servers.git]\ncommand = ["x"]\nenv = {"A=B" = "x"}\n', "variable name"),
         ('[servers.git]\ncommand = ["x"]\nenv = {A = 1}\n', "variable name"),
         ('[servers.git]\ncommand = ["x"]\ncwd = "/no/such/folder"\n', "not a folder"),

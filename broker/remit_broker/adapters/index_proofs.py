@@ -46,6 +46,10 @@ class IndexProofs:
         """The newest checkpoint of a tree with at least so many leaves, rather one that somebody outside signed."""
         return await self._read(lambda db: index_tree.newest(db, tree, least))
 
+    async def newest(self, tree: str) -> Sealed | None:
+        """The newest checkpoint of a tree, whoever signed it."""
+        return await self._read(lambda db: index_tree.latest(db, tree))
+
     async def tree(self, tree: str, size: int | None = None) -> Tree:
         """The root over all leaves of a tree, or over its first ``size``. Raises ``ValueError`` where it has fewer."""
         return await self._read(lambda db: _tree(db, tree, size))

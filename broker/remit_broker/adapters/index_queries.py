@@ -16,6 +16,8 @@ from remit_schemas.budget import Budget
 from remit_schemas.errors import Code, refusal
 
 MAX_ROWS: Final = 500
+_NEARLY: Final = 5000
+"""Records within which clocks of replicas may differ."""
 
 
 class RunningHop(NamedTuple):
@@ -61,6 +63,26 @@ _WHERE: Final = {
     "since": "AND opened_at >= :since",
     "until": "AND opened_at < :until",
     "cursor": "AND (opened_at, t.txn) < (:cursor_at, :cursor_txn)",
+}
+
+_REVISION: Final = "json_extract(r.body, '$.decision.revision')"
+_APPROVAL: Final = f"""
+SELECT a.txn, a.id, a.user, a.resource, a.at, a.exp, a.verdict, a.use_until, a.used_by, t.closed_at IS NOT NULL, {_REVISION}
+FROM approval a LEFT JOIN txn t ON (t.tenant, t.txn) = (a.tenant, a.txn)
+LEFT JOIN record r ON (r.tenant, r.txn, r.seq) = (a.tenant, a.txn, a.seq)
+"""  # noqa: S608 - constants
+_LIVES: Final = "a.used_by IS NULL AND coalesce(a.verdict, '') <> 'deny'"
+_UNTIL: Final = "iif(a.verdict IS NULL, a.exp, coalesce(a.use_until, a.exp))"
+_IN_STATE: Final = {
+    # In the words of ApprovalRow.state (test_a_state_in_sql_is_the_one_in_words); the first as its index has it.
+    "waiting": f"AND a.verdict IS NULL AND a.used_by IS NULL AND a.exp > :now AND t.closed_at IS NULL AND {_REVISION} = :revision",
+    "approved": f"AND a.verdict = 'approve' AND a.used_by IS NULL AND {_UNTIL} > :now AND t.closed_at IS NULL "
+    f"AND {_REVISION} = :revision",
+    "denied": "AND a.verdict = 'deny' AND a.used_by IS NULL",
+    "used": "AND a.used_by IS NOT NULL",
+    "expired": f"AND {_LIVES} AND t.closed_at IS NULL AND {_UNTIL} <= :now",
+    "void": f"AND {_LIVES} AND (t.closed_at IS NOT NULL OR ({_UNTIL} > :now AND {_REVISION} <> :revision))",
+    "all": "",
 }
 
 
@@ -130,19 +152,36 @@ class IndexQueries(LogQueries):
             (seq, raw, opened[txn, raw["hop"]], user) for seq, txn, raw, user in rows if (txn, raw["hop"]) in opened
         ]
 
-    async def decisions(self, tenant: str, after: int, kind: str, limit: int) -> list[tuple[int, dict[str, Any], str]]:
-        """Records of calls that were ``opened`` or ``refused``, in order after a place: each with its place and its user."""
+    async def decisions(
+        self, tenant: str, after: int, kind: str, limit: int, since: str = ""
+    ) -> list[tuple[int, dict[str, Any], str]]:
+        """Records of calls that were ``opened`` or ``refused``, in order after a place: each with its place and its user.
+
+        None from before ``since`` (RFC 3339). The ``+`` keeps the planner from sorting all records of a tenant for each page.
+        """
+        after = max(after, await self._before(since)) if since and kind == "opened" else after
         if kind == "opened":
             query = (
                 "SELECT r.stream_seq, r.body, t.user FROM record r JOIN txn t ON (t.tenant, t.txn) = (r.tenant, r.txn) "
-                "WHERE r.tenant = ? AND r.kind = 'hop.opened' AND r.stream_seq > ? ORDER BY r.stream_seq LIMIT ?"
+                "WHERE +r.tenant = ? AND r.kind = 'hop.opened' AND r.stream_seq > ? AND r.at >= ? ORDER BY r.stream_seq LIMIT ?"
             )
         else:
             query = (
                 "SELECT stream_seq, body, coalesce(user, '') FROM refusal "
-                "WHERE tenant = ? AND stream_seq > ? ORDER BY stream_seq LIMIT ?"
+                "WHERE +tenant = ? AND stream_seq > ? AND at >= ? ORDER BY stream_seq LIMIT ?"
             )
-        return [(seq, json.loads(body), user) for seq, body, user in await self._all(query, (tenant, after, limit))]
+        rows = await self._all(query, (tenant, after, since, limit))
+        return [(seq, json.loads(body), user) for seq, body, user in rows]
+
+    async def _before(self, since: str) -> int:
+        """A place in the ledger before which everything is older than ``since``: by halves, as times nearly follow the stream."""
+        low, high = 0, (await self._all("SELECT coalesce(max(stream_seq), 0) FROM record", ()))[0][0]
+        while low < high:
+            middle = (low + high) // 2
+            query = "SELECT at FROM record WHERE stream_seq > ? ORDER BY stream_seq LIMIT 1"
+            found = await self._all(query, (middle,))
+            low, high = (middle + 1, high) if found and found[0][0] < since else (low, middle)
+        return max(0, low - _NEARLY)
 
     async def hops_like(self, tenant: str, prefix: str, limit: int = 10) -> list[HopHit]:
         """Hops and refusals whose id begins with ``prefix``; ``<txn>.<hop>`` (each or its beginning) narrows.
@@ -171,21 +210,18 @@ class IndexQueries(LogQueries):
     async def approvals(self, tenant: str, prefix: str = "", limit: int = MAX_ROWS) -> list[ApprovalRow]:
         """Requests for approvals, newest first, whose id begins with ``prefix``; ``<txn>.<id>`` (each or its beginning) narrows."""
         txn, _, name = prefix.rpartition(".")
-        query = """
-            SELECT a.txn, a.id, a.user, a.resource, a.at, a.exp, a.verdict, a.use_until, a.used_by,
-                t.closed_at IS NOT NULL
-            FROM approval a LEFT JOIN txn t ON (t.tenant, t.txn) = (a.tenant, a.txn)
+        where = """
             WHERE a.tenant = :tenant AND a.id >= :id AND a.id < :id_end AND +a.txn >= :txn AND +a.txn < :txn_end
             ORDER BY a.at DESC, a.id LIMIT :rows
         """
         given = {"tenant": tenant, "id": name, "id_end": f"{name}~", "txn": txn, "txn_end": f"{txn}~", "rows": limit}
-        return [
-            ApprovalRow(
-                txn=row[0], id=row[1], user=row[2], resource=row[3], at=row[4], exp=row[5], verdict=row[6],
-                use_until=row[7], used_by=row[8], closed=bool(row[9]),
-            )
-            for row in await self._all(query, given)
-        ]  # fmt: skip
+        return [_approval(row) for row in await self._all(_APPROVAL + where, given)]
+
+    async def approvals_in(self, tenant: str, state: str, now: float, revision: str, limit: int) -> list[ApprovalRow]:
+        """Those in a state (or ``all``) at ``now`` (Unix seconds) under the policies of ``revision``, newest first."""
+        where = f"WHERE a.tenant = :tenant {_IN_STATE[state]} ORDER BY a.at DESC, a.id LIMIT :rows"
+        given = {"tenant": tenant, "now": now, "revision": revision, "rows": limit}
+        return [_approval(row) for row in await self._all(_APPROVAL + where, given)]
 
     async def untold(self, now: int, limit: int = 50) -> list[Untold]:
         """Requests of all tenants that wait at ``now`` (Unix seconds) and of which nobody was told, the oldest first."""
@@ -288,6 +324,13 @@ def _chain_row(row: Any) -> ChainRow:
         tenant=row[0], txn=row[1], user=row[2], agent=row[3], opened_at=row[4], last_at=row[5], closed_at=row[6],
         reason=row[7], continues=row[8], hops=row[9], open_hops=row[10], refused=row[11], limit=Budget(*row[12:15]),
         spent=Budget(*row[15:18]), records=row[18], broken=row[19],
+    )  # fmt: skip
+
+
+def _approval(row: Any) -> ApprovalRow:
+    return ApprovalRow(
+        txn=row[0], id=row[1], user=row[2], resource=row[3], at=row[4], exp=row[5], verdict=row[6], use_until=row[7],
+        used_by=row[8], closed=bool(row[9]), revision=row[10] or "",
     )  # fmt: skip
 
 

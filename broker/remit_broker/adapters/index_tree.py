@@ -123,6 +123,13 @@ def newest(db: sqlite3.Connection, tree: str, least: int = 0) -> Sealed | None:
     return Sealed(tree, row[0], row[1], row[2], cosignatures(db, tree, row[0])) if row else None
 
 
+def latest(db: sqlite3.Connection, tree: str) -> Sealed | None:
+    """The newest checkpoint."""
+    query = "SELECT size, at, note FROM checkpoint WHERE tree = ? ORDER BY size DESC LIMIT 1"
+    row = db.execute(query, (tree,)).fetchone()
+    return Sealed(tree, row[0], row[1], row[2], cosignatures(db, tree, row[0])) if row else None
+
+
 def cosignatures(db: sqlite3.Connection, tree: str, size: int) -> tuple[str, ...]:
     """What witnesses added to a checkpoint, a line of the note each."""
     query = "SELECT line FROM cosignature WHERE (tree, size) = (?,?) ORDER BY name"

@@ -256,6 +256,14 @@ class SqliteIndex(IndexQueries):
             seals = [functools.partial(_sealed, tree, sign, self._at) for tree in self._position]
             await self._commit([], _both(*seals))
 
+    async def cosigned(self, size: int, name: str, line: str) -> None:
+        """A witness signed the ledger's checkpoint of ``size``. One that was replaced by a newer one meanwhile has no use for it."""
+        statement = (
+            "INSERT OR REPLACE INTO cosignature SELECT tree, size, ?, ? FROM checkpoint WHERE (tree, size) = (?, ?)"
+        )
+        async with self._writing:
+            await self._commit([(statement, [(name, line, jetstream_ledger.STREAM, size)])])
+
     async def told(self, key: tuple[str, str, str]) -> None:
         """Somebody was told of the request ``key`` (tenant, txn, id). Forgotten with the tables: then it is told again."""
         async with self._writing:

@@ -11,12 +11,12 @@ from typing import Annotated, Literal
 import typer
 
 from remit_broker.adapters.errors import ConfigError
-from remit_broker.cli.client import BrokerClient
+from remit_broker.cli.client import BrokerClient, whose
 from remit_broker.cli.common import Config, Json, Tenant, command
 from remit_broker.cli.printing import line, out, say
 from remit_broker.config import Settings, load
 from remit_broker.core.assertion import LIFE, client_assertion, client_id
-from remit_schemas.names import DEFAULT_TENANT, Kind, is_principal
+from remit_schemas.names import Kind, is_principal
 
 app = typer.Typer(help="Agents that may connect to the bus.", no_args_is_help=True)
 
@@ -85,7 +85,7 @@ def remove(
     """Forget an agent or server: its next call is refused, and it cannot connect again."""
     settings = load(config)
     told = BrokerClient(settings, tenant).delete(f"/api/agents/{name}")
-    (settings.credentials_of(tenant or DEFAULT_TENANT) / f"{name}.json").unlink(missing_ok=True)
+    (settings.credentials_of(whose(settings, tenant)) / f"{name}.json").unlink(missing_ok=True)
     if as_json:
         say(told)
     else:
@@ -105,14 +105,14 @@ def assertion(
     from remit_broker.adapters.private_files import read_private
 
     settings = load(config)
-    whose = tenant or DEFAULT_TENANT
-    path = credentials or settings.credentials_of(whose) / f"{name}.json"
+    of = whose(settings, tenant)
+    path = credentials or settings.credentials_of(of) / f"{name}.json"
     if not path.is_file():
         raise ConfigError(f"there are no credentials of {name} at {path}", "name its file with --credentials")
     try:
         seed = json.loads(read_private(path, 128 * 1024))["nkey_seed"]
         audience = settings.config.oauth.url.rstrip("/") or BrokerClient(settings, tenant).http
-        proof = client_assertion(seed, client_id(name, whose), audience, int(time.time()), secrets.token_urlsafe(16))
+        proof = client_assertion(seed, client_id(name, of), audience, int(time.time()), secrets.token_urlsafe(16))
     except (KeyError, TypeError, ValueError):  # a key that is none is a ValueError too, without its text
         raise ConfigError(f"{path} is no credentials file", "remit agents add writes one") from None
     if as_json:

@@ -39,6 +39,8 @@ def list_(
         )  # fmt: skip
     if not found["approvals"]:
         out.print("none")
+    if found["more"]:
+        out.print(line(("and older ones", "dim")))
 
 
 @app.command()

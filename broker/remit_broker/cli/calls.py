@@ -14,7 +14,7 @@ import msgspec
 import typer
 
 from remit_broker.adapters.errors import ConfigError
-from remit_broker.cli.client import BrokerClient
+from remit_broker.cli.client import BrokerClient, whose
 from remit_broker.cli.common import (
     REFUSED,
     Config,
@@ -31,7 +31,7 @@ from remit_broker.cli.printing import err, line, out, say, visible
 from remit_broker.config import Settings, load
 from remit_schemas.budget import parse_budget
 from remit_schemas.errors import Code, Refusal
-from remit_schemas.names import DEFAULT_TENANT, parse_resource
+from remit_schemas.names import parse_resource
 from remit_schemas.scope import parse_scope
 
 
@@ -111,7 +111,7 @@ def call(
     if budget is not None:
         typed("--budget", budget, parse_budget)
     args = read_json(arguments, "JSON")
-    path = settings.credentials_of(tenant or DEFAULT_TENANT) / f"{caller}.json"
+    path = settings.credentials_of(whose(settings, tenant)) / f"{caller}.json"
     if not caller or not path.exists():
         who = f"there are no credentials for {caller} in {path.parent}" if caller else "no agent makes this call"
         raise ConfigError(

@@ -23,6 +23,7 @@ from remit_broker.config import Settings
 from remit_broker.core.caps import DEFAULT
 from remit_broker.core.effective import ineffective
 from remit_broker.core.issuers import IssuerConfig
+from remit_broker.edges.attach.containment import unavailable
 from remit_broker.edges.attach.servers_file import ServersFileError, read_servers
 from remit_broker.edges.attach.source import StdioSource
 from remit_schemas.errors import Refusal
@@ -74,7 +75,8 @@ def _limits(settings: Settings) -> str:
         **{f'prices."{name}"': name for name in config.prices},
         **{f'labels."{name}"': name for name in config.labels},
     }
-    idle = [key for key, name in named.items() if name != DEFAULT and not _matches(name, _registered(settings))]
+    registered = _registered(settings)
+    idle = [key for key, name in named.items() if name != DEFAULT and not _matches(name, registered)]
     said = f"{len(named) + len(config.caps.get('user', {})) + len(config.caps.get('tenant', {}))} settings"
     return f"{said}; warning, nothing that is registered fits: {', '.join(idle)}" if idle else said
 
@@ -83,7 +85,7 @@ def _registered(settings: Settings) -> list[str]:
     """Names and resources that a running broker knows; none where none runs."""
     try:
         agents = [one for name in settings.tenants for one in BrokerClient(settings, name).get("/api/agents")["agents"]]
-    except (Unreachable, ConfigError):  # not there, or not for us to ask
+    except (Unreachable, ConfigError, Refusal):  # not there, or not for us to ask
         return []
     return [told for a in agents for told in (a["name"], *(f"{a['kind']}/{a['name']}/{op}" for op in a["serves"]))]
 
@@ -138,10 +140,22 @@ def _servers(settings: Settings) -> str:
     for tenant in settings.tenants:
         entries = read_servers(settings.servers_file_of(tenant))
         for name, entry in entries.items():
-            if isinstance(entry.source, StdioSource) and shutil.which(word := entry.source.command[0]) is None:
-                raise ConfigError(f"{name}: there is no program {word}", "install it, or give its whole path")
-        found += [name if tenant == DEFAULT_TENANT else f"{name} of tenant {tenant}" for name in entries]
+            if isinstance(entry.source, StdioSource):
+                _startable(name, entry.source)
+            whose = name if tenant == DEFAULT_TENANT else f"{name} of tenant {tenant}"
+            how = entry.source.contained if isinstance(entry.source, StdioSource) else "at a URL"
+            found.append(f"{whose} ({how})")
     return ", ".join(found) or "none run by the broker"
+
+
+def _startable(name: str, source: StdioSource) -> None:
+    if shutil.which(word := source.command[0]) is None:
+        raise ConfigError(f"{name}: there is no program {word}", "install it, or give its whole path")
+    if source.room is not None and (why := unavailable()):
+        raise ConfigError(
+            f"{name} is to be contained, and that cannot be done here: {why}",
+            "install bubblewrap, or take contain = true out of servers.toml",
+        )
 
 
 def _nats(settings: Settings) -> str:

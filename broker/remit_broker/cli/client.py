@@ -13,6 +13,7 @@ from remit_broker.cli.common import Unreachable
 from remit_broker.config import Settings
 from remit_broker.core.user_tokens import MAX_TOKEN
 from remit_schemas.errors import ErrorBody, Refusal
+from remit_schemas.names import DEFAULT_TENANT
 
 TOKEN_FILE = "REMIT_TOKEN_FILE"  # noqa: S105 - the name of a variable
 """The variable that names the file with an operator's token, where operators are known by an issuer."""
@@ -24,7 +25,7 @@ class BrokerClient:
     """``/api`` of the broker that runs on ``settings``. Raises :class:`Unreachable` or a :class:`Refusal`."""
 
     def __init__(self, settings: Settings, tenant: str | None = None) -> None:
-        """Everything that is asked is about ``tenant``; None: the default one."""
+        """Everything that is asked is about ``tenant``; None: the one that :func:`whose` says."""
         import httpx
 
         self._settings = settings
@@ -114,6 +115,19 @@ class BrokerClient:
         except (ValueError, KeyError, TypeError):
             raise self._gone(f"what answers at {self.http} is not this broker") from None
         raise Refusal(body)
+
+
+def whose(settings: Settings, tenant: str | None) -> str:
+    """The tenant that a command is about: the named one, else the default one, or the one that the caller's token is of.
+
+    INVARIANT: files that a command writes are those of the tenant that the broker does it for
+    (test_without_a_name_a_command_is_about_the_tenant_of_the_token). Raises :class:`Unreachable` where the broker has to be asked.
+    """
+    if tenant is not None:
+        return tenant
+    if settings.config.http.auth != "issuer" or len(settings.tenants) == 1:
+        return DEFAULT_TENANT
+    return str(BrokerClient(settings).get("/api/status")["tenant"])
 
 
 class _About(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ Config = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="One JSON document (or JSON lines) on stdout, everything else on stderr.")
 ]
-Tenant = Annotated[str | None, typer.Option(help="The tenant; without it the default one.")]
+Tenant = Annotated[str | None, typer.Option(help="The tenant; without it that of your token, else the default one.")]
 
 REFUSED: Final = 1
 USAGE: Final = 2

@@ -206,7 +206,7 @@ def history(client: BrokerClient, since: str = "", answers: bool = False) -> Any
     for kind in ("opened", "refused", *(["answered"] if answers else [])):
         after: int | None = 0
         while after is not None:
-            page = client.get("/api/policy/decisions", kind=kind, after=after)
+            page = client.get("/api/policy/decisions", kind=kind, after=after, since=since)
             after = page["next"]
             for raw in page["decisions"]:
                 past = msgspec.convert(raw, Past, strict=False)

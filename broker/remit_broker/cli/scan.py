@@ -9,6 +9,7 @@ import typer
 
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.cli.common import REFUSED, Json, command, read_text, run_loop
+from remit_broker.cli.containing import Network, Read, Uncontained, room_for
 from remit_broker.cli.printing import err, line, out, say
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ def scan(
     env: Annotated[
         list[str] | None, typer.Option("--env", help="NAME=VALUE for the command; it sees nothing else.")
     ] = None,
+    read: Read = None,
+    network: Network = False,
+    uncontained: Uncontained = False,
     seconds: Annotated[float, typer.Option(help="How long it may take.", min=1, max=600)] = 60.0,
     as_json: Json = False,
 ) -> None:
@@ -42,7 +46,11 @@ def scan(
     url = given[0] if len(given) == 1 and given[0].startswith(("http://", "https://")) else None
     variables = dict(_pair(pair) for pair in env or ())
     try:
-        target = source(None if url else given, url, cwd=cwd.absolute() if cwd else None, env=variables or None)
+        folder = cwd.absolute() if cwd else None
+        room = None
+        if url is None and given:
+            room = room_for(given, folder, read, None, network=network, uncontained=uncontained)
+        target = source(None if url else given, url, cwd=folder, env=variables or None, room=room)
     except SourceError as bad:
         raise ConfigError(str(bad), "remit servers scan URL, or: remit servers scan -- CMD…") from None
     if not isinstance(target, HttpSource) and (token_file or ca):

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.cli.accepting import accept
 from remit_broker.cli.agents import enrol
-from remit_broker.cli.client import BrokerClient
+from remit_broker.cli.client import BrokerClient, whose
 from remit_broker.cli.common import Config, Json, Tenant, Unreachable, command
+from remit_broker.cli.containing import Limit, Network, Read, Uncontained, Write, limits_of, room_for
 from remit_broker.cli.printing import line, out, say
 from remit_broker.cli.scan import scan
 from remit_broker.config import Settings, load
-from remit_schemas.names import DEFAULT_TENANT
+
+if TYPE_CHECKING:
+    from remit_broker.edges.attach.containment import Room
 
 app = typer.Typer(help="MCP servers on the bus.", no_args_is_help=True)
 app.command("scan")(scan)
@@ -50,32 +53,48 @@ def add(
     url: Url = None,
     cwd: Annotated[Path | None, typer.Option(help="Working folder of the command.")] = None,
     env: Env = None,
+    read: Read = None,
+    write: Write = None,
+    network: Network = False,
+    uncontained: Uncontained = False,
+    limit: Limit = None,
     tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Have the broker run (or reach) an MCP server on its own machine: remit servers add git -- mcp-server-git."""
     from remit_broker.edges.attach.servers_file import ServerEntry, ServersFileError, read_servers, write_servers
-    from remit_broker.edges.attach.source import SourceError, source
+    from remit_broker.edges.attach.source import SourceError, StdioSource, source
 
     settings = load(config)
-    file = settings.servers_file_of(tenant or DEFAULT_TENANT)
+    file = settings.servers_file_of(whose(settings, tenant))
     try:
-        entry = ServerEntry(name, source(words, url, cwd=cwd.absolute() if cwd else None, env=_variables(env) or None))
+        folder = cwd.absolute() if cwd else None
+        room = None if url else room_for(words or [], folder, read, write, network=network, uncontained=uncontained)
+        found = source(words, url, cwd=folder, env=_variables(env) or None, room=room, limits=limits_of(limit))
+        entry = ServerEntry(name, found)
         entries = read_servers(file)
     except (SourceError, ServersFileError) as bad:
         raise ConfigError(str(bad), "remit servers add --help") from None
     if name in entries:
         raise ConfigError(f"a server {name} is there already", f"remit servers remove {name}")
+    contained = found.contained if isinstance(found, StdioSource) else ""
     client = BrokerClient(settings, tenant)
     enrol(settings, name, "mcp", tenant=tenant)
     write_servers(file, {**entries, name: entry})
     client.post("/api/servers/reload")
     if as_json:
-        say({"server": name, "source": str(entry.source)})
+        say({"server": name, "source": str(entry.source), "contained": contained})
     else:
         out.print(line(f"added {name}: {entry.source}"))
+        if contained:
+            out.print(line(f"  {contained}{_may_read(room)}"))
         out.print(line("  → remit servers list shows when its tools are there"))
+
+
+def _may_read(room: Room | None) -> str:
+    paths = [*(room.read if room else ())]
+    return f"; may read {', '.join(map(str, paths))}" if paths else ""
 
 
 @app.command("list")
@@ -92,6 +111,7 @@ def list_(tenant: Tenant = None, config: Config = None, as_json: Json = False) -
             line(
                 (server["name"], "bold"),
                 f"  {server['state']}  {len(tools)} tools  {server.get('reason', '')}".rstrip(),
+                (f"  {server['contained']}" if server.get("contained") else "", "dim"),
             )
         )
         if tools:
@@ -112,7 +132,7 @@ def remove(
     from remit_broker.edges.attach.servers_file import ServersFileError, read_servers, write_servers
 
     settings = load(config)
-    client, file = BrokerClient(settings, tenant), settings.servers_file_of(tenant or DEFAULT_TENANT)
+    client, file = BrokerClient(settings, tenant), settings.servers_file_of(whose(settings, tenant))
     try:
         entries = read_servers(file)
     except ServersFileError as bad:
@@ -121,7 +141,7 @@ def remove(
     write_servers(file, entries)
     client.post("/api/servers/reload")
     client.delete(f"/api/agents/{name}")
-    (settings.credentials_of(tenant or DEFAULT_TENANT) / f"{name}.json").unlink(missing_ok=True)
+    (settings.credentials_of(whose(settings, tenant)) / f"{name}.json").unlink(missing_ok=True)
     if as_json:
         say({"removed": name})
     else:
@@ -151,7 +171,7 @@ def attach(
 
 def _own(settings: Settings, name: str, tenant: str | None) -> Path:
     """The server's credentials on this machine; registers it where the broker runs here and does not know it yet."""
-    path = settings.credentials_of(tenant or DEFAULT_TENANT) / f"{name}.json"
+    path = settings.credentials_of(whose(settings, tenant)) / f"{name}.json"
     if not path.exists():
         try:
             enrol(settings, name, "mcp", tenant=tenant)

@@ -13,6 +13,7 @@ from remit_broker.config.keys import Config
 from remit_broker.core.addresses import address, network
 from remit_broker.core.issuers import DEVELOPMENT, LOOPBACK, BadIssuer, check_issuers
 from remit_broker.core.labels import is_label
+from remit_broker.core.notes import parse_vkey
 from remit_schemas.names import DEFAULT_TENANT, is_tenant
 
 MAX_TENANTS: Final = 64
@@ -61,12 +62,20 @@ def sensible(file: Path, config: Config) -> None:
     for key, nets in (
         ("approvals.webhook_allow", config.approvals.webhook_allow),
         ("oauth.documents_allow", config.oauth.documents_allow),
+        ("log.witness_allow", config.log.witness_allow),
     ):
         for net in nets:
             try:
                 network(net)
             except ValueError as error:
                 raise ConfigError(f"{file}: {key}: {error}", "write such as 10.1.0.0/16 or 127.0.0.1/32") from None
+    for url, key in config.log.witnesses.items():
+        try:
+            parse_vkey(key)
+        except ValueError as error:
+            raise ConfigError(f"{file}: log.witnesses: {error}", "the key as the witness publishes it") from None
+        if not _is_url(url, ("http", "https")):
+            raise ConfigError(f"{file}: log.witnesses: {url!r} is no URL", "write https://HOST/PATH of the witness")
     if config.bus.replicas > 1 and not config.bus.url:
         raise ConfigError(
             f"{file}: bus.replicas is {config.bus.replicas}, but the embedded NATS server is one",

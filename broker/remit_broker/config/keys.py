@@ -103,6 +103,17 @@ class OAuthConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     login_ttl: Annotated[int, msgspec.Meta(ge=60, le=30 * 86_400)] = 43_200
 
 
+class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where checkpoints of the log go: to ``witnesses`` (the verifier key of each, by its URL), and appended to ``file``.
+
+    ``witness_allow`` are networks that are not public and may be sent to all the same.
+    """
+
+    witnesses: dict[str, str] = {}
+    witness_allow: tuple[str, ...] = ()
+    file: str = ""
+
+
 class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where spans go by OTLP/HTTP; the standard ``OTEL_EXPORTER_OTLP_*`` variables win. Empty: nowhere.
 
@@ -160,6 +171,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     results: ResultsConfig = ResultsConfig()
     approvals: ApprovalsConfig = ApprovalsConfig()
     oauth: OAuthConfig = OAuthConfig()
+    log: LogConfig = LogConfig()
     traces: TracesConfig = TracesConfig()
     content: ContentConfig = ContentConfig()
     issuers: tuple[IssuerConfig, ...] = ()

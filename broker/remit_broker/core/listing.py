@@ -61,7 +61,7 @@ class ChainPage(NamedTuple):
 
 class ApprovalRow(msgspec.Struct, frozen=True, kw_only=True):
     """One request for an approval in a listing. ``verdict`` is there once it is settled, ``closed`` is whether its
-    txn has ended; ``exp`` and ``use_until`` are Unix seconds."""
+    txn has ended; ``exp`` and ``use_until`` are Unix seconds. ``revision`` is that of the policies that asked."""
 
     txn: str
     id: str
@@ -73,15 +73,19 @@ class ApprovalRow(msgspec.Struct, frozen=True, kw_only=True):
     use_until: int | None
     used_by: str | None
     closed: bool
+    revision: str = ""
 
-    def state(self, now: float) -> str:
-        """``waiting``, ``approved``, ``denied``, ``used``, ``expired`` or ``void``."""
+    def state(self, now: float, revision: str) -> str:
+        """``waiting``, ``approved``, ``denied``, ``used``, ``expired`` or ``void``, under the policies of ``revision``."""
         if self.used_by or self.verdict == "deny":
             return "used" if self.used_by else "denied"
         if self.closed:
             return "void"
         until = self.exp if self.verdict is None or self.use_until is None else self.use_until
-        return "expired" if now >= until else "waiting" if self.verdict is None else "approved"
+        if now >= until:
+            return "expired"
+        # INVARIANT: what nobody need decide on any more does not wait (test_a_request_under_other_policies_waits_no_more).
+        return "void" if self.revision != revision else "waiting" if self.verdict is None else "approved"
 
 
 class Untold(NamedTuple):

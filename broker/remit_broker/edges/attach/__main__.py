@@ -7,7 +7,10 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+from remit_broker.edges.attach.containment import Limits, Room
 from remit_broker.edges.attach.run import USAGE, run_attach
 from remit_broker.edges.attach.worker import Report
 
@@ -24,7 +27,9 @@ def main(argv: Sequence[str]) -> int:
         "--env", metavar="NAME", action="append", default=[], help="a variable of this environment to pass on"
     )
     parser.add_argument(
-        "--supervised", action="store_true", help="one line of JSON variables on stdin, and an end when stdin closes"
+        "--supervised",
+        action="store_true",
+        help="one line of JSON about the server on stdin, and an end when stdin closes",
     )
     parser.add_argument("--json", action="store_true", help="every change of state as one JSON line on standard output")
     try:
@@ -36,9 +41,11 @@ def main(argv: Sequence[str]) -> int:
         print(f"{args.name}: --env {missing[0]}: it is not set here", file=sys.stderr)
         return USAGE
     env = {name: os.environ[name] for name in args.env}
+    given: dict[str, Any] = {}
     if args.supervised:
         # What is meant for the server would in our own environment also act on us (PYTHONPATH, LD_PRELOAD).
-        env |= json.loads(sys.stdin.buffer.readline())
+        given = json.loads(sys.stdin.buffer.readline())
+        env |= given["env"]
     return run_attach(
         args.name,
         args.credentials,
@@ -46,9 +53,17 @@ def main(argv: Sequence[str]) -> int:
         url=args.url,
         cwd=args.cwd,
         env=env,
+        room=_room(given.get("room")),
+        limits=Limits(**given.get("limits", {})),
         on_report=_json_line if args.json else None,
         leash=sys.stdin.fileno() if args.supervised else None,
     )
+
+
+def _room(told: dict[str, Any] | None) -> Room | None:
+    if told is None:
+        return None
+    return Room(tuple(map(Path, told["read"])), tuple(map(Path, told["write"])), bool(told["network"]))
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str] | None]:

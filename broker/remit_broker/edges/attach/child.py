@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
+from pathlib import Path
 from typing import Final
 
+from remit_broker.edges.attach.containment import ContainmentError, launch
 from remit_broker.edges.attach.source import SourceError, StdioSource
 
 MAX_LINE: Final = 16 * 1024 * 1024
@@ -39,19 +42,25 @@ class Child:
             self.ended.set()
 
 
-async def start(source: StdioSource) -> Child:
-    """Start the server in a session of its own. Raises :class:`SourceError` where the command cannot be run."""
+async def start(source: StdioSource, home: Path | None = None) -> Child:
+    """Start the server in a session of its own; ``home`` is that of a contained one. Raises :class:`SourceError`."""
+    env = source.environment()
     try:
+        made = launch(source.command, env, source.cwd, source.room, source.limits, home)
+        if made.words[0] != source.command[0] and shutil.which(source.command[0], path=env.get("PATH")) is None:
+            raise FileNotFoundError(2, "No such file or directory")
         process = await asyncio.create_subprocess_exec(
-            *source.command,
+            *made.words,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             cwd=source.cwd,
-            env=source.environment(),
+            env=made.env,
             start_new_session=True,
             limit=MAX_LINE,
         )
+    except ContainmentError as error:
+        raise SourceError(str(error)) from None
     except OSError as error:
         raise SourceError(f"cannot run {source.command[0]!r}: {error.strerror}") from None
     return Child(process)

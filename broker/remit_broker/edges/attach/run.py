@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from remit_broker.edges.attach.containment import NO_LIMITS, Limits, Room
 from remit_broker.edges.attach.credentials import CredentialsError, read_credentials
 from remit_broker.edges.attach.session import ServerError
 from remit_broker.edges.attach.source import SourceError, source
@@ -31,6 +32,8 @@ def run_attach(
     url: str | None = None,
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
+    room: Room | None = None,
+    limits: Limits = NO_LIMITS,
     on_report: OnReport | None = None,
     leash: int | None = None,
 ) -> int:
@@ -46,7 +49,7 @@ def run_attach(
         credentials = read_credentials(credentials_path)
         worker = AttachWorker(
             name,
-            source(command, url, cwd=cwd, env=env),
+            source(command, url, cwd=cwd, env=env, room=room, limits=limits),
             credentials,
             log=credentials.path.with_suffix(".log"),
             on_report=on_report or _printer(name),

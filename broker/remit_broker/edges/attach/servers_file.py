@@ -11,14 +11,15 @@ import secrets
 import stat
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+from remit_broker.edges.attach.containment import Limits, Room
 from remit_broker.edges.attach.source import HttpSource, Source, SourceError, StdioSource, source
 from remit_schemas.names import is_principal
 
-_KEYS: Final = frozenset({"command", "url", "env", "cwd"})
+_KEYS: Final = frozenset({"command", "url", "env", "cwd", "contain", "read", "write", "network", "limits"})
 _MAX: Final = 1024 * 1024
 _HEAD: Final = "# MCP servers that the broker runs. Commands are run as they stand here, without a shell.\n"
 
@@ -80,7 +81,23 @@ def _table(entry: ServerEntry) -> str:
         if found.env:
             pairs = ", ".join(f"{_quoted(name)} = {_quoted(value)}" for name, value in found.env.items())
             lines.append(f"env = {{ {pairs} }}")
+        lines += _kept(found)
     return "\n" + "\n".join(lines) + "\n"
+
+
+def _kept(found: StdioSource) -> list[str]:
+    """How it is contained and limited."""
+    lines: list[str] = []
+    if (room := found.room) is not None:
+        lines.append("contain = true")
+        for key, paths in (("read", room.read), ("write", room.write)):
+            if paths:
+                lines.append(f"{key} = [{', '.join(_quoted(str(path)) for path in paths)}]")
+        if room.network:
+            lines.append("network = true")
+    if limits := found.limits.set():
+        lines.append(f"limits = {{ {', '.join(f'{name} = {value}' for name, value in limits.items())} }}")
+    return lines
 
 
 def _quoted(text: str) -> str:
@@ -100,12 +117,39 @@ def _source(where: Path, name: str, raw: Any) -> Source:
     if not isinstance(command, list | None) or not isinstance(url, str | None) or not isinstance(env, dict):
         raise ServersFileError(f"{at}: command is a list of words, url a text, env a table")
     try:
-        found = source(command, url, cwd=raw.get("cwd"), env=env)
+        found = source(
+            command, url, cwd=raw.get("cwd"), env=env, room=_room(raw), limits=_limits(raw.get("limits", {}))
+        )
     except (SourceError, TypeError) as error:
         raise ServersFileError(f"{at}: {error}") from None
     if isinstance(found, StdioSource) and found.cwd is not None and not found.cwd.is_absolute():
         raise ServersFileError(f"{at}.cwd: must be absolute")
     return found
+
+
+def _room(raw: dict[str, Any]) -> Room | None:
+    contain, network = raw.get("contain", False), raw.get("network", False)
+    if not isinstance(contain, bool) or not isinstance(network, bool):
+        raise SourceError("contain and network are true or false")
+    if not contain:
+        if extra := sorted(raw.keys() & {"read", "write", "network"}):
+            raise SourceError(f"{extra[0]} is for a contained server: say contain = true")
+        return None
+    return Room(_paths("read", raw), _paths("write", raw), network)
+
+
+def _paths(key: str, raw: dict[str, Any]) -> tuple[Path, ...]:
+    paths = raw.get(key, [])
+    if not isinstance(paths, list) or not all(isinstance(path, str) and Path(path).is_absolute() for path in paths):
+        raise SourceError(f"{key} is a list of absolute paths")
+    return tuple(map(Path, paths))
+
+
+def _limits(raw: Any) -> Limits:
+    known = {one.name for one in fields(Limits)}
+    if not isinstance(raw, dict) or not raw.keys() <= known or not all(type(v) is int and v > 0 for v in raw.values()):
+        raise SourceError(f"limits is a table of whole numbers: {', '.join(sorted(known))}")
+    return Limits(**raw)
 
 
 def _private(path: Path) -> str | None:

@@ -9,6 +9,7 @@ import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import mcp_types as types
@@ -356,9 +357,10 @@ async def open_session(
     on_change: Callable[[], None],
     seconds: float,
     on_update: Callable[[str], None] = _nothing,
+    home: Path | None = None,
 ) -> AsyncGenerator[ToolSession, None]:
     """Start or reach the server and shake hands within ``seconds``; ``on_change`` is called when one of its lists changed,
-    ``on_update`` with the URI of a resource that did.
+    ``on_update`` with the URI of a resource that did. ``home`` is the home of a contained server.
 
     Raises :class:`~remit_broker.edges.attach.source.SourceError` or :class:`ServerError`. Must be left in the task that entered it.
     """
@@ -385,7 +387,7 @@ async def open_session(
         return await outgoing.conversation.asked(method, said)
 
     async def enter(stack: AsyncExitStack, mode: Literal["legacy", "auto"]) -> ToolSession:
-        child = None if isinstance(source, HttpSource) else await start(source)
+        child = None if isinstance(source, HttpSource) else await start(source, home)
         http = Http(source.url) if isinstance(source, HttpSource) else None
         client = made(child, http, mode)
         await _shake_hands(stack, client, child, log, seconds)

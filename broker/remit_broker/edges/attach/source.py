@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from remit_broker.edges.attach.containment import NO_LIMITS, Limits, Room
+
 INHERITED: Final = ("PATH", "HOME", "LANG", "TMPDIR")
 """All that a started server sees of this process's environment; anything else must be declared for it."""
 
@@ -27,6 +29,13 @@ class StdioSource:
     command: tuple[str, ...]
     cwd: Path | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+    room: Room | None = None
+    limits: Limits = NO_LIMITS
+
+    @property
+    def contained(self) -> str:
+        """How it is contained, for people."""
+        return str(self.room) if self.room is not None else "not contained"
 
     def environment(self) -> dict[str, str]:
         """The whole environment of the server: the allow-list of :data:`INHERITED`, and what was declared."""
@@ -56,15 +65,17 @@ def source(
     *,
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
+    room: Room | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> Source:
     """The source that exactly one of ``command`` and ``url`` names. Raises :class:`SourceError`."""
     if bool(command) == bool(url):
         raise SourceError("give either a command or a url")
     if url:
-        if cwd is not None or env:
-            raise SourceError("cwd and env are for a command: nothing is started for a url")
+        if cwd is not None or env or room is not None or limits.set():
+            raise SourceError("cwd, env, containment and limits are for a command: nothing is started for a url")
         return HttpSource(_url(url))
-    return StdioSource(_command(command or ()), _folder(cwd), _variables(env or {}))
+    return StdioSource(_command(command or ()), _folder(cwd), _variables(env or {}), room, limits)
 
 
 def _command(command: Sequence[str]) -> tuple[str, ...]:

@@ -15,10 +15,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from remit_broker.edges.attach.servers_file import ServerEntry, read_servers
-from remit_broker.edges.attach.source import INHERITED, HttpSource
+from remit_broker.edges.attach.source import INHERITED, HttpSource, Source, StdioSource
 from remit_broker.edges.attach.timing import Timing
 
 _STOP: Final = 15.0
@@ -30,7 +30,10 @@ _PYTHON: Final = ("PYTHONPATH", "PYTHONSAFEPATH", "VIRTUAL_ENV", "SYSTEMROOT")
 
 @dataclass(frozen=True)
 class ServerState:
-    """One server, for a listing. ``pid`` is the worker's; ``reason`` is one line, empty while all is well."""
+    """One server, for a listing. ``pid`` is the worker's; ``reason`` is one line, empty while all is well.
+
+    ``contained`` says how a server that is started here is contained, or that it is not.
+    """
 
     name: str
     state: Literal["running", "starting", "failed", "stopped"]
@@ -38,6 +41,7 @@ class ServerState:
     pid: int | None = None
     tools: int = 0
     server: str = ""
+    contained: str = ""
 
 
 class ServerSupervisor:
@@ -92,7 +96,8 @@ class _Runner:
         self, entry: ServerEntry, credentials: Path, timing: Timing, on_state: Callable[[ServerState], None]
     ) -> None:
         self.entry = entry
-        self.state = ServerState(entry.name, "starting")
+        self._contained = entry.source.contained if isinstance(entry.source, StdioSource) else ""
+        self.state = ServerState(entry.name, "starting", contained=self._contained)
         self._credentials = credentials
         self._timing = timing
         self._on_state = on_state
@@ -167,8 +172,7 @@ class _Runner:
         The pipe stays open: when we are killed, its end tells the worker.
         """
         assert process.stdin is not None  # noqa: S101 - spawned with a pipe
-        declared = {} if isinstance(self.entry.source, HttpSource) else dict(self.entry.source.env)
-        process.stdin.write(json.dumps(declared).encode() + b"\n")
+        process.stdin.write(json.dumps(_given(self.entry.source)).encode() + b"\n")
         with contextlib.suppress(OSError):
             await process.stdin.drain()
 
@@ -202,9 +206,23 @@ class _Runner:
         self._server_pid = None
 
     def _say(self, state: ServerState) -> None:
+        state = replace(state, contained=self._contained)
         if state != self.state:
-            self.state = replace(state)
+            self.state = state
             self._on_state(self.state)
+
+
+def _given(source: Source) -> dict[str, Any]:
+    """What a worker is told of its server beside the command."""
+    if isinstance(source, HttpSource):
+        return {"env": {}}
+    room = source.room
+    told = (
+        None
+        if room is None
+        else {"read": [*map(str, room.read)], "write": [*map(str, room.write)], "network": room.network}
+    )
+    return {"env": dict(source.env), "room": told, "limits": source.limits.set()}
 
 
 def _kill(group: int) -> None:

@@ -79,6 +79,7 @@ class AttachWorker:
         self._timing = timing
         self._on_report = on_report
         self._log = ServerLog(log)
+        self._home = credentials.path.with_suffix(".home").absolute()
         self._changed = asyncio.Event()
         self._probe = asyncio.Event()
         self._stop = asyncio.Event()
@@ -152,7 +153,7 @@ class AttachWorker:
         failure: Exception | None = None
         try:
             async with open_session(
-                self._source, self._log, self._changed.set, self._timing.start, self._updated
+                self._source, self._log, self._changed.set, self._timing.start, self._updated, self._home
             ) as session:
                 self._serving = True
                 failure = await self._serve(session)

@@ -41,14 +41,14 @@ class Approvals:
         self._index = index
 
     async def listed(self, tenant: str, state: str, ports: Ports) -> dict[str, Any]:
-        """Those in ``state``, newest first. Refuses MALFORMED for a state that is none."""
+        """Those in ``state``, newest first; ``more`` says that there are others. Refuses MALFORMED for a state that is none."""
         if state not in STATES:
             raise refusal(
                 Code.MALFORMED, f"{state[:32]!r} is no state", rule="approvals.state", ask=f"one of {', '.join(STATES)}"
             )
-        now = ports.clock.now()
-        found = [row for row in await self._index.approvals(tenant) if state in (row.state(now), "all")]
-        return {"approvals": [_row(row, now) for row in found[:SHOWN]]}
+        now, revision = ports.clock.now(), ports.policy.revision
+        found = await self._index.approvals_in(tenant, state, now, revision, SHOWN + 1)
+        return {"approvals": [_row(row, now, revision) for row in found[:SHOWN]], "more": len(found) > SHOWN}
 
     async def shown(self, tenant: str, name: str, ports: Ports) -> dict[str, Any]:
         """One request, with what would be sent where that is kept still. Refuses UNKNOWN_TARGET."""
@@ -141,9 +141,9 @@ def approver(caller: Caller, tenant: str) -> Approver:
     )
 
 
-def _row(row: ApprovalRow, now: float) -> dict[str, Any]:
+def _row(row: ApprovalRow, now: float, revision: str) -> dict[str, Any]:
     until = row.exp if row.verdict is None or row.use_until is None else row.use_until
     return {
-        "id": row.id, "txn": row.txn, "state": row.state(now), "user": row.user, "resource": row.resource, "at": row.at,
+        "id": row.id, "txn": row.txn, "state": row.state(now, revision), "user": row.user, "resource": row.resource, "at": row.at,
         "expires": rfc3339(until), "used_by": row.used_by,
     }  # fmt: skip

@@ -91,14 +91,14 @@ class PolicyDesk:
         request = wish.question(args)
         return told(request, ports.policy.decide(request), known=target is not None)
 
-    async def history(self, after: int, kind: str) -> dict[str, Any]:
-        """Decisions of the past in order, a page of them, and where the next one begins (None: there is none)."""
+    async def history(self, after: int, kind: str, since: str) -> dict[str, Any]:
+        """Decisions from ``since`` (RFC 3339) on in order, a page of them, and where the next one begins (None: there is none)."""
         await self._caught_up()
         if kind == "answered":
             found = await self._index.answers(self._tenant, after, PAGE)
             told = [(seq, answered(raw, opened, user, seq)) for seq, raw, opened, user in found]
         else:
-            rows = await self._index.decisions(self._tenant, after, kind, PAGE)
+            rows = await self._index.decisions(self._tenant, after, kind, PAGE, since)
             told = [(seq, past_of(raw, user, seq)) for seq, raw, user in rows]
         pasts = [past for _, past in told if past is not None]
         return {"decisions": pasts, "next": told[-1][0] if len(told) == PAGE else None}
@@ -249,13 +249,13 @@ async def _simulate(request: Request, at: Call) -> Any:
 
 async def _decisions(request: Request, at: Call) -> Any:
     wanted = {key: value for key, value in request.query_params.items() if key != "tenant"}
-    after, kind = wanted.pop("after", "0"), wanted.pop("kind", "opened")
-    if wanted or not (after.isascii() and after.isdigit() and len(after) < 16) or kind not in KINDS:
+    after, kind, since = wanted.pop("after", "0"), wanted.pop("kind", "opened"), wanted.pop("since", "")
+    if wanted or not (after.isascii() and after.isdigit() and len(after) < 16) or kind not in KINDS or len(since) > 32:
         raise refusal(
-            Code.MALFORMED, "decisions are asked for by kind and after", rule="api.query",
+            Code.MALFORMED, "decisions are asked for by kind, after and since", rule="api.query",
             ask=f"kind is one of {', '.join(KINDS)}, after the number that the page before ended with",
         )  # fmt: skip
-    return await at.desk.policy.history(int(after), kind)
+    return await at.desk.policy.history(int(after), kind, since)
 
 
 async def _rulings(request: Request, at: Call) -> Any:

@@ -76,7 +76,7 @@ async def _here(source: StdioSource, talk: Talk) -> str:
         await converse(wire, talk)
     if not talk.reached and (line := log.last_line()):
         talk.broke("protocol.silent", "info", "its last words on standard error", line)
-    return ""
+    return source.contained
 
 
 async def _at(source: HttpSource, talk: Talk, found: list[Finding], token: str | None, ca: str | None) -> None:
