@@ -73,7 +73,7 @@ from remit_broker.notices import Notices
 from remit_broker.ports import Ports
 from remit_broker.premises import Place, bind_http, embed
 from remit_broker.projection import Projection
-from remit_broker.signin import Signin
+from remit_broker.signin import Signin, backends
 from remit_broker.tenants import Tenant, without_tenant
 from remit_broker.upkeep import Upkeep
 from remit_broker.witnesses import Witnesses
@@ -271,6 +271,7 @@ class Broker:
         await arguments.start(
             self.nats.core.jetstream(), config.bus.replicas, config.approvals.ttl, config.results.bytes
         )
+        self.secrets, self.backends = await backends(self.settings, self.keys, clock, self.nats.core.jetstream())
         self.issuers = self.health.issuers = issuers = identity.issuers(config, self.place.url or self.http, clock)
         stored = Stored(self.ledger, self.refusals, self.accounts, self.results, arguments)
         common = shared_ports(self.settings, self.keys, clock, stored, self.http) | {
@@ -362,12 +363,12 @@ class Broker:
 
     async def _take_requests(self) -> None:
         told = {**self.published(), "models": msgspec.to_builtins(self.settings.models)}
-        edges = []
+        edges, shows = [], self.backends
         tidings = Tidings(self.nats.core, self._resources_changed)
         await tidings.start()
         for name, tenant in self.tenants.items():
             registration = Registration(tenant.registry, tenant.ports.detectors)
-            edge = BusEdge(self.nats.of(name), name, tenant.ports, registration.attach, told, self._pace.soon)
+            edge = BusEdge(self.nats.of(name), name, tenant.ports, registration.attach, told, self._pace.soon, shows)
             edge.tidings = functools.partial(tidings.say, name)
             await tenant.take_requests(edge)
             edges.append(edge)
@@ -409,12 +410,14 @@ class Broker:
                 one,
                 self.policy_desk(one),
                 await self.log_desk(one),
+                self.secrets,
+                self.backends,
             )
             for one in self.tenants.values()
         ]
         operator = identity.operator(self.settings.config, self.keys, self.ports.identities)
         api = Api(desks, self.index, operator, extras)
-        signin = Signin(self.settings, self.keys, self.issuers, self.http)
+        signin = Signin(self.settings, self.keys, self.issuers, self.http, (self.secrets, self.backends))
         self.oauth = oauth = await signin.open(self.nats.core.jetstream(), desks, operator)
         routes = api.routes() + oauth.routes(self.observer.fault)
         if provider := identity.dev_issuer(self.settings.config, self.keys, self.http, SystemClock()):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from nats.js import JetStreamContext
 
+from remit_broker.adapters.backends import Backends
 from remit_broker.adapters.identities import Issuers
 from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.adapters.limits import Gcra
@@ -13,6 +14,8 @@ from remit_broker.adapters.login_store import LoginStore
 from remit_broker.adapters.once import KvOnce
 from remit_broker.adapters.outbound import Outbound
 from remit_broker.adapters.provider import Provider
+from remit_broker.adapters.secret_store import KeySealer, SecretStore
+from remit_broker.adapters.upstream import Connections
 from remit_broker.config import Settings
 from remit_broker.core.addresses import network
 from remit_broker.core.user_tokens import Identity
@@ -23,6 +26,7 @@ from remit_broker.edges.http.oauth.registration import Registration
 from remit_broker.edges.http.oauth.wiring import OAuth
 from remit_broker.edges.http.operators import Operator, elsewhere_of
 from remit_broker.hop.revoked import withheld
+from remit_broker.ports import Clock
 from remit_schemas.grant import Grant, parse, verify_ancestor
 from remit_schemas.keys import KeySet
 
@@ -30,11 +34,24 @@ REGISTRATIONS = (0.5, 60)
 """Per second on average, and at once: of clients that register and of documents that are fetched."""
 
 
+async def backends(
+    settings: Settings, keys: KeyFiles, clock: Clock, js: JetStreamContext
+) -> tuple[SecretStore, Backends]:
+    """What MCP servers are shown of users, and the secrets of it. Raises :class:`ConfigError` for a key file that is none."""
+    config, folder = settings.config, settings.file.parent
+    file = folder / config.secrets.key_file if config.secrets.key_file else None
+    store = SecretStore(KeySealer.of(file, keys.results_key))
+    await store.start(js, config.bus.replicas)
+    return store, Backends(config.backends, store, clock, folder)
+
+
 class Signin:
     """What it is made of. ``base`` is the URL under which clients know this broker."""
 
-    def __init__(self, settings: Settings, keys: KeyFiles, issuers: Issuers, base: str) -> None:
-        self._settings, self._keys, self._issuers = settings, keys, issuers
+    def __init__(
+        self, settings: Settings, keys: KeyFiles, issuers: Issuers, base: str, behind: tuple[SecretStore, Backends]
+    ) -> None:  # fmt: skip
+        self._settings, self._keys, self._issuers, self._behind = settings, keys, issuers, behind
         self._base = (settings.config.oauth.url or base).rstrip("/")
 
     async def open(self, js: JetStreamContext, desks: Iterable[Desk], operator: Operator) -> OAuth:
@@ -45,11 +62,24 @@ class Signin:
         oauth = OAuth(self._base, desks, once, self._genuine(), operator)
         if config.oauth.client_auth == "required":
             oauth.demand_proof()
+        store = LoginStore(self._keys.results_key)
+        await store.start(js, config.bus.replicas)
+        oauth.connect(self._connections(store, desks))
         if (provider := self._provider()) is not None:
-            store = LoginStore(self._keys.results_key)
-            await store.start(js, config.bus.replicas)
             self._log_in(oauth, provider, store, desks)
         return oauth
+
+    def _connections(self, store: LoginStore, desks: list[Desk]) -> Connections:
+        """Users' logins at MCP servers."""
+        secrets, shown = self._behind
+        shown.connections = Connections(
+            self._base, secrets, store, self._outbound(), desks[0].ports.clock, self._settings.file.parent
+        )
+        return shown.connections
+
+    def _outbound(self) -> Outbound:
+        allowed = self._settings.config.oauth.documents_allow
+        return Outbound(map(network, allowed), named="oauth.documents_allow")
 
     def _provider(self) -> Provider | None:
         """The first issuer at which people log in."""
@@ -65,9 +95,8 @@ class Signin:
 
     def _log_in(self, oauth: OAuth, provider: Provider, store: LoginStore, desks: list[Desk]) -> None:
         table, clock = self._settings.config.oauth, desks[0].ports.clock
-        outbound = Outbound(map(network, table.documents_allow), named="oauth.documents_allow")
         registration = Registration(
-            store, outbound.get, clock, Gcra(clock, *REGISTRATIONS), opened=table.registration == "open",
+            store, self._outbound().get, clock, Gcra(clock, *REGISTRATIONS), opened=table.registration == "open",
             redirects=table.redirects, documents=table.client_documents,
         )  # fmt: skip
         welcome = _welcome(desks)

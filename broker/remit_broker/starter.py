@@ -84,6 +84,11 @@ auth = {auth:<22}# "local": the OS user, by the token in data/keys/local.token; 
 # access_ttl = 3600          # life of an access token in seconds
 # login_ttl = 43200          # of a login, refreshed or not
 
+[secrets]                    # of users for MCP servers: remit secrets set
+# key_file = ""              # what they are sealed with; empty: a key drawn from data/keys/results.key
+
+# [backends.NAME]            # what that MCP server is shown of the user it is called for: kind, header, scheme; see docs/credentials.md
+
 [traces]
 # endpoint = ""              # OTLP/HTTP, such as "http://127.0.0.1:4318"; OTEL_EXPORTER_OTLP_ENDPOINT wins
 # ui = ""                    # where people look at them, such as "http://127.0.0.1:16686": remit chain links there

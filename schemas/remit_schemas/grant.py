@@ -85,11 +85,6 @@ class Grant:
     chain: tuple[str, ...]
     """Who acts, newest first: the holder (``aud``), who delegated to it, … up to the user's own first agent."""
 
-    @property
-    def par_digest(self) -> str:
-        """``digest``, by what it is for."""
-        return self.digest
-
     # INVARIANT: a Grant exists only because a signature was verified (test_a_grant_cannot_be_built_directly).
     def __init__(self) -> None:
         raise TypeError("a Grant is made by remit_schemas.grant.verify only")

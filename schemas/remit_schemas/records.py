@@ -110,7 +110,8 @@ class TxnOpened(_Record, frozen=True, tag="txn.opened"):
     """A user delegated a task. ``hop`` is the opening, ``agent`` holds the root grant, ``auth`` is how the user was known.
 
     ``roles`` and ``groups`` are the user's at that moment, and stay those of the whole task. Where an issuer proved the user,
-    ``issuer`` is its URL, ``client`` the application its token was issued to, and ``token`` the token's id or digest.
+    ``issuer`` is its URL, ``client`` the application its token was issued to, and ``token`` the token's id or digest. ``before`` is
+    who stood above ``agent`` in the tasks that this one was detached from, from the user's first agent on.
     """
 
     user: str
@@ -128,13 +129,14 @@ class TxnOpened(_Record, frozen=True, tag="txn.opened"):
     issuer: str = ""
     client: str = ""
     token: str = ""
+    before: tuple[str, ...] = ()
 
 
 class HopOpened(_Record, frozen=True, tag="hop.opened"):
     """The intent and the hold, durable before the callee hears anything.
 
     ``budget`` is held from the parent. ``exp`` is Unix seconds, ``deadline`` Unix milliseconds. ``args_digest`` is
-    keyed (HMAC-SHA-256) over exactly the bytes that are sent. ``definition`` is the digest of the target's definition.
+    keyed (HMAC-SHA-256) over the canonical JSON of what is sent. ``definition`` is the digest of the target's definition.
     ``link`` is the trace context the caller sent. ``idem`` is the keyed digest of its idempotency key. ``facts`` are what policy
     was asked beside what stands here.
 

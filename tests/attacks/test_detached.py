@@ -14,6 +14,7 @@ from remit_broker.adapters.cedar import packaged
 from remit_broker.core.fold import fold_all
 from remit_broker.core.listing import ChainFilter
 from remit_broker.core.revocations import Entry
+from remit_broker.hop import label
 from remit_broker.hop.txn import Opened, close_txn, revoke
 from remit_broker.testing import running_broker
 from remit_schemas.budget import ZERO
@@ -78,6 +79,7 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
         files = await arena.agent("files", "mcp")
         files.handlers["read"] = lambda taken: taken.done("content")
         await files.serve(tool("read"))
+        await agents["alice"].serve(skill("plan"))
         await agents["bob"].serve(skill("brief"))
         await agents["carol"].serve(skill("review"), skill("limited", needs=[READ]))
         await agents["dora"].serve(skill("file"))
@@ -154,6 +156,36 @@ async def test_a_detached_task_keeps_roles(stage: Stage) -> None:
     for name in ("user", "roles", "groups", "issuer", "client", "token"):
         assert after[name] == before[name]
     assert (after["roles"], after["groups"]) == (["analyst"], ["research"])
+    await stage.end(calling, bob)
+
+
+async def test_whoever_stood_above_an_agent_stands_above_what_it_detached(stage: Stage) -> None:
+    """For policy, for cycles, for revocations and for the record; and detaching once more does not forget them either."""
+    root = await stage.root(user="fay")
+    calling, bob = await stage.brief(root)
+    told = await stage.detached(bob)
+    assert (await stage.arena.lab.records(told["txn"]))[0]["before"] == ["alice"]
+    going = asyncio.ensure_future(
+        stage.bob.call(REVIEW, told["txn"], told["grant"], want={"budget": {**HOLD, "calls": 4}})
+    )
+    carol = await stage.carol.took(told["txn"])
+    opened = (await stage.arena.lab.records(told["txn"]))[-1]
+    assert (opened["depth"], opened["facts"]["depth"], opened["facts"]["actors"]) == (1, 2, ["bob", "alice"])
+    body = await stage.carol.error("agent/alice/plan", told["txn"], carol.grant)
+    assert (body.code, body.rule) == ("CYCLE", "narrow.cycle")
+    again = await stage.detached(carol, FILE, want={"budget": {**HOLD, "calls": 2}})
+    assert (await stage.arena.lab.records(again["txn"]))[0]["before"] == ["alice", "bob"]
+    said = stage.arena.lab.broker.revocations
+    entry = Entry(kind="agent", name="alice", who="ops", at="2026-01-01T00:00:00.000Z", why="")
+    said.revoked_in("default").apply(entry)
+    bodies = [
+        await stage.bob.error(READ, told["txn"], told["grant"]),
+        await stage.carol.error(FILE, again["txn"], again["grant"]),
+    ]
+    said.revoked_in("default").apply(msgspec.structs.replace(entry, state="reinstated"))
+    assert [(body.code, body.rule) for body in bodies] == [("GRANT_REVOKED", "revoked.agent")] * 2
+    await carol.done()
+    await going
     await stage.end(calling, bob)
 
 
@@ -289,4 +321,40 @@ async def test_a_detached_grant_is_of_use_to_its_holder_alone(stage: Stage) -> N
         await revoke("default", f"{told['txn']}.{'f' * 16}.1", "ops", "", stage.arena.lab.broker.ports)
     await revoke("default", parse(told["grant"]).claims.jti, "ops", "", stage.arena.lab.broker.ports)
     assert (await stage.bob.error(REVIEW, told["txn"], told["grant"])).code == "GRANT_REVOKED"
+    await stage.end(calling, bob)
+
+
+async def test_a_task_that_has_ended_is_not_read_again_for_its_labels(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = await stage.root()
+    calling, bob = await stage.brief(root)
+    ended, open_ = [(await stage.detached(bob, want={"budget": {**HOLD, "calls": 2}}))["txn"] for _ in range(2)]
+    await close_txn("default", ended, "ops", "closed", stage.arena.lab.broker.ports)
+    ledger, read = stage.arena.lab.broker.ledger, []
+    newest = ledger.newest
+
+    async def reading(tenant: str, txn: str) -> Any:
+        read.append(txn)
+        return await newest(tenant, txn)
+
+    monkeypatch.setattr(ledger, "newest", reading)
+    await stage.bob.result(READ, root.txn, bob.grant)
+    monkeypatch.undo()
+    assert open_ in read and ended not in read
+    await stage.end(calling, bob)
+
+
+async def test_an_agent_detaches_no_more_tasks_than_its_calls_can_look_at(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label, "MAX_RELATIVES", 2)
+    root = await stage.root()
+    calling, bob = await stage.brief(root)
+    want = {"budget": {**HOLD, "calls": 2}}
+    for _ in range(2):
+        await stage.detached(bob, want=want)
+    body = await stage.bob.error(REVIEW, root.txn, bob.grant, detach=True, want=want)
+    assert (body.code, body.rule) == ("TOO_LARGE", "labels.relatives")
+    await stage.bob.result(READ, root.txn, bob.grant)
     await stage.end(calling, bob)

@@ -17,7 +17,8 @@ from remit_broker.hop.scan import close_orphans
 from remit_broker.hop.txn import Opened, close_txn, revoke
 from remit_schemas import subjects
 from remit_schemas.budget import Budget
-from remit_schemas.envelope import Accepted, Error, Frame, InputRequired, Request, Result, encode
+from remit_schemas.envelope import Accepted, Error, Frame, InputRequired, Request, Result, Started, encode
+from remit_schemas.errors import Code, refusal
 from remit_schemas.grant import parse
 from tests.attacks.test_budget_race import everything, known, two_replicas
 from tests.support.raw import Arena, RawAgent, Taken, arena_on, error_of, skill, tool
@@ -178,6 +179,41 @@ async def test_an_input_that_nobody_hears_leaves_the_hop_parked(stage: Stage) ->
     assert again.dispatch.resumed and again.dispatch.resumed.n == 3
     await again.done()
     assert isinstance((await resuming)[-1], Result)
+
+
+async def test_an_input_that_meets_a_busy_agent_leaves_the_hop_parked(stage: Stage) -> None:
+    """The agent has begun nothing and says so: the input is sent once more when there is room."""
+    root = await stage.root()
+    hop = await stage.parked(root)
+    calling, taken = await stage.resume(root, hop)
+    busy = refusal(Code.TARGET_UNAVAILABLE, "busy with " + AWS, rule="agent.concurrency", ask="later", retry_after=1.0)
+    await taken.say(Error(error=busy.body))
+    body = error_of(await calling)
+    assert (body.code, body.rule, body.effect) == ("TARGET_UNAVAILABLE", "dispatch.busy", "none")
+    records = await stage.arena.lab.records(root.txn)
+    assert records[-1]["kind"] == "hop.parked" and AWS not in str(records)
+    assert (await stage.fold(root)).totals.held.calls == 2, "two attempts, and nothing of the hold"
+    calling, taken = await stage.resume(root, hop)
+    await taken.done("finished")
+    final = (await calling)[-1]
+    assert isinstance(final, Result) and final.value == "finished"
+
+
+@pytest.mark.parametrize("end", ["no frame", "parts that nobody asked for", "the broker stops"])
+async def test_a_callee_is_told_to_stop_whichever_way_its_call_ends(stage: Stage, end: str) -> None:
+    root = await stage.root()
+    calling, taken = await stage.brief(root)
+    await taken.say(Started(connection=stage.bob.connection))
+    if end == "no frame":
+        await taken.say(b"what?")
+    elif end == "the broker stops":
+        for task in asyncio.all_tasks():
+            if getattr(task.get_coro(), "__name__", "") == "govern":
+                task.cancel()
+    else:
+        await taken.say(b'{"frame":"part","seq":0,"data":"1"}')
+    await stage.bob.told_to_stop(taken.dispatch.hop)
+    assert error_of(await calling).code in (Code.RESULT_INVALID, Code.CANCELLED)
 
 
 async def test_a_question_is_handed_up_and_the_answer_down(stage: Stage) -> None:

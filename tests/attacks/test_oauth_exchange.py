@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import time
@@ -12,21 +13,30 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from remit_broker.adapters.cedar import Policies
+from remit_broker.adapters.jetstream_ledger import Turn
+from remit_broker.hop.exchange import asked, exchange, to
+from remit_broker.hop.hop import Ask, Hop
+from remit_broker.hop.renew import renew
+from remit_broker.hop.scan import close_abandoned
 from remit_broker.hop.txn import revoke
 from remit_broker.testing import Lab, running_broker
 from remit_schemas.bundle import verify_bundle
+from remit_schemas.envelope import Want
+from remit_schemas.errors import Refusal
 from remit_schemas.keys import KeySet
 from tests.support.oauth import ACCESS, ASSERTION, EXCHANGE, JWT, OAuthClient, assertion, claims_of, error_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 AGENTS = ("alice", "bob", "carol", "dave")
-USERS = {"ann": {"roles": ["analyst"]}, "ben": {}}
+USERS = {"ann": {"roles": ["analyst"]}, "ben": {}, "cap": {}}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab]:
     config = {"limits": {"burst": 1_000_000}, "development": {"issuer": True, "users": USERS}}
+    config["caps"] = {"user": {"cap": {"day": "calls=2"}}}
     async with running_broker(tmp_path_factory.mktemp("oauth"), config) as found:
         for name in AGENTS:
             await found.agent(name)
@@ -259,6 +269,101 @@ async def test_nothing_is_handed_on_for_what_is_revoked(web: OAuthClient) -> Non
         finally:
             await web.http.post("/api/revocations/reinstate", json=what, headers=local)
     assert await web.active(child, "dave")
+
+
+FORBID = """
+@id("no-dave")
+@reason("not Dave any more")
+forbid (principal, action == Action::"delegate", resource == Skill::"agent/dave/$delegate");
+"""
+
+
+@pytest.mark.parametrize("what", ["policy", "key"])
+async def test_nothing_is_handed_on_that_policy_forbids_by_then(
+    web: OAuthClient, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Between the decision and the durable record a policy comes in force, or another key is registered under the agent's name."""
+    held, broker = await root(web), web.lab.broker
+    folder = broker.policy.folder
+
+    async def change(turn: Turn, record: Any, grant: Any) -> Any:
+        monkeypatch.undo()
+        if what == "policy":
+            (folder / "no-dave.cedar").write_text(FORBID)
+            broker.policy.put(Policies.read(folder))
+        else:
+            await broker.registries.of("default").remove("dave")
+            await web.lab.agent("dave")
+        return await turn.append(record, grant)
+
+    monkeypatch.setattr(Turn, "append", change)
+    try:
+        no = (await web.exchange(held, "alice", audience="dave")).json()
+    finally:
+        (folder / "no-dave.cedar").unlink(missing_ok=True)
+        broker.policy.put(Policies.read(folder))
+    assert no["remit"]["code"] == "POLICY_DENIED", no
+    closed = (await web.lab.records(claims_of(held)["txn"]))[-1]
+    assert (closed["kind"], closed["outcome"], closed["code"]) == ("hop.closed", "error", "POLICY_DENIED")
+    assert (closed["effect"], closed["spent"]) == ("none", {"usd_micros": 0, "tokens": 0, "calls": 1})
+
+
+async def test_an_exchange_whose_caller_goes_away_leaves_nothing_handed_on(
+    web: OAuthClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, ports = await root(web), web.lab.broker.ports_of("default")
+    claims, asking = claims_of(held), asyncio.Event()
+
+    async def slow(turn: Turn, record: Any, grant: Any) -> Any:
+        monkeypatch.undo()
+        asking.set()
+        appended = await turn.append(record, grant)
+        await asyncio.sleep(0)
+        return appended
+
+    monkeypatch.setattr(Turn, "append", slow)
+    ask = Ask(
+        tenant="default", caller="alice", txn=claims["txn"], resource=to("bob"), reply="", data=b"", at=ports.clock.now(),
+        mono=ports.clock.monotonic(),
+    )  # fmt: skip
+    work = asyncio.ensure_future(exchange(ask, asked(held, Want()), ports, None))
+    await asking.wait()
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    opened, closed = (await web.lab.records(claims["txn"]))[1:]
+    assert (opened["kind"], closed["kind"], closed["outcome"]) == ("hop.opened", "hop.closed", "error")
+    assert (closed["effect"], closed["code"], closed["spent"]["calls"]) == ("none", "CANCELLED", 1)
+    (refused,) = await web.lab.refusals(claims["txn"])
+    assert (refused["hop"], refused["code"], refused["stage"]) == (opened["hop"], "CANCELLED", "dispatch")
+
+
+async def test_beginning_tasks_is_counted_in_the_caps(web: OAuthClient) -> None:
+    """An agent with a user's token begins no tasks without end: each counts as a call of the user and of the agent."""
+    token = await user_token(web, "cap")
+    for _ in range(2):
+        assert (await web.exchange(token, "alice", scope="mcp/git/*")).status_code == 200
+    no = (await web.exchange(token, "alice", scope="mcp/git/*")).json()
+    assert (no["remit"]["code"], no["remit"]["rule"]) == ("BUDGET_EXCEEDED", "caps.user.day"), no
+
+
+async def test_what_was_handed_on_outlives_the_replica_that_minted_it(
+    web: OAuthClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No replica waits for its end: one that falls silent neither ends it nor keeps its holder from renewing."""
+    held, ports = await root(web), web.lab.broker.ports_of("default")
+    child = claims_of(token := await web.grant(held, "alice", audience="bob"))
+    monkeypatch.setattr(type(ports.revocations), "silence", lambda *_: 1e9)
+    hop = child["jti"].split(".")[1]
+    assert await close_abandoned([("default", child["txn"], hop)], -1e9, ports) == 0
+    assert (await ports.ledger.newest("default", child["txn"])).is_open(hop)
+    ask = Ask(
+        tenant="default", caller="bob", txn=child["txn"], resource=to("bob"), reply="", data=b"", at=ports.clock.now(),
+        mono=ports.clock.monotonic(),
+    )  # fmt: skip
+    with pytest.raises(Refusal) as no:
+        await renew(Hop(ask=ask, id=ports.ids.hop(), request=asked(token, Want())), ports)
+    assert no.value.body.rule == "renew.early", "it is only too early"
 
 
 async def test_a_stranger_revokes_nothing(web: OAuthClient) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nats.aio.msg import Msg
 
+from remit_broker.adapters.jetstream_ledger import Turn
 from remit_broker.core.evidence import verify_evidence
+from remit_broker.ledger_port import LostRace
 from remit_broker.testing import running_broker
 from remit_schemas.envelope import Error, Result
 from remit_schemas.errors import Code
@@ -233,3 +236,28 @@ async def test_of_a_flood_all_are_counted_and_few_are_answered(tmp_path: Path) -
         assert sum(r["count"] for r in arena.refused.records if r["caller"] == "mallory") == flood
         assert len([r for r in arena.refused.records if r["caller"] == "mallory"]) < 20
         assert len(answers) < flood / 2
+
+
+async def test_lost_races_use_up_no_rate_of_a_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_broker(tmp_path) as lab, arena_on(lab) as arena:
+        alice, web = await arena.agent("alice"), await arena.agent("web", "mcp")
+        web.handlers["fetch"] = lambda taken: taken.done("page")
+        await web.serve(tool("fetch"))
+        root = await lab.grant("alice", "mcp/**")
+        append, rates = Turn.append, type(lab.broker.ports.target_rates)
+        lost, asked, admit = [0], [0], rates.admit
+
+        async def losing(turn: Turn, record: Any, grant: Any) -> Any:
+            if lost[0] < 3 and record.hop != record.parent:
+                lost[0] += 1
+                return LostRace(turn.fold)
+            return await append(turn, record, grant)
+
+        def admitted(self: Any, who: str, weight: int = 1) -> float:
+            asked[0] += who == WEB
+            return admit(self, who, weight)
+
+        monkeypatch.setattr(Turn, "append", losing)
+        monkeypatch.setattr(rates, "admit", admitted)
+        await alice.result(WEB, root.txn, root.grant)
+        assert (lost[0], asked[0]) == (3, 1)

@@ -8,9 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from remit_broker.hop.admit import admit
+from remit_broker.hop.decide import wait
+from remit_broker.hop.hop import Ask, Hop
+from remit_broker.hop.keep import find
+from remit_broker.hop.txn import revoke
+from remit_broker.hop.verify import holder
 from remit_schemas import subjects
 from remit_schemas.envelope import Request, Result, encode
+from remit_schemas.errors import Refusal
 from remit_schemas.grant import parse
+from remit_schemas.names import Resource
 from tests.attacks.test_budget_race import known, two_replicas
 from tests.support.raw import Arena, RawAgent, arena_on, skill
 
@@ -79,3 +87,27 @@ async def test_a_replica_that_is_behind_knows_a_grant_that_another_one_renewed(
         assert body.code == "CYCLE", "it is decided on, and not taken for a grant that nobody minted"
     await taken.done()
     await calling
+
+
+@pytest.mark.parametrize("service", ["result.get", "approval.wait"])
+async def test_a_replica_that_is_behind_gives_out_nothing_for_what_was_revoked(two: Two, service: str):
+    """Revoked at one replica; the other one remembers the task as it was, and is asked for what was kept or decided in it."""
+    root = await two.labs[0].grant("alice", "agent/**")
+    calling = asyncio.ensure_future(two.alice.call(BRIEF, root.txn, root.grant, keep=True, key="k"))
+    taken = await two.bob.took(root.txn)
+    await taken.done("for nobody else")
+    await calling
+    await two.remember(root.txn)
+    await revoke("default", parse(root.grant).claims.jti, "ops", "", two.labs[0].broker.ports)
+    ports = two.labs[1].broker.ports
+    assert not (await ports.ledger.fold("default", root.txn)).revoked, "it is behind"
+    args = {"hop": taken.dispatch.hop} if service == "result.get" else {"id": "f" * 16}
+    ask = Ask(
+        tenant="default", caller="alice", txn=root.txn, resource=Resource("agent", "remit", "x"),
+        reply="_INBOX_alice.ABCDEFGHIJKLMNOPQRSTUV.x1", data=encode(Request(grant=root.grant, args=args)),
+        at=ports.clock.now(), mono=ports.clock.monotonic(),
+    )  # fmt: skip
+    hop = await holder(await admit(Hop(ask=ask, id=ports.ids.hop()), ports), ports)
+    with pytest.raises(Refusal) as no:
+        await (find(hop, ports) if service == "result.get" else wait(hop, ports))
+    assert (no.value.body.code, no.value.body.rule) == ("GRANT_REVOKED", "grant.revoked")

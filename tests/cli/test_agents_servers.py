@@ -191,3 +191,13 @@ def test_an_agent_proves_itself_over_http_from_the_shell(broker: Running) -> Non
     assert answers[0].json()["access_token"].count(".") == 2
     done = broker.remit("agents", "assertion", "nobody")
     assert done.code == 2 and "no credentials of nobody" in done.err
+
+
+def test_a_secret_is_set_from_standard_input_and_shown_by_nothing(broker: Running) -> None:
+    done = broker.remit("secrets", "set", "github", "--user", "ann", "--json", stdin="ghp_secret\n")
+    assert done.code == 0 and done.json()["user"] == "ann"
+    listed = broker.remit("secrets", "list")
+    assert "github" in listed.out and "ann" in listed.out and "ghp_secret" not in listed.out + done.out + done.err
+    assert broker.remit("secrets", "set", "github", "--user", "ann", stdin="").code == 2
+    assert broker.remit("secrets", "remove", "github", "--user", "ann").code == 0
+    assert broker.remit("secrets", "remove", "github", "--user", "ann").code == 1

@@ -80,11 +80,14 @@ class Account:
         """Labels of whatever it says, beside those of all that its holder knows."""
         self.lowers: set[str] = set()
         self.resource: str = record.get("resource", "")
+        self.before: list[str] = record.get("before", [])
+        """Of the opening: who stood above its agent in the tasks that it was detached from."""
 
     @property
     def chain(self) -> list[str]:
         """The principals from the user's first agent to who holds this."""
-        return [account.holder for account in self.upwards()][::-1]
+        here = list(self.upwards())
+        return [*here[-1].before, *(account.holder for account in here[::-1])]
 
     @property
     def left(self) -> Json:

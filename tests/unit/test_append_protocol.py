@@ -458,3 +458,25 @@ async def test_a_loss_on_a_cluster_halts_the_ledger_once_it_is_certain(js: FakeJ
     assert (await refusal_of(opens(ledger, B))).body.rule == "ledger.suspect"
     await _until(lambda: ledger.halted is not None)
     assert (await refusal_of(opens(ledger, B))).body.rule == "ledger.halted"
+
+
+async def test_the_end_of_a_hop_that_was_seen_is_one_message(
+    js: FakeJetStream, ledger: JetStreamLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await opens(ledger, A)
+    behind = JetStreamLedger(js, patience=0.3, attempt=0.05)
+    await behind.fold(*KEY)
+    async with ledger.turn(*KEY) as turn:
+        await turn.append(closing(turn.fold, A), None)
+    await behind.newest(*KEY)
+    read = js.read
+
+    async def whole(*_: object) -> object:
+        raise AssertionError("the whole task is read")
+
+    monkeypatch.setattr(js, "read", whole)
+    for one in (ledger, behind):
+        assert (await one.closing(*KEY, A)).hop == A
+    monkeypatch.setattr(js, "read", read)
+    fresh = JetStreamLedger(js, patience=0.3, attempt=0.05)
+    assert (await fresh.closing(*KEY, A)).hop == A, "who has not seen it looks for it"

@@ -168,6 +168,7 @@ def test_every_configuration_key_is_documented() -> None:
         OAuthConfig,
         PolicyConfig,
         ResultsConfig,
+        SecretsConfig,
         TracesConfig,
     )  # fmt: skip
     from remit_broker.core.issuers import DevelopmentConfig, IssuerConfig
@@ -182,6 +183,7 @@ def test_every_configuration_key_is_documented() -> None:
         "results": ResultsConfig,
         "approvals": ApprovalsConfig,
         "oauth": OAuthConfig,
+        "secrets": SecretsConfig,
         "traces": TracesConfig,
         "content": ContentConfig,
         "issuers": IssuerConfig,

@@ -85,7 +85,7 @@ def test_what_was_minted_verifies() -> None:
     assert grant.scope == Scope.of(CHILD.authorization_details)
     assert (str(grant.jti), grant.token, grant.kid) == (CHILD.jti, token, KEY.kid)
     assert grant.chain == ("researcher", "planner")
-    assert grant.digest == grant.par_digest == parse(token).digest
+    assert grant.digest == parse(token).digest
 
 
 def test_a_root_has_neither_actors_nor_parent_on_the_wire() -> None:

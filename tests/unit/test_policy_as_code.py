@@ -247,7 +247,7 @@ def test_a_question_can_be_asked_again_from_its_record():
         labels=("web",), loops=2, client="cli", environment="prod", annotations=DESTROYS, tiers=("a", "b"), count=3,
     )  # fmt: skip
     assert past_of(raw(before), "ann") == before
-    facts = opening(facts_of(before.question))
+    facts = opening(facts_of(before.question), before.question.depth)
     assert facts is not None and (facts.depth, facts.labels) == (0, ())
     opened = raw(before, kind="hop.opened", depth=2, labels=["web"], facts=msgspec.to_builtins(facts))
     again = past_of(opened, "ann")
@@ -302,7 +302,7 @@ def test_labels_of_the_target_are_asked_about_again():
     """Also of a call that was refused, whose record says them among the facts."""
     before = past("deny", labels=("customer:1",), target_labels=("customer:2",))
     assert past_of(raw(before), "ann") == before
-    facts = opening(facts_of(before.question))
+    facts = opening(facts_of(before.question), before.question.depth)
     again = past_of(opened(before, brings=["customer:2"], lowered=["x"], facts=msgspec.to_builtins(facts)), "ann")
     assert again is not None and again.question.target_labels == ("customer:2",)
     assert again.question.labels == ("web", "x"), "policy is asked before an approval takes labels away"

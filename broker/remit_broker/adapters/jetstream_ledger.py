@@ -313,6 +313,8 @@ class JetStreamLedger:
         # INVARIANT: what was on its way when the ledger halted is not believed (test_an_append_that_outlasts_the_halt_is_refused).
         self._require_working()
         self._memory.keep_grant(shot.ready.record.hash, shot.ready.grant)
+        if isinstance(shot.ready.record, HopClosed):
+            self._memory.keep_closing(shot.key, shot.ready.record.hop, seq)
         return self._memory.remember(shot.key, Known(shot.ready.after, seq, generation)).fold
 
     async def _stored(self, shot: Shot, stored: Stored) -> Fold:

@@ -71,6 +71,7 @@ class LedgerMemory:
         self._js = js
         self._folds: Remembered[Key, Known] = Remembered(size * _ORDINARY)
         self._grants: Remembered[str, str] = Remembered(size * _GRANT)
+        self._closings: Remembered[tuple[str, str, str], int] = Remembered(size * _ORDINARY)
         self._doubts = 0
         self._checked = 0
         self._checking = asyncio.Lock()
@@ -87,6 +88,7 @@ class LedgerMemory:
         """Forget everything."""
         self._folds.clear()
         self._grants.clear()
+        self._closings.clear()
 
     def keep_grant(self, rec: str, grant: str | None) -> None:
         """Remember the grant of a record that is stored."""
@@ -195,16 +197,27 @@ class LedgerMemory:
         self.raise_high(newest)
         return Known(fold, newest.seq, generation)
 
+    def keep_closing(self, key: Key, hop: str, at: int) -> None:
+        """Remember where in the stream the record stands that closed ``hop``."""
+        self._closings.put((*key, hop), at, 1)
+
     async def closing(self, key: Key, hop: str) -> HopClosed | None:
-        """The record that closed ``hop``."""
+        """The record that closed ``hop``: one message, where this replica has seen it closed, else it is looked for in all.
+
+        INVARIANT: asking for the end of a hop does not cost more the longer its task is
+        (test_the_end_of_a_hop_that_was_seen_is_one_message).
+        """
+        if at := self._closings.get((*key, hop)):
+            seen = await self._js.at(STREAM, at)
+            # What stands there by now is believed as little as anything that is read.
+            if seen is not None and seen.subject == subject_of(key) and (found := _closing(key, hop, seen)) is not None:
+                return found
         newest = await self._last(key)
         if newest is None:
             return None
         for message in await self._js.read(STREAM, subject_of(key), 0, newest.seq):
-            raw = parsed(key, message).record
-            if raw["kind"] == "hop.closed" and raw["hop"] == hop:
-                record = parse_record(raw)
-                return record if isinstance(record, HopClosed) else None
+            if (found := _closing(key, hop, message)) is not None:
+                return found
         return None
 
     def advance(self, known: Known, tail: list[Message]) -> Known:
@@ -217,6 +230,8 @@ class LedgerMemory:
             entry = parsed(key, message)
             fold = apply(fold, entry.record)
             self.keep_grant(fold.hash, entry.grant)
+            if entry.record["kind"] == "hop.closed":
+                self.keep_closing(key, entry.record["hop"], message.seq)
         self.raise_high(tail[-1])
         return Known(fold, tail[-1].seq, known.generation)
 
@@ -284,6 +299,15 @@ def parsed(key: Key, message: Message) -> Entry:
     except (ValueError, Refusal) as error:
         raise Corrupt(f"{key[1]} at {message.seq} of the stream", f"not a ledger entry: {error}") from None
     return entry
+
+
+def _closing(key: Key, hop: str, message: Message) -> HopClosed | None:
+    """The record in a message, where it is the one that closed ``hop``."""
+    raw = parsed(key, message).record
+    if raw["kind"] != "hop.closed" or raw["hop"] != hop:
+        return None
+    record = parse_record(raw)
+    return record if isinstance(record, HopClosed) else None
 
 
 def hash_in(message: Message) -> str:

@@ -33,6 +33,7 @@ BUCKETS: Final[dict[str, tuple[str, float, int]]] = {
     "client": ("oauth_clients", 90 * 86400.0, 64 << 20),
     "away": ("oauth_away", 1200.0, 64 << 20),
     "consent": ("oauth_away", 1200.0, 64 << 20),
+    "connect": ("oauth_away", 1200.0, 64 << 20),
     "login": ("oauth_logins", 31 * 86400.0, 256 << 20),
 }
 """Of each kind its bucket, the seconds after which what nobody touched is forgotten, and its bytes. What anybody can have written is

@@ -29,6 +29,7 @@ from remit_broker.cli import (
     policy,
     rulings,
     running,
+    secrets,
     servers,
     users,
 )
@@ -77,6 +78,7 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(index.app, name="index")
 app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")
+app.add_typer(secrets.app, name="secrets")
 app.add_typer(users.app, name="users")
 
 

@@ -12,6 +12,7 @@ from remit_broker.config.keys import (
     OAuthConfig,
     PolicyConfig,
     ResultsConfig,
+    SecretsConfig,
     TracesConfig,
 )
 from remit_broker.config.parts import cycle, default_rates
@@ -30,6 +31,7 @@ __all__ = [
     "OAuthConfig",
     "PolicyConfig",
     "ResultsConfig",
+    "SecretsConfig",
     "Settings",
     "TracesConfig",
     "cycle",

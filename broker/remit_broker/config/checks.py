@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.config.keys import Config
 from remit_broker.core.addresses import address, network
+from remit_broker.core.backends import wrong_with
 from remit_broker.core.issuers import DEVELOPMENT, LOOPBACK, BadIssuer, check_issuers
 from remit_broker.core.labels import is_label
 from remit_broker.core.notes import parse_vkey
@@ -96,6 +97,9 @@ def sensible(file: Path, config: Config) -> None:
                     "write such as mcp/bank/* or mcp/*/delete_*",
                 )
     _tenants(file, config)
+    for name, backend in config.backends.items():
+        if (wrong := wrong_with(name, backend)) is not None:
+            raise ConfigError(f"{file}: backends.{name}.{wrong[0]}".rstrip(".") + " is not right", wrong[1])
     for key, text in (("issuer", config.issuer), ("data", config.data), ("policies", config.policies)):
         if not text or not text.isprintable():
             raise ConfigError(

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from remit_broker.core.backends import BackendConfig
 from remit_broker.core.issuers import DevelopmentConfig, IssuerConfig
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -103,6 +104,12 @@ class OAuthConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     login_ttl: Annotated[int, msgspec.Meta(ge=60, le=30 * 86_400)] = 43_200
 
 
+class SecretsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What users' secrets for MCP servers are sealed with: ``key_file``, 32 bytes of base64url; empty: a key drawn from another."""
+
+    key_file: str = ""
+
+
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where checkpoints of the log go: to ``witnesses`` (the verifier key of each, by its URL), and appended to ``file``.
 
@@ -171,6 +178,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     results: ResultsConfig = ResultsConfig()
     approvals: ApprovalsConfig = ApprovalsConfig()
     oauth: OAuthConfig = OAuthConfig()
+    secrets: SecretsConfig = SecretsConfig()
+    backends: dict[str, BackendConfig] = {}
     log: LogConfig = LogConfig()
     traces: TracesConfig = TracesConfig()
     content: ContentConfig = ContentConfig()

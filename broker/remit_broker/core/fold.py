@@ -145,6 +145,9 @@ def _open_txn(record: Record) -> Fold:
     _require(record.user != "", "a txn needs a user")
     _require(record.jti == f"{record.txn}.{record.hop}.1", "jti is not <txn>.<hop>.1")
     _require(0 <= record.max_depth <= MAX_DEPTH, lambda: f"max_depth is not between 0 and {MAX_DEPTH}")
+    _require(not record.before or record.continues is not None, "it has a chain before it and continues nothing")
+    _require(len(record.before) + record.max_depth <= MAX_DEPTH, "the chain before it leaves no such depth")
+    _require(all(map(is_principal, record.before)), "the chain before it is not one of principals")
     labels = frozenset(record.labels)
     root = Node(
         hop=record.hop, parent=None, caller=record.user, callee=record.agent, resource="", seq=0, at=record.at,
@@ -155,7 +158,7 @@ def _open_txn(record: Record) -> Fold:
         tenant=record.tenant, txn=record.txn, user=record.user, root=record.hop, seq=0, hash=record.hash,
         roles=record.roles, groups=record.groups, issuer=record.issuer, client=record.client, token=record.token,
         nodes=Map({record.hop: root}), labels=labels, reached=Map({record.agent: labels}) if labels else Map(),
-        continues=record.continues,
+        continues=record.continues, before=record.before,
     )  # fmt: skip
 
 

@@ -50,9 +50,13 @@ def facts_of(request: PolicyRequest) -> Facts:
     return found
 
 
-def opening(facts: Facts | None) -> Facts | None:
-    """``facts`` for a record that says depth and labels itself."""
-    return None if facts is None else replace(facts, depth=0, labels=(), brings=())
+def opening(facts: Facts | None, depth: int) -> Facts | None:
+    """``facts`` for a record that says its ``depth`` and labels itself: in a detached task policy is told a greater depth."""
+    return (
+        None
+        if facts is None
+        else replace(facts, depth=0 if facts.depth == depth else facts.depth, labels=(), brings=())
+    )
 
 
 def past_of(raw: dict[str, Any], user: str, seq: int = 0) -> Past | None:
@@ -70,7 +74,7 @@ def past_of(raw: dict[str, Any], user: str, seq: int = 0) -> Past | None:
         caller_tier=kept.tier,
         resource=parse_resource(raw["resource"]),
         target_tier=kept.target_tier,
-        depth=raw["depth"] if opened else kept.depth,
+        depth=(kept.depth or raw["depth"]) if opened else kept.depth,
         left=kept.left or ZERO,
         now=int(seconds_of(raw["at"])),
         annotations=Annotations(**{name: letter in kept.hints for letter, name in _HINTS}),

@@ -32,6 +32,9 @@ from remit_schemas.scope import Detail
 GRANTS: Final = 4
 """So many of a hop's grants count, the newest ones: a call that is on its way when a grant is renewed is not lost."""
 
+DELEGATE: Final = "$delegate"
+"""Stands for the skill of a call that is not sent: the agent as such."""
+
 WHOLE_HOLD: Final[frozenset[Outcome]] = frozenset({"unknown", "cancelled"})
 """Outcomes after which nobody knows what was used, so all that was held is charged."""
 
@@ -86,6 +89,11 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     code: Code | None = None
 
     @property
+    def handed_on(self) -> bool:
+        """Whether it was handed on without a call: no replica waits for its end, so none that falls silent ends it."""
+        return self.resource.endswith(f"/{DELEGATE}")
+
+    @property
     def rec(self) -> str:
         """The hash of the record that authorised the latest grant."""
         return self.recs[-1]
@@ -116,7 +124,8 @@ class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ``roles`` and ``groups`` are the user's, ``issuer``, ``client`` and ``token`` say how an issuer proved the user.
     ``requests`` are those for approvals, by id, ``decisions`` how often somebody said something to one.
     ``reached`` are the labels of all that has reached a principal in this txn; ``continues`` is the hop, as ``<txn>.<hop>``, of the
-    task that this one carries on, ``detached`` the tasks that an agent moved out of this one.
+    task that this one carries on, ``detached`` the tasks that an agent moved out of this one, ``before`` who stood above its agent in
+    the tasks that it was detached from.
     """
 
     tenant: str
@@ -140,11 +149,8 @@ class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     decisions: int = 0
     reached: Map[str, frozenset[str]] = Map()
     continues: str | None = None
+    before: tuple[str, ...] = ()
     detached: Map[str, tuple[str, ...]] = Map()
-
-    def node(self, hop: str) -> Node | None:
-        """The node of ``hop``, or None."""
-        return self.nodes.get(hop)
 
     @property
     def totals(self) -> Node:
@@ -170,8 +176,8 @@ class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return tuple(self._upwards(hop))[::-1]
 
     def chain(self, hop: str) -> tuple[str, ...]:
-        """The principals from the user's first agent to the callee of ``hop``."""
-        return tuple(node.callee for node in self.path(hop))
+        """The principals from the user's first agent to the callee of ``hop``, those of the tasks before this one included."""
+        return (*self.before, *(node.callee for node in self.path(hop)))
 
     def left(self, hop: str) -> Budget:
         """What may still be held from ``hop``; nothing where it is not open."""

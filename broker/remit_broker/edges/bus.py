@@ -16,6 +16,7 @@ from remit_broker.core.registry import Attachment, Definition, Principal, defini
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.admit import admit
 from remit_broker.hop.begin import begin
+from remit_broker.hop.credential import Shows, shown
 from remit_broker.hop.decide import wait
 from remit_broker.hop.hop import Ask, Hop
 from remit_broker.hop.keep import Found, find
@@ -56,8 +57,12 @@ class BusEdge:
         attach: Callable[[Attachment], Awaitable[None]],
         published: Mapping[str, Any],
         soon: Callable[[Callable[[], object]], object] = lambda begin: begin(),
+        shows: Shows | None = None,
     ) -> None:
-        """``soon`` says when what was taken in hand begins: much at once would keep the broker from hearing anything else."""
+        """``soon`` says when what was taken in hand begins: much at once would keep the broker from hearing anything else.
+
+        ``shows`` is what MCP servers are shown of the user at hand.
+        """
         self._soon = soon
         self.tidings: Callable[[str, tuple[str, ...]], Awaitable[None]] = _untold
         """Told of resources of a server that changed."""
@@ -75,6 +80,9 @@ class BusEdge:
         self._services["result", "get"] = lambda hop: find(_granted(hop), ports)
         self._services["txn", "open"] = lambda hop: begin(hop, ports)
         self._services["approval", "wait"] = lambda hop: wait(_granted(hop), ports)
+        self._shows = shows
+        if shows is not None:
+            self._services["credentials", "get"] = lambda hop: shown(hop, ports, shows)
         self._services["attach", "changed"] = self._changed
         self._services["grant", "renew"] = lambda hop: renew(hop, ports)
 
@@ -301,7 +309,8 @@ class BusEdge:
                 offers=offers_of(hop.request.args) if principal.kind == "mcp" else {},
             )
         )
-        return {"principal": principal.name, "replica": self._ports.bus.replica, **self._published}
+        told = {"principal": principal.name, "replica": self._ports.bus.replica, **self._published}
+        return told if self._shows is None else told | {"credentials": self._shows.kind(principal.name)}
 
     async def _changed(self, hop: Hop) -> dict[str, Any]:
         """``attach.changed``: resources of the caller's that are not what they were; clients that asked are told."""

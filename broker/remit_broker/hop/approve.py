@@ -24,6 +24,8 @@ async def approve(hop: Hop, ports: Ports) -> Hop:
     Refuses APPROVAL_INVALID where the approval that the caller names, or a denial, does not let this call go on. Raises
     :class:`Demanded` where nobody has decided yet.
     """
+    # Decided again after a lost race, it is not the approval of the decision before that counts.
+    hop = hop.with_(approval=None) if hop.approval is not None else hop
     named, demanded = hop.request.approval, hop.judged.approve
     if named is None and not demanded:
         return hop

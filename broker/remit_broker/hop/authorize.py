@@ -67,7 +67,7 @@ def question(
     """What policy is asked about this hop. ``labels`` are those of the data in question: by default of what is sent."""
     target, claims = hop.aim, hop.held.claims
     caller = ports.registry.principal(hop.ask.caller)
-    actors = hop.held.chain
+    actors = hop.chain
     tiers = set()
     for name in actors:
         known = ports.registry.principal(name)
@@ -86,7 +86,7 @@ def question(
         resource=hop.resource,
         annotations=target.annotations,
         target_tier=target.tier,
-        depth=hop.given.depth,
+        depth=hop.given.depth + len(hop.past.before),
         args=ports.policy.arguments(target, hop.request.args),
         loops=actors.count(target.callee),
         tool_groups=target.groups,

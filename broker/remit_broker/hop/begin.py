@@ -6,13 +6,14 @@ from typing import Annotated, Any
 
 import msgspec
 
+from remit_broker.core.caps import Whose
 from remit_broker.core.user_tokens import Identity
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.txn import Delegation, Opened, open_txn
 from remit_broker.ports import Ports
-from remit_schemas.budget import Budget
+from remit_schemas.budget import ONE_CALL, ZERO, Budget
 from remit_schemas.claims import ANY_LABEL
-from remit_schemas.errors import Code, refusal
+from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.scope import Detail, Scope
 
 
@@ -55,7 +56,17 @@ async def open_as(identity: Identity, wish: Wish, agent: str, tenant: str, ports
             Code.UNAUTHENTICATED, f"the user's token is refused: {identity.issuer} says that the user is of another tenant",
             rule="identity.tenant", ask="bring it to an agent of the user's own tenant",
         )  # fmt: skip
-    return await open_txn(delegated(identity, agent, wish, ports), ports)
+    # INVARIANT: beginning tasks without end is counted as calls are (test_beginning_tasks_is_counted_in_the_caps).
+    reserved = await ports.accounts.reserve(Whose(tenant, identity.user, agent, ""), ONE_CALL)
+    try:
+        opened = await open_txn(delegated(identity, agent, wish, ports), ports)
+    except BaseException as why:
+        # It may have begun all the same where the ledger did not answer.
+        none = isinstance(why, Refusal) and not why.body.rule.startswith("ledger.")
+        ports.accounts.settle(reserved, ZERO if none else ONE_CALL)
+        raise
+    ports.accounts.settle(reserved, ONE_CALL)
+    return opened
 
 
 def delegated(identity: Identity, agent: str, wish: Wish, ports: Ports) -> Delegation:

@@ -14,6 +14,7 @@ from remit_broker.core.registry import Target
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.revoked import may_decide, withheld
+from remit_broker.hop.verify import standing
 from remit_broker.ledger_port import LostRace
 from remit_broker.ports import Ports
 from remit_schemas.approval import Decided
@@ -240,12 +241,12 @@ async def wait(hop: Hop, ports: Ports) -> dict[str, str]:
         raise refusal(
             Code.MALFORMED, "it is not said which approval is meant", rule="approval.args", ask='send {"id": …}'
         )
-    fold = hop.past
     while True:
+        # INVARIANT: nobody is told anything of a task once their grant is revoked, at whichever replica
+        # (test_a_replica_that_is_behind_gives_out_nothing_for_what_was_revoked).
+        hop = await standing(hop, ports)
+        fold = hop.past
         approval = _mine(fold, hop, name)
-        if approval is None and fold is hop.past:
-            fold = await ports.ledger.newest(hop.ask.tenant, hop.ask.txn)
-            approval = _mine(fold, hop, name)
         if approval is None:
             raise refusal(
                 Code.UNKNOWN_TARGET, "no such approval was asked for by this hop or one below it", rule="approval.unknown",
@@ -258,7 +259,6 @@ async def wait(hop: Hop, ports: Ports) -> dict[str, str]:
         if left <= 0:
             raise _waits_on(approval)
         await ports.bus.until_ended((hop.ask.txn, name), min(left, LOOK))
-        fold = await ports.ledger.newest(hop.ask.tenant, hop.ask.txn)
 
 
 def _mine(fold: Fold, hop: Hop, name: str) -> Approval | None:

@@ -58,6 +58,9 @@ def task_of(hop: Hop, ports: Ports) -> Delegation:
         labels=held.claims.labels,
         carried=hop.labels,
         continues=f"{hop.intent.txn}.{hop.id}",
+        # INVARIANT: who stood above the caller stands above it still: for policy, for revocations and where a call would be a cycle
+        # (test_whoever_stood_above_an_agent_stands_above_what_it_detached).
+        before=hop.chain[:0:-1],
         # INVARIANT: a task that leaves its task is still the same user's, with the same roles (test_a_detached_task_keeps_roles).
         roles=hop.past.roles,
         groups=hop.past.groups,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from remit_broker.core.policy import Verdict
 from remit_broker.core.times import seconds_of
 from remit_broker.hop.authorize import authorize
@@ -18,6 +20,7 @@ from remit_schemas.envelope import (
     Dispatch,
     Error,
     Event,
+    Frame,
     InputRequired,
     Part,
     Progress,
@@ -40,12 +43,12 @@ async def dispatch(hop: Hop, ports: Ports) -> Hop:
 
     Refuses TARGET_UNAVAILABLE (nobody heard it: effect none) or DEADLINE_EXCEEDED (effect unknown once it was sent).
     """
-    await _same_world(hop, ports)
+    await same_world(hop, ports, resolve)
     if ports.clock.monotonic() >= hop.mono_deadline:
         raise _late("none")
     aim, record = hop.aim, hop.intent
     parties = Parties(
-        hop.ask.caller, aim.callee, (*hop.held.chain, aim.callee), hop.held.claims.sub, hop.resource, record.tenant
+        hop.ask.caller, aim.callee, (*hop.chain, aim.callee), hop.held.claims.sub, hop.resource, record.tenant
     )
     if hop.request.detach:
         return await detach(hop, ports)
@@ -77,7 +80,7 @@ async def dispatch(hop: Hop, ports: Ports) -> Hop:
 
 
 class _Unheard(Refusal):
-    """Nobody listened to what was sent."""
+    """Nobody listened to what was sent, or nobody began with it."""
 
 
 async def _send(hop: Hop, ports: Ports, call: Dispatch, waiting: str = "") -> None:
@@ -90,12 +93,15 @@ async def _send(hop: Hop, ports: Ports, call: Dispatch, waiting: str = "") -> No
         await ports.bus.dispatch(hop.resource, hop.aim.callee, call)
 
 
-async def _same_world(hop: Hop, ports: Ports) -> None:
-    """Policy or registry changed since the decision: decide again; what would now be otherwise is not sent."""
+async def same_world(hop: Hop, ports: Ports, resolving: Callable[[Hop, Ports], Awaitable[Hop]]) -> None:
+    """Policy or registry changed since the decision: decide again; what would now be otherwise is not sent.
+
+    ``resolving`` is the stage that found the target.
+    """
     decided = hop.intent.epochs
     if (decided.policy, decided.registry) == (ports.policy.revision, ports.registry.revision):
         return
-    again = await authorize(await resolve(hop, ports), ports)
+    again = await authorize(await resolving(hop, ports), ports)
     # INVARIANT: an approval is for the policies under which it was given
     # (test_policies_that_change_between_opening_and_dispatch_void_an_approval).
     void = hop.approval is not None and decided.policy != ports.policy.revision
@@ -129,6 +135,8 @@ async def _still_open(hop: Hop, ports: Ports) -> None:
                 Code.CANCELLED, "the call was closed before it could be sent: its broker had been silent for too long",
                 rule="dispatch.closed", ask="call again", retry_after=1.0,
             )  # fmt: skip
+        if began >= hop.mono_deadline:
+            raise _late("none")
 
 
 async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch | None = None) -> Hop:
@@ -136,76 +144,95 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch |
     started, room = "", MAX_BEFORE_END
     heard: tuple[str, ...] = ()
     gathering = Gathering(ports.room if hop.request.parts else None, hop.id, hop.aim.callee)
-    for _ in range(MAX_FRAMES):
-        try:
-            data = await channel.next(hop.mono_deadline - ports.clock.monotonic())
-        except TimeoutError:
-            await stop(hop, ports, started)
-            raise _late("unknown") from None
-        except CallerCancelled:
-            await stop(hop, ports, started)
-            raise refusal(
-                Code.CANCELLED, "the caller does not wait for this call any more", rule="dispatch.cancelled",
-                ask="look at the chain before calling again", effect="unknown",
-            ) from None  # fmt: skip
-        except Withdrawn as word:
-            await stop(hop, ports, started)
-            raise refusal(
-                Code.CANCELLED, f"{word} while this call ran", rule=word.rule,
-                ask="look at the chain before doing anything again; an operator can lift it: remit reinstate", effect="unknown",
-            ) from None  # fmt: skip
-        if data is None:
-            if started:
-                continue
-            if otherwise is not None:
-                # INVARIANT: nobody has heard it yet, so it is still dispatched once
-                # (test_an_input_goes_to_another_connection_where_the_one_that_parked_is_gone).
-                await _send(hop, ports, otherwise)
-                otherwise = None
-                continue
-            no = refusal(
-                Code.TARGET_UNAVAILABLE, f"{hop.aim.callee} is not connected", rule="dispatch.no-responders",
-                ask=f"start {hop.aim.callee}, then call again", retry_after=1.0,
-            )  # fmt: skip
-            raise _Unheard(no.body)
-        try:
-            frame = parse_frame(data)
-        except Refusal as bad:
-            raise refusal(
-                Code.RESULT_INVALID, f"{hop.aim.callee} answered with something that is no frame", rule="dispatch.frame",
-                ask="tell whoever runs it", effect="unknown", cause=str(bad),
-            ) from None  # fmt: skip
-        if isinstance(frame, InputRequired):
-            return hop.with_(final=frame, connection=started, heard=heard)
-        if isinstance(frame, Result | Error):
-            return hop.with_(final=await gathering.end(frame, ports), heard=heard)
-        if isinstance(frame, Part):
+    try:
+        for _ in range(MAX_FRAMES):
             try:
-                said = gathering.take(frame)
-            except Refusal:
-                await stop(hop, ports, started)
-                raise
-            if said is not None:
-                await ports.bus.tell(hop.aim.callee, started, (hop.intent.txn, hop.id), said)
-            continue
-        # INVARIANT: what comes before the end is bounded (test_a_callee_that_pours_out_data_before_its_end_is_cut_off).
-        room -= len(data)
-        if room < 0:
-            break
-        if isinstance(frame, Progress | Event):
-            await ports.bus.answer(hop.ask.reply, await release(hop, ports, frame, heard))
-            heard = after(heard, spoken(frame))
-        if isinstance(frame, Started) and not started and is_connection(frame.connection):
-            started = frame.connection
-            if hop.request.window is not None:
-                channel.worker = started
-            ports.failpoints.hit("started")
-    await stop(hop, ports, started)
-    raise refusal(
-        Code.RESULT_INVALID,
-        f"{hop.aim.callee} sent more than {MAX_FRAMES} frames or {MAX_BEFORE_END} bytes before its end",
-        rule="dispatch.frames", ask="have it send less, or a reference", effect="unknown",
-    )  # fmt: skip
+                data = await channel.next(hop.mono_deadline - ports.clock.monotonic())
+            except TimeoutError:
+                raise _late("unknown") from None
+            except CallerCancelled:
+                raise refusal(
+                    Code.CANCELLED, "the caller does not wait for this call any more", rule="dispatch.cancelled",
+                    ask="look at the chain before calling again", effect="unknown",
+                ) from None  # fmt: skip
+            except Withdrawn as word:
+                raise refusal(
+                    Code.CANCELLED, f"{word} while this call ran", rule=word.rule,
+                    ask="look at the chain before doing anything again; an operator can lift it: remit reinstate", effect="unknown",
+                ) from None  # fmt: skip
+            if data is None:
+                if started:
+                    continue
+                if otherwise is not None:
+                    # INVARIANT: nobody has heard it yet, so it is still dispatched once
+                    # (test_an_input_goes_to_another_connection_where_the_one_that_parked_is_gone).
+                    await _send(hop, ports, otherwise)
+                    otherwise = None
+                    continue
+                no = refusal(
+                    Code.TARGET_UNAVAILABLE, f"{hop.aim.callee} is not connected", rule="dispatch.no-responders",
+                    ask=f"start {hop.aim.callee}, then call again", retry_after=1.0,
+                )  # fmt: skip
+                raise _Unheard(no.body)
+            try:
+                frame = parse_frame(data)
+            except Refusal as bad:
+                raise refusal(
+                    Code.RESULT_INVALID, f"{hop.aim.callee} answered with something that is no frame", rule="dispatch.frame",
+                    ask="tell whoever runs it", effect="unknown", cause=str(bad),
+                ) from None  # fmt: skip
+            if isinstance(frame, InputRequired):
+                return hop.with_(final=frame, connection=started, heard=heard)
+            if _busy(hop, frame):
+                no = refusal(
+                    Code.TARGET_UNAVAILABLE, f"{hop.aim.callee} has no room for the input now", rule="dispatch.busy",
+                    ask="send the input again shortly", retry_after=1.0,
+                )  # fmt: skip
+                raise _Unheard(no.body)
+            if isinstance(frame, Result | Error):
+                return hop.with_(final=await gathering.end(frame, ports), heard=heard)
+            if isinstance(frame, Part):
+                try:
+                    said = gathering.take(frame)
+                except Refusal:
+                    raise
+                if said is not None:
+                    await ports.bus.tell(hop.aim.callee, started, (hop.intent.txn, hop.id), said)
+                continue
+            # INVARIANT: what comes before the end is bounded (test_a_callee_that_pours_out_data_before_its_end_is_cut_off).
+            room -= len(data)
+            if room < 0:
+                break
+            if isinstance(frame, Progress | Event):
+                await ports.bus.answer(hop.ask.reply, await release(hop, ports, frame, heard))
+                heard = after(heard, spoken(frame))
+            if isinstance(frame, Started) and not started and is_connection(frame.connection):
+                started = frame.connection
+                if hop.request.window is not None:
+                    channel.worker = started
+                ports.failpoints.hit("started")
+        raise refusal(
+            Code.RESULT_INVALID,
+            f"{hop.aim.callee} sent more than {MAX_FRAMES} frames or {MAX_BEFORE_END} bytes before its end",
+            rule="dispatch.frames", ask="have it send less, or a reference", effect="unknown",
+        )  # fmt: skip
+    except BaseException as why:
+        # INVARIANT: whichever way this ends before the callee has ended, the callee hears that nobody waits
+        # (test_a_callee_is_told_to_stop_whichever_way_its_call_ends).
+        if not isinstance(why, _Unheard):
+            await stop(hop, ports, started)
+        raise
+
+
+def _busy(hop: Hop, frame: Frame) -> bool:
+    """Whether the callee says of an input that it has not begun.
+
+    INVARIANT: an input that meets a busy agent is not lost with the work: the hop waits for another attempt
+    (test_an_input_that_meets_a_busy_agent_leaves_the_hop_parked).
+    """
+    if hop.parked is None or not isinstance(frame, Error):
+        return False
+    return frame.error.code is Code.TARGET_UNAVAILABLE and frame.error.effect == "none"
 
 
 async def stop(hop: Hop, ports: Ports, connection: str) -> None:

@@ -7,16 +7,20 @@ is the dispatch: the new holder hears of its work from whoever handed it on, in 
 
 from __future__ import annotations
 
-from typing import Final
+import asyncio
+import contextlib
+from typing import Any
 
 import msgspec
 
 from remit_broker.core.fold import Fold, Node, settle
 from remit_broker.core.registry import Annotations, Attachment, Principal, Target, ceiling_of
 from remit_broker.core.times import rfc3339, seconds_of
+from remit_broker.core.tree import DELEGATE
 from remit_broker.hop.approve import Demanded, approve
 from remit_broker.hop.authorize import authorize
-from remit_broker.hop.close import abandon, sweep
+from remit_broker.hop.close import abandon
+from remit_broker.hop.dispatch import same_world
 from remit_broker.hop.hop import Ask, Hop, Refused
 from remit_broker.hop.inspect import inspect
 from remit_broker.hop.narrow import narrow
@@ -31,13 +35,12 @@ from remit_broker.ports import Ports
 from remit_schemas.budget import ONE_CALL, ZERO
 from remit_schemas.canonical import canonical, digest
 from remit_schemas.envelope import Request, Want
-from remit_schemas.errors import Code, refusal
+from remit_schemas.errors import Code, ErrorBody, refusal
 from remit_schemas.names import Resource
-from remit_schemas.records import HopClosed, seal
+from remit_schemas.records import HopClosed, Outcome, seal
 from remit_schemas.scope import Scope
 
-DELEGATE: Final = "$delegate"
-"""Stands for the skill of a call that is not sent: the agent as such."""
+__all__ = ["DELEGATE", "Exchanged", "asked", "exchange", "finish", "to"]
 
 
 class Exchanged(msgspec.Struct, frozen=True):
@@ -59,8 +62,29 @@ async def exchange(ask: Ask, wish: Request, ports: Ports, serves: Attachment | N
     ``serves`` is what that agent attached, if anything: its ceiling. Every refusal has its record, as on the bus.
     """
     trail = Trail(Hop(ask=ask, id=ports.ids.hop(), request=wish))
+    work = asyncio.get_running_loop().create_task(_exchange(trail, ports, serves))
     try:
-        await trail.through(_decide(serves), ports)
+        return await asyncio.shield(work)
+    except asyncio.CancelledError as cancelled:
+        # INVARIANT: nothing stays handed on to nobody: whoever asked went away, and what was made for them is taken back
+        # (test_an_exchange_whose_caller_goes_away_leaves_nothing_handed_on).
+        await _although_cancelled(work)
+        if isinstance(work.result(), Exchanged):
+            await _although_cancelled(asyncio.ensure_future(_take_back(trail.hop, cancelled, ports)))
+        raise
+
+
+async def _although_cancelled(work: asyncio.Task[Any]) -> None:
+    """Wait until ``work`` is done, however often this is cancelled meanwhile."""
+    while not work.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({work})
+
+
+async def _exchange(trail: Trail, ports: Ports, serves: Attachment | None) -> Exchanged | Refused:
+    decide, resolve = _decide(serves)
+    try:
+        await trail.through(decide, ports)
         await append_intent(trail, ports)
     except Demanded:
         return await refuse(trail.hop, trail.stage, await request(trail.hop, ports), ports)
@@ -69,20 +93,33 @@ async def exchange(ask: Ask, wish: Request, ports: Ports, serves: Attachment | N
     hop = trail.hop
     ports.accounts.settle(hop.reserved, ONE_CALL)
     try:
+        # INVARIANT: nor where policy, or who the agent is, changed while the record was appended
+        # (test_nothing_is_handed_on_that_policy_forbids_by_then).
+        await same_world(hop, ports, resolve)
         # INVARIANT: nothing is handed on for what was revoked after the opening (test_nothing_is_handed_on_for_what_is_revoked).
         nothing_stops(hop, ports)
     except Exception as error:
-        async with ports.ledger.turn(ask.tenant, ask.txn) as turn:
-            await sweep(hop.id, ports, turn, "what it depends on was revoked", "cancelled")
-        return await refuse(hop, "dispatch", error, ports)
+        return await _take_back(hop, error, ports)
     return Exchanged(hop.token, hop.given.exp, hop.given.scope)
 
 
-def _decide(serves: Attachment | None) -> tuple[Stage, ...]:
+async def _take_back(hop: Hop, error: BaseException, ports: Ports) -> Refused:
+    """Refuse a hop whose grant nobody was given, and end it. What cannot be ended now ends with its deadline."""
+    no = await refuse(hop, "dispatch", error, ports)
+    try:
+        await _end(hop.ask.tenant, hop.ask.txn, hop.id, ports, no.body)
+    except Exception as fault:
+        ports.observer.fault("exchange", fault)
+    return no
+
+
+def _decide(serves: Attachment | None) -> tuple[tuple[Stage, ...], Stage]:
+    """The stages up to the opening, and of these the one that finds the target."""
+
     async def resolve(hop: Hop, ports: Ports) -> Hop:
         return _resolved(hop, ports, serves)
 
-    return arrive, verify, resolve, narrow, nothing_wider, inspect, authorize, transform, approve
+    return (arrive, verify, resolve, narrow, nothing_wider, inspect, authorize, transform, approve), resolve
 
 
 async def arrive(hop: Hop, ports: Ports) -> Hop:
@@ -160,13 +197,17 @@ def asked(grant: str, want: Want) -> Request:
 
 async def finish(tenant: str, txn: str, hop: str, ports: Ports) -> bool:
     """End a hop that was handed on, at what its descendants used; whether it was open. What still runs below it ends first."""
+    return await _end(tenant, txn, hop, ports)
+
+
+async def _end(tenant: str, txn: str, hop: str, ports: Ports, why: ErrorBody | None = None) -> bool:
     async with ports.ledger.turn(tenant, txn) as turn:
         while turn.fold.is_open(hop):
             if below := turn.fold.descendants_open(hop):
                 await abandon(below[0], ports, turn, ("an ancestor ended", "cancelled"))
                 continue
             fold, node = turn.fold, turn.fold.nodes[hop]
-            record = _finished(fold, node, ports)
+            record = _ending(fold, node, ports, why)
             if not isinstance(await turn.append(record, None), LostRace):
                 ports.observer.swept(node, record, fold)
                 await ports.bus.ended(tenant, txn, hop)
@@ -174,9 +215,11 @@ async def finish(tenant: str, txn: str, hop: str, ports: Ports) -> bool:
     return False
 
 
-def _finished(fold: Fold, node: Node, ports: Ports) -> HopClosed:
+def _ending(fold: Fold, node: Node, ports: Ports, why: ErrorBody | None) -> HopClosed:
+    """``why`` is the refusal of what was given to nobody: then nothing happened, and only the call itself is charged."""
     now = ports.clock.now()
-    settled = settle(fold, node.hop, ZERO, "ok")
+    outcome: Outcome = "ok" if why is None else "error"
+    settled = settle(fold, node.hop, ZERO, outcome)
     return seal(
         HopClosed(
             tenant=fold.tenant,
@@ -186,14 +229,17 @@ def _finished(fold: Fold, node: Node, ports: Ports) -> HopClosed:
             hop=node.hop,
             prev=fold.hash,
             by=ports.bus.replica,
-            outcome="ok",
+            outcome=outcome,
             cost=ZERO,
             spent=settled.spent,
             overrun=settled.overrun,
-            effect="happened",
+            effect="happened" if why is None else "none",
             ms=max(0, round((now - seconds_of(node.at)) * 1000)),
+            code=why.code if why else None,
+            rule=why.rule[:256] if why else "",
+            reason=why.message[:1024] if why else "",
             # What its holder did beside calls that were governed, nobody measured.
-            unmetered=True,
+            unmetered=why is None,
             labels=tuple(sorted(node.labels)),
         )
     )

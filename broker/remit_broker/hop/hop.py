@@ -114,6 +114,8 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     token: str = ""
     reserved: Reservation = Reservation()
     began: float = 0.0
+    rated: bool = False
+    """Whether its target's rate was asked: it lost a race after that."""
     # dispatch
     final: Result | Error | InputRequired | None = None
     connection: str = ""
@@ -139,6 +141,11 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def held(self) -> Grant:
         """The caller's grant, verified."""
         return self.grant if self.grant is not None else _missing()
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """The caller and everybody above it, up to the user's first agent: also in the tasks that this one was detached from."""
+        return (*self.held.chain, *reversed(self.past.before))
 
     @property
     def past(self) -> Fold:

@@ -9,6 +9,7 @@ import msgspec
 from remit_broker.core.tree import Fold, Node
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.open import idempotency_of
+from remit_broker.hop.verify import standing
 from remit_broker.ports import Ports
 from remit_schemas.budget import Budget
 from remit_schemas.envelope import Error, InputRequired, Result
@@ -63,13 +64,17 @@ async def find(hop: Hop, ports: Ports) -> Found:
     Refuses MALFORMED, UNKNOWN_TARGET for what is no call under this grant, and DEADLINE_EXCEEDED where it runs on.
     """
     tenant, txn = hop.ask.tenant, hop.ask.txn
-    node = await _node(hop, ports)
+    # INVARIANT: what was kept is given out to whoever may have it by now, by the ledger itself: a replica that is behind does not
+    # know what another one revoked (test_a_replica_that_is_behind_gives_out_nothing_for_what_was_revoked).
+    hop = await standing(hop, ports)
+    node = _node(hop, ports)
     while node.state != "closed":
         left = hop.mono_deadline - ports.clock.monotonic() - _SPEND
         if left <= 0 or node.state == "parked":
             _runs_on(node)
         await ports.bus.until_ended((txn, node.hop), min(left, LOOK))
-        node = (await ports.ledger.newest(tenant, txn)).nodes[node.hop]
+        hop = await standing(hop, ports)
+        node = hop.past.nodes[node.hop]
     closing = await ports.ledger.closing(tenant, txn, node.hop)
     stored = await ports.results.get((tenant, txn, node.hop))
     if stored is not None:
@@ -82,12 +87,8 @@ async def find(hop: Hop, ports: Ports) -> Found:
     return Found(node.hop, _not_kept(closing))
 
 
-async def _node(hop: Hop, ports: Ports) -> Node:
-    args, fold = hop.request.args, hop.past
-    found = _look(hop, ports, args, fold)
-    if found is None:
-        # Another replica may have opened it.
-        found = _look(hop, ports, args, await ports.ledger.newest(hop.ask.tenant, hop.ask.txn))
+def _node(hop: Hop, ports: Ports) -> Node:
+    found = _look(hop, ports, hop.request.args, hop.past)
     if found is None:
         # INVARIANT: one answer, whatever is there: a stranger's call, another grant's, none
         # (test_nobody_else_finds_a_result_or_learns_that_there_is_one).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from typing import Final
 
 from remit_broker.core.flow import NONE
 from remit_broker.core.fold import Fold, Node
@@ -14,6 +15,9 @@ from remit_broker.ports import Ports
 from remit_schemas.claims import ANY_LABEL, labels_within
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.records import Finding
+
+MAX_RELATIVES: Final = 64
+"""Tasks that share labels with the one of a call, where that agent detached one from another: each is looked at for every call."""
 
 
 async def labelled(hop: Hop, ports: Ports, replaced: tuple[str, ...] = ()) -> Hop:
@@ -65,10 +69,22 @@ async def _elsewhere(hop: Hop, ports: Ports) -> frozenset[str]:
     seen, waiting = {fold.txn}, _relatives(fold, who)
     while waiting := [txn for txn in waiting if txn not in seen]:
         seen.update(waiting)
-        folds = await asyncio.gather(*(ports.ledger.newest(hop.ask.tenant, txn) for txn in waiting))
+        folds = await asyncio.gather(*(_now(hop.ask.tenant, txn, ports) for txn in waiting))
         found = found.union(*(fold.reached.get(who, NONE) for fold in folds))
         waiting = list(dict.fromkeys(txn for fold in folds for txn in _relatives(fold, who)))
+    if hop.request.detach and len(seen) > MAX_RELATIVES:
+        # INVARIANT: what a call has to look at is bounded (test_an_agent_detaches_no_more_tasks_than_its_calls_can_look_at).
+        raise refusal(
+            Code.TOO_LARGE, f"{who} has detached {len(seen) - 1} tasks that share labels, at most {MAX_RELATIVES} are looked at",
+            rule="labels.relatives", ask="carry on in a new task, opened for the same user",
+        )  # fmt: skip
     return found
+
+
+async def _now(tenant: str, txn: str, ports: Ports) -> Fold:
+    """A task as the ledger has it; what has ended stays as it is remembered."""
+    known = await ports.ledger.fold(tenant, txn)
+    return known if known.state == "closed" else await ports.ledger.newest(tenant, txn)
 
 
 def _relatives(fold: Fold, who: str) -> list[str]:

@@ -75,9 +75,9 @@ def _within_caller(hop: Hop, node: Node) -> Hop:
 
 def _no_cycle(hop: Hop, ports: Ports) -> None:
     callee = hop.aim.callee
-    if callee in hop.held.chain and (hop.ask.caller, callee) not in ports.limits.allowed_cycles:
+    if callee in hop.chain and (hop.ask.caller, callee) not in ports.limits.allowed_cycles:
         raise refusal(
-            Code.CYCLE, f"{callee} is already in the chain {' → '.join(reversed(hop.held.chain))}", rule="narrow.cycle",
+            Code.CYCLE, f"{callee} is already in the chain {' → '.join(reversed(hop.chain))}", rule="narrow.cycle",
             ask="return to it with your result instead of calling it, or have the pair allowed in limits.allow_cycles",
         )  # fmt: skip
 

@@ -53,7 +53,6 @@ async def open_(hop: Hop, ports: Ports, turn: Turn) -> Hop | LostRace:
             Code.BUDGET_EXCEEDED, f"this call needs {hop.given.budget}, left are {left}", rule="open.budget",
             ask="ask for less, wait until a running call returns its rest, or ask the user for a larger budget",
         )  # fmt: skip
-    _not_too_often(hop, ports)
     record = intent(hop, ports, fold) if hop.parked is None else resumption(hop, hop.parked, ports, fold)
     _fits(record)
     still_approved(fold, record)
@@ -62,6 +61,7 @@ async def open_(hop: Hop, ports: Ports, turn: Turn) -> Hop | LostRace:
     # (test_a_used_up_cap_refuses_the_next_call_and_nothing_opens).
     reserved = await ports.accounts.reserve(whose(hop), own_hold(hop))
     try:
+        _not_too_often(hop, ports)
         appended = await turn.append(record, token)
     except BaseException:
         # INVARIANT: nothing is dispatched, but where the record is stored all the same the scan will charge all that it holds
@@ -102,8 +102,10 @@ def _has_room(fold: Fold) -> None:
 
 
 def _not_too_often(hop: Hop, ports: Ports) -> None:
-    """Asked last, so that only calls that would be opened use up a target's rate. A detached one is not called yet."""
-    if not hop.request.detach and (wait := ports.target_rates.admit(str(hop.resource))):
+    """Asked last, and once for a call, however often another append comes first: only calls that would be opened use up a target's
+    rate (test_lost_races_use_up_no_rate_of_a_target). A detached one is not called yet.
+    """
+    if not hop.request.detach and not hop.rated and (wait := ports.target_rates.admit(str(hop.resource))):
         raise refusal(
             Code.RATE_LIMITED, f"{hop.aim.callee} is called too often", rule="open.target-rate",
             ask=f"wait {wait:.3f} s before the next call", retry_after=round(wait, 3),
@@ -180,7 +182,7 @@ def intent(hop: Hop, ports: Ports, fold: Fold) -> HopOpened:
             idem=idempotency(hop, ports),
             approval=hop.approval,
             link=trace.traceparent if trace else None,
-            facts=opening(hop.facts),
+            facts=opening(hop.facts, child.depth),
         )
     )
 

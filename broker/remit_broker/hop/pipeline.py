@@ -114,6 +114,7 @@ async def append_intent(trail: Trail, ports: Ports) -> None:
             if not isinstance(opened, LostRace):
                 trail.hop = opened
                 break
+            trail.hop = trail.hop.with_(rated=True)
     ports.observer.opened(trail.hop.resource.kind, ports.clock.monotonic() - trail.hop.ask.mono)
     ports.failpoints.hit("open" if trail.hop.parked is None else "resume")
 

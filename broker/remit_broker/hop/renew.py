@@ -65,7 +65,9 @@ def _may_go_on(hop: Hop, ports: Ports) -> None:
         raise withheld(found)
     # INVARIANT: nobody keeps a hop alive whose answer nobody takes any more
     # (test_a_hop_of_a_silent_replica_is_not_kept_alive_by_its_callee).
-    if ports.revocations.silence(hop.above.by) > ports.limits.replica_silence:
+    # INVARIANT: what was handed on outlives the replica that minted it
+    # (test_what_was_handed_on_outlives_the_replica_that_minted_it).
+    if not hop.above.handed_on and ports.revocations.silence(hop.above.by) > ports.limits.replica_silence:
         raise refusal(
             Code.GRANT_CLOSED, "the broker process that would take the answer of this hop is gone", rule="renew.replica",
             ask="stop this work; the hop is about to be closed, and its caller may call again",

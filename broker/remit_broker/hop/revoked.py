@@ -10,8 +10,7 @@ from remit_schemas.errors import Code, Refusal, refusal
 
 def holders_stand(hop: Hop, ports: Ports) -> None:
     """Refuses GRANT_REVOKED where the user or anybody in the chain is revoked."""
-    grant = hop.held
-    if found := ports.revocations.check(grant.chain, grant.claims.sub):
+    if found := ports.revocations.check(hop.chain, hop.held.claims.sub):
         raise _dead(found)
 
 

@@ -41,7 +41,7 @@ async def close_abandoned(silent: Iterable[tuple[str, str, str]], grace: float, 
     for tenant, txn, hop in silent:
         try:
             fold = await ports.ledger.newest(tenant, txn)
-            if not fold.is_open(hop) or fold.nodes[hop].exp + grace > ports.clock.now():
+            if not fold.is_open(hop) or fold.nodes[hop].handed_on or fold.nodes[hop].exp + grace > ports.clock.now():
                 continue
             async with ports.ledger.turn(tenant, txn) as turn:
                 if turn.fold.is_open(hop) and turn.fold.nodes[hop].exp + grace <= ports.clock.now():

@@ -1,4 +1,4 @@
-"""Stage 7. Redact what policy says, validate again, and take the digest of exactly the bytes that will be sent."""
+"""Stage 7. Redact what policy says, validate again, and take the digest of the canonical JSON of what will be sent."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Delegation(msgspec.Struct, frozen=True, kw_only=True):
 
     ``labels`` are those that may reach the agent, ``carried`` those of the data it has. ``continues`` is the hop, as
     ``<txn>.<hop>``, of the task that this one carries on. ``roles`` and ``groups`` are the user's; ``issuer``, ``client`` and
-    ``token`` say which issuer proved the user, for which application, by which token.
+    ``token`` say which issuer proved the user, for which application, by which token. ``before`` is who stood above ``agent`` there.
     """
 
     tenant: str
@@ -53,6 +53,7 @@ class Delegation(msgspec.Struct, frozen=True, kw_only=True):
     issuer: str = ""
     client: str = ""
     token: str = ""
+    before: tuple[str, ...] = ()
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -101,6 +102,7 @@ async def open_txn(wish: Delegation, ports: Ports) -> Opened:
             issuer=wish.issuer,
             client=wish.client,
             token=wish.token,
+            before=wish.before,
         )
     )
     grant = ports.mint.mint(

@@ -85,3 +85,8 @@ async def holder(hop: Hop, ports: Ports) -> Hop:
     # INVARIANT: nobody acts in a chain with a revoked user or agent in it (test_a_revoked_agent_is_refused_at_every_replica).
     holders_stand(hop, ports)
     return hop
+
+
+async def standing(hop: Hop, ports: Ports) -> Hop:
+    """As :func:`holder`, on the fold as the ledger has it now: for what is told without a record that would find out."""
+    return await holder(hop.with_(fold=await ports.ledger.newest(hop.ask.tenant, hop.ask.txn)), ports)

@@ -14,7 +14,7 @@ from nats.aio.subscription import Subscription
 
 from remit.overlap import End, Renewing
 from remit_broker.edges.attach.credentials import Credentials
-from remit_broker.edges.attach.wire import BusError, connect, connection_name, register, tell_changed
+from remit_broker.edges.attach.wire import BusError, connect, connection_name, credentials, register, tell_changed
 from remit_schemas.callee import control_subject
 from remit_schemas.envelope import Frame, encode
 from remit_schemas.errors import Code, Refusal, refusal
@@ -67,11 +67,18 @@ class Link:
                 renewing = self._renewal.run(self._credentials.lives, self._current, self._renewed)
                 self._renewing = asyncio.create_task(renewing)
 
-    async def register(self, args: dict[str, Any]) -> None:
-        """Tell the broker what is served. Raises its refusal, or TARGET_UNAVAILABLE."""
+    async def register(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Tell the broker what is served; what it says to that. Raises its refusal, or TARGET_UNAVAILABLE."""
+        return await register(self._connected(), self._name, args, SECONDS)
+
+    async def credentials(self, grant: str) -> dict[str, str]:
+        """The headers with which the server is called for the user of a grant. Raises a refusal; nothing has happened then."""
+        return await credentials(self._connected(), self._name, grant, SECONDS)
+
+    def _connected(self) -> Client:
         if self._client is None or not self._client.is_connected:
             raise refusal(Code.TARGET_UNAVAILABLE, "the bus is away", rule="attach.bus", ask="wait until it is back")
-        await register(self._client, self._name, args, SECONDS)
+        return self._client
 
     async def changed(self, uris: list[str]) -> None:
         """Tell the broker of resources that changed; what cannot be told is lost."""

@@ -60,7 +60,7 @@ class Outbound:
         if isinstance(meta, dict):
             meta["traceparent"] = call.traceparent
             meta.pop("tracestate", None)
-        if not self._http:
+        if not self._http or not call.bearer:
             return item
         # The grant goes where RFC 6750 §2.1 has it, for this one request only.
         metadata = item.metadata if isinstance(item.metadata, ClientMessageMetadata) else ClientMessageMetadata()

@@ -7,6 +7,9 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
+import msgspec
+
+from remit_broker.core.backends import scrubbed, worth_hiding
 from remit_broker.edges.attach.conversation import Asked, Conversation, Heard
 from remit_broker.edges.attach.session import OnProgress, finite, invalid, unavailable
 from remit_schemas.callee import Seen, answer_subject, check_dispatch
@@ -105,10 +108,15 @@ class Calls:
         self._cancelled: set[tuple[str, str]] = set()
         self._pace: dict[tuple[str, str], _Pace] = {}
         self._waiting: dict[tuple[str, str], _Waiting] = {}
+        self._hidden: dict[tuple[str, str], tuple[str, ...]] = {}
         self.server: Server | None = None
         self.names: Mapping[str, str] = {}
         self.absence = "it is starting"
         self.back_in: float | None = None
+        self.credentials: Callable[[str], Awaitable[dict[str, str]]] | None = None
+        """The headers for the user of a grant, where the server is called with others than the grant."""
+        self.session_of: Callable[[dict[str, str]], Awaitable[Server]] = _no_session
+        """The session in which every request has these headers."""
         self.on_timeout: Callable[[], None] = lambda: None
         self.on_fault: Callable[[Exception], None] = lambda _: None
 
@@ -191,8 +199,13 @@ class Calls:
 
     async def _first(self, dispatch: Dispatch, grant: Grant, where: str) -> Frame:
         server, op = self._ready(dispatch)
+        hidden: tuple[str, ...] = ()
+        if self.credentials is not None:
+            headers = await self.credentials(dispatch.grant)
+            hidden = self._hidden[dispatch.txn, dispatch.hop] = worth_hiding(headers)
+            server = await self.session_of(headers)
         await self._publish(where, Started(connection=self._connection))
-        voice = _Voice(where, self._publish)
+        voice = _Voice(where, self._publish, hidden)
         conversation = server.begin(
             op, dispatch.args, meta=meta_of(dispatch, grant), progress=voice.progress, heard=voice.heard
         )
@@ -221,6 +234,7 @@ class Calls:
         return InputRequired(request={"asks": said.requests})
 
     def _forget(self, key: tuple[str, str]) -> None:
+        self._hidden.pop(key, None)
         if (waiting := self._waiting.pop(key, None)) is not None:
             waiting.let_go()
 
@@ -231,7 +245,7 @@ class Calls:
             begun = True
             final = await work()
         except Refusal as refused:
-            if refused.body.code is Code.DEADLINE_EXCEEDED:
+            if refused.body.code is Code.DEADLINE_EXCEEDED and begun:
                 self.on_timeout()
             final = Error(error=refused.body)
         except asyncio.CancelledError:
@@ -239,6 +253,10 @@ class Calls:
         except Exception as error:  # the one place where a fault of ours becomes an answer
             self.on_fault(error)
             final = Error(error=_fault().body)
+        key = (dispatch.txn, dispatch.hop)
+        hidden = self._hidden.get(key, ()) if key in self._waiting else self._hidden.pop(key, ())
+        if hidden:
+            final = _withheld(final, hidden)
         if isinstance(final, Result) and dispatch.parts and len(encode(final)) > MAX_ENVELOPE:
             final = await self._parts(dispatch, where, final)
         await self._publish(where, final)
@@ -290,6 +308,22 @@ class Calls:
         return unavailable("it was stopped while it worked", effect)
 
 
+def _withheld(final: Frame, hidden: tuple[str, ...]) -> Frame:
+    """``final`` without the credential that the server was shown."""
+    if isinstance(final, Result):
+        return msgspec.structs.replace(final, value=scrubbed(final.value, hidden))
+    if isinstance(final, InputRequired):
+        return msgspec.structs.replace(final, request=scrubbed(final.request, hidden))
+    if isinstance(final, Error):
+        error = msgspec.structs.replace(final.error, message=scrubbed(final.error.message, hidden))
+        return msgspec.structs.replace(final, error=error)
+    return final
+
+
+async def _no_session(_: dict[str, str]) -> Server:
+    raise RuntimeError("not wired")
+
+
 class _Pace:
     """How many parts of a result are ahead of what the broker has taken."""
 
@@ -326,8 +360,8 @@ class _Waiting:
 class _Voice:
     """Passes on what a server says before it answers, not faster and not more often than is useful."""
 
-    def __init__(self, where: str, publish: Publish) -> None:
-        self.where = where
+    def __init__(self, where: str, publish: Publish, hidden: tuple[str, ...] = ()) -> None:
+        self.where, self._hidden = where, hidden
         self._publish = publish
         self._sent = self._said = 0
         self._next = 0.0
@@ -336,14 +370,16 @@ class _Voice:
         """A notification of the server's about this call."""
         self._said += 1
         if self._said <= MAX_PROGRESS and len(encode(said)) <= _SAID:
-            await self._publish(self.where, Event(data=said))
+            await self._publish(self.where, Event(data=scrubbed(said, self._hidden)))
 
     async def progress(self, progress: float, total: float | None, message: str) -> None:
         now = time.monotonic()
         if self._sent >= MAX_PROGRESS or now < self._next:
             return
         self._sent, self._next = self._sent + 1, now + PROGRESS_EVERY
-        frame = Progress(message=message[:_MESSAGE], progress=finite(progress), total=finite(total))
+        frame = Progress(
+            message=scrubbed(message, self._hidden)[:_MESSAGE], progress=finite(progress), total=finite(total)
+        )
         await self._publish(self.where, frame)
 
 

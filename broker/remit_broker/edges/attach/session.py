@@ -90,7 +90,11 @@ class ServerIdentity:
 class ToolSession:
     """A live session. Its owner leaves it when :attr:`ended` is set; calls may run at the same time in other tasks."""
 
-    def __init__(self, client: Client, identity: ServerIdentity, *, child: Child | None, http: Http | None) -> None:
+    def __init__(
+        self, client: Client, identity: ServerIdentity, *, child: Child | None, http: Http | None, as_user: bool = False
+    ) -> None:
+        """With ``as_user`` every request has the user's own headers already, and no call brings its grant in another."""
+        self._as_user = as_user
         self.identity = identity
         self.ended = child.ended if child else asyncio.Event()
         self._client = client
@@ -181,7 +185,7 @@ class ToolSession:
         """
         if self.ended.is_set():
             raise unavailable(self.reason, "none")
-        outgoing = Outgoing(traceparent=meta["traceparent"], bearer=meta["dev.remit/grant"])
+        outgoing = Outgoing(traceparent=meta["traceparent"], bearer="" if self._as_user else meta["dev.remit/grant"])
         conversation = Conversation(
             outgoing, lambda more: self._request(outgoing, op, args, {**more, "_meta": meta}, progress)
         )
@@ -358,6 +362,8 @@ async def open_session(
     seconds: float,
     on_update: Callable[[str], None] = _nothing,
     home: Path | None = None,
+    *,
+    as_user: bool = False,
 ) -> AsyncGenerator[ToolSession, None]:
     """Start or reach the server and shake hands within ``seconds``; ``on_change`` is called when one of its lists changed,
     ``on_update`` with the URI of a resource that did. ``home`` is the home of a contained server.
@@ -388,10 +394,10 @@ async def open_session(
 
     async def enter(stack: AsyncExitStack, mode: Literal["legacy", "auto"]) -> ToolSession:
         child = None if isinstance(source, HttpSource) else await start(source, home)
-        http = Http(source.url) if isinstance(source, HttpSource) else None
+        http = Http(source.url, source.headers) if isinstance(source, HttpSource) else None
         client = made(child, http, mode)
         await _shake_hands(stack, client, child, log, seconds)
-        return ToolSession(client, _identity(client), child=child, http=http)
+        return ToolSession(client, _identity(client), child=child, http=http, as_user=as_user)
 
     def made(child: Child | None, http: Http | None, mode: Literal["legacy", "auto"]) -> Client:
         return Client(

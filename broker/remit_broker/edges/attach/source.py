@@ -48,9 +48,10 @@ class StdioSource:
 
 @dataclass(frozen=True)
 class HttpSource:
-    """A server over streamable HTTP."""
+    """A server over streamable HTTP. ``headers`` go with every request, and into no text."""
 
     url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __str__(self) -> str:
         return self.url

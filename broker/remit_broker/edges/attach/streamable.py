@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any, Final
 
 import httpx2
@@ -24,8 +25,9 @@ UNREACHABLE: Final = -32000
 class Http:
     """One upstream. Its answers about the network carry a secret, so that the upstream cannot pretend that nothing was sent."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str] = MappingProxyType({})) -> None:
         self.url = url
+        self._headers = dict(headers)
         self._secret = secrets.token_hex(16)
 
     def never_sent(self, error: ErrorData) -> bool:
@@ -42,7 +44,9 @@ class Http:
         timeout = httpx2.Timeout(CONNECT, read=None)
         # Not the environment's proxies or netrc: a grant must not travel by a way nobody configured here.
         async with (
-            httpx2.AsyncClient(transport=_Answering(self._secret), timeout=timeout, trust_env=False) as client,
+            httpx2.AsyncClient(
+                transport=_Answering(self._secret), timeout=timeout, trust_env=False, headers=self._headers
+            ) as client,
             streamable_http_client(self.url, http_client=client, max_sse_event_size=MAX_LINE) as streams,
         ):
             yield streams

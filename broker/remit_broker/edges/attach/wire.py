@@ -82,8 +82,8 @@ def _is_refusal(error: Exception | None) -> bool:
     return "authorization violation" in str(error).lower()
 
 
-async def register(client: Client, name: str, args: dict[str, Any], seconds: float) -> None:
-    """Tell the broker what ``name`` serves. Raises the broker's refusal, or TARGET_UNAVAILABLE where it does not answer."""
+async def register(client: Client, name: str, args: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Tell the broker what ``name`` serves; its answer. Raises the broker's refusal, or TARGET_UNAVAILABLE where it does not answer."""
     deadline = int((time.time() + seconds) * 1000)
     data = encode(Request(args=args, deadline=deadline))
     if len(data) > MAX_ENVELOPE:
@@ -94,8 +94,27 @@ async def register(client: Client, name: str, args: dict[str, Any], seconds: flo
     answer = await _ask(client, subjects.request(name, subjects.NEW, *ATTACH), data, seconds)
     if isinstance(answer, Error):
         raise Refusal(answer.error)
-    if not isinstance(answer, Result):
+    return _said(answer)
+
+
+async def credentials(client: Client, name: str, grant: str, seconds: float) -> dict[str, str]:
+    """The headers with which the server is called for the user of ``grant``. Raises the broker's refusal, or TARGET_UNAVAILABLE."""
+    data = encode(Request(grant=grant, deadline=int((time.time() + seconds) * 1000)))
+    answer = await _ask(client, subjects.request(name, subjects.NEW, "remit", "credentials", "get"), data, seconds)
+    if isinstance(answer, Error):
+        raise Refusal(answer.error)
+    headers = _said(answer).get("headers")
+    if not isinstance(headers, dict) or not all(isinstance(text, str) for pair in headers.items() for text in pair):
+        raise refusal(
+            Code.INTERNAL, "the broker's answer has no headers", rule="attach.answer", ask="check its version"
+        )
+    return headers
+
+
+def _said(answer: Frame) -> dict[str, Any]:
+    if not isinstance(answer, Result) or not isinstance(answer.value, dict):
         raise refusal(Code.INTERNAL, "the broker asked for an input", rule="attach.answer", ask="check its version")
+    return answer.value
 
 
 async def tell_changed(client: Client, name: str, uris: list[str]) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -16,8 +16,10 @@ from remit_broker.edges.attach.link import Link
 from remit_broker.edges.attach.serve import Calls, Trust
 from remit_broker.edges.attach.server_log import ServerLog
 from remit_broker.edges.attach.session import ServerError, ToolSession, first_cause, open_session
-from remit_broker.edges.attach.source import Source, SourceError
+from remit_broker.edges.attach.source import HttpSource, Source, SourceError
 from remit_broker.edges.attach.timing import Timing
+from remit_broker.edges.attach.user_sessions import UserSessions
+from remit_broker.edges.attach.wire import BusError
 from remit_schemas.control import goes_on, parse_control
 from remit_schemas.errors import Code, Refusal
 from remit_schemas.keys import KeySet
@@ -94,6 +96,8 @@ class AttachWorker:
         trust = Trust(name, credentials.issuer, credentials.keys, self._fresh_keys)
         self._calls = Calls(trust, self._link.connection, self._link.publish)
         self._calls.on_timeout = self._probe.set
+        self._users = UserSessions(source, self._log, timing.start)
+        self._calls.session_of = self._users.get
         self._calls.on_fault = lambda error: self._note("fault", error)
 
     @property
@@ -153,7 +157,7 @@ class AttachWorker:
         failure: Exception | None = None
         try:
             async with open_session(
-                self._source, self._log, self._changed.set, self._timing.start, self._updated, self._home
+                await self._listed(), self._log, self._changed.set, self._timing.start, self._updated, self._home
             ) as session:
                 self._serving = True
                 failure = await self._serve(session)
@@ -165,6 +169,18 @@ class AttachWorker:
             # The library's transports end in groups, also of one.
             failure = failure or ServerError(_line(first_cause(group)))
         return failure
+
+    async def _listed(self) -> Source:
+        """The source, with what the server wants of whoever lists its tools: what was set for its service account, if anything."""
+        if not isinstance(self._source, HttpSource):
+            return self._source
+        try:
+            await self._link.up()
+            headers = await self._link.credentials("")
+        except (Refusal, BusError):
+            # Whatever is the matter is told when the server is registered.
+            return self._source
+        return replace(self._source, headers=headers)
 
     async def _pause(self, reason: str, seconds: float) -> None:
         """Say that the server is away, and wait before it is started again."""
@@ -235,7 +251,11 @@ class AttachWorker:
         pause, longest = _TRY_AGAIN
         while True:
             try:
-                return await self._link.register(args)
+                kind = (await self._link.register(args)).get("credentials", "grant")
+                # INVARIANT: a server that is to get a user's own credential does not get another one
+                # (test_each_user_calls_with_their_own_secret): the grant alone needs no asking.
+                self._calls.credentials = None if kind == "grant" else self._link.credentials
+                return
             except Refusal as refused:
                 if refused.body.code not in (Code.TARGET_UNAVAILABLE, Code.LEDGER_UNAVAILABLE, Code.RATE_LIMITED):
                     raise
@@ -285,6 +305,7 @@ class AttachWorker:
         self._log.write(f"{what}: {type(error).__name__}: {_line(error)}\n".encode())
 
     async def _leave(self) -> None:
+        await self._users.close()
         await self._calls.finish(0)
         await self._link.down()
 

@@ -18,7 +18,7 @@ from remit_broker.core.listing import ChainFilter
 from remit_broker.core.near import meant
 from remit_broker.core.registry import Principal
 from remit_broker.core.times import rfc3339
-from remit_broker.edges.http import log, policy
+from remit_broker.edges.http import log, policy, secrets
 from remit_broker.edges.http.approvals import Approvals, Say, approver
 from remit_broker.edges.http.bodies import Delegate, NewAgent, Revocation
 from remit_broker.edges.http.desk import PARAMETER, Call, Desk, desk_for
@@ -83,6 +83,7 @@ class Api:
             ("POST", "/api/revocations/reinstate", "operate", self._reinstate),
             *log.ROUTES,
             *policy.ROUTES,
+            *secrets.ROUTES,
         ]
         described = document([Offered(verb, path, need) for verb, path, need, _ in table], TOLD)
 
@@ -103,6 +104,7 @@ class Api:
             self._reinstate,
             self._decide,
             *policy.READS,
+            *secrets.READS,
         )
 
         async def handler(request: Request) -> Response:

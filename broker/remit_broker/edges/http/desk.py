@@ -13,6 +13,7 @@ from remit_broker.edges.http.log import LogDesk
 from remit_broker.edges.http.operators import Caller, elsewhere
 from remit_broker.edges.http.policy import PolicyDesk
 from remit_broker.edges.http.revocations import KillSwitch
+from remit_broker.edges.http.secrets import Connects, Vault
 from remit_broker.operator_ports import Directory
 from remit_broker.ports import Ports
 from remit_schemas.errors import Code, refusal
@@ -43,6 +44,8 @@ class Desk:
     servers: Servers
     policy: PolicyDesk
     log: LogDesk
+    secrets: Vault
+    connects: Connects
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from remit_broker.edges.http.challenge import challenge
 from remit_broker.edges.http.desk import Desk
 from remit_broker.edges.http.oauth import metadata, pages
 from remit_broker.edges.http.oauth.clients import Clients, Once
+from remit_broker.edges.http.oauth.connect import Connect, Ways
 from remit_broker.edges.http.oauth.forms import oauth_errors
 from remit_broker.edges.http.oauth.login import Front
 from remit_broker.edges.http.oauth.logins import ClientUsers, Logins
@@ -43,6 +44,7 @@ class OAuth:
 
         self.standing.announce, self.standing.base = announce, self.base
         self.logins: Logins | None = None
+        self._connect: Connect | None = None
         self._front: Front | None = None
         self._registration: Registration | None = None
         self._fault: Callable[[str, BaseException], None] = lambda where, error: None
@@ -56,6 +58,10 @@ class OAuth:
         self._front, self._registration = front, registration
         self.logins = self.standing.logins = logins
         self.tokens.more |= {CODE: logins.by_code, REFRESH: logins.by_refresh}
+
+    def connect(self, ways: Ways) -> None:
+        """Let users log in at MCP servers."""
+        self._connect = Connect(self.base, ways)
 
     def users(self, operator: Operator) -> Operator:
         """How users of clients are known at ``/mcp``: by what they logged in for, else as ``operator`` knows them."""
@@ -123,4 +129,13 @@ class OAuth:
             "/oauth/revoke": self.standing.revoke,
         }
         posts = [Route(path, oauth_errors(do, fault), methods=["POST"]) for path, do in table.items()]
-        return [*metadata.routes(self.base, self._more()), *posts, *self._browser()]
+        return [*metadata.routes(self.base, self._more()), *posts, *self._browser(), *self._connecting()]
+
+    def _connecting(self) -> list[Route]:
+        if (at := self._connect) is None:
+            return []
+        return [
+            Route("/oauth/connect", pages.shown(at.ask, self._fault), methods=["GET"]),
+            Route("/oauth/connect", pages.shown(at.go, self._fault), methods=["POST"]),
+            Route("/oauth/connected", pages.shown(at.done, self._fault), methods=["GET"]),
+        ]
