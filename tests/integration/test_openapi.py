@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import pytest
 from remit_broker.edges.http.openapi import Offered, untold
 from remit_broker.edges.http.told import TOLD
 from tests.support.cli import new_folder, running
+
+ROOT = Path(__file__).parents[2]
 
 
 class Served:
@@ -64,3 +68,13 @@ def test_no_operation_answers_without_a_token(served: Served) -> None:
             url = served.url + path.replace("{txn}", "a" * 32).replace("{", "").replace("}", "")
             answer = httpx.request(verb.upper(), url, trust_env=False)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "UNAUTHENTICATED"), (verb, path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_whatever_is_sent_is_answered_as_the_description_says(served: Served) -> None:
+    token = served.headers["Authorization"].removeprefix("Bearer ")
+    words = [sys.executable, "-m", "tests.support.fuzz_api", served.url, token, "5"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert int(done.stdout) > 100, "so many requests were made"

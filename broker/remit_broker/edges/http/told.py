@@ -15,6 +15,7 @@ from remit_broker.edges.http.openapi import Told
 from remit_broker.edges.http.pins import Acceptance
 from remit_broker.edges.http.policy import Allow, Observe, Withdraw
 from remit_broker.edges.http.revocations import Stop
+from remit_broker.edges.http.secrets import NewSecret, Place
 
 
 class BudgetQuery(msgspec.Struct, kw_only=True):
@@ -78,6 +79,10 @@ TOLD: Final[dict[str, Told]] = {
     "GET /api/records/{hop}": Told(
         "The records of one hop, or of one refused call.", ("txn", "hop", "records", "asked")
     ),
+    "GET /api/secrets": Told("Secrets of users and services at servers, without their values.", ("secrets",)),
+    "POST /api/secrets": Told("Set a secret.", ("server", "user", "service", "at"), NewSecret),
+    "POST /api/secrets/remove": Told("Forget a secret.", ("server", "user", "service"), Place),
+    "POST /api/secrets/connect": Told("Where a user logs in at a server.", ("server", "user", "url"), Place),
     "GET /api/accesses": Told("Who read the records, in a chain of sealed records.", ("accesses", "chain")),
     "POST /api/policy/simulate": Told("What policy would decide.", ("outcome", "rules"), WhatIf),
     "GET /api/policy/decisions": Told(
