@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Iterable
 from pathlib import Path
 
+import httpx
 import pytest
 
 from remit_broker.adapters.cedar import packaged
@@ -148,9 +150,10 @@ async def test_a_replica_that_is_killed_leaves_the_trace_whole(tmp_path: Path, m
         victim = next(one for one in ready["replicas"] if one["replica"] == records[-1]["by"])
         os.kill(victim["pid"], signal.SIGKILL)
         async with asyncio.timeout(40):
-            while (await lab.records(txn))[-1]["kind"] != "hop.closed":
+            while records[-1]["kind"] != "hop.closed":
                 await asyncio.sleep(0.2)
-        records = await lab.records(txn)
+                with contextlib.suppress(httpx.TransportError, httpx.HTTPStatusError):  # it may have been the HTTP edge
+                    records = await lab.records(txn)
         assert records[-1]["by"] != victim["replica"] and records[-1]["outcome"] == "unknown"
         ledger = expected(records, [])
         spans = await sink.wait_for(*ledger)

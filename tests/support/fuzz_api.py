@@ -1,5 +1,6 @@
-"""The API fuzzed by its own description, in a process of its own (pytest rewrites the imports of its plugins, which Python 3.11 cannot do
-so deep): ``python -m tests.support.fuzz_api URL TOKEN EXAMPLES``.
+"""The API fuzzed by its own description, in a process of its own: ``python -m tests.support.fuzz_api URL TOKEN EXAMPLES``.
+
+Not inside of pytest, which rewrites the imports of its plugins: Python 3.11 cannot do that so deep.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def main(url: str, token: str, examples: int) -> int:
         raise RuntimeError("a check is missing")
     made = 0
     for result in schema.get_all_operations():
-        operation = result.ok()
+        operation = result.ok()  # type: ignore[union-attr]
 
         @given(case=operation.as_strategy())
         @settings(
