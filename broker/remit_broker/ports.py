@@ -194,6 +194,9 @@ class RateLimit(Protocol):
     def admit(self, who: str, weight: int = 1) -> float:
         """0 when the call may go on, else the seconds to wait. ``weight`` is how many ordinary calls it counts as."""
 
+    def charge(self, who: str, weight: int) -> None:
+        """What was asked before turned out to weigh so much more: whoever asks again waits the longer."""
+
 
 class Accounts(Protocol):
     """What users, agents, tools and tenants may use up in a window of time, over all txns and replicas."""

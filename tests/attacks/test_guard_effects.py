@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -208,3 +209,44 @@ async def test_a_frame_that_redaction_makes_too_long_is_withheld(stage: Stage, m
     [early] = [frame for frame in frames if isinstance(frame, Progress)]
     assert early.message.startswith("withheld") and "Tr0ub" not in early.message
     assert isinstance(frames[-1], Result) and frames[-1].value == SECRET_ANSWER
+
+
+async def test_a_large_value_is_searched_aside(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop goes on meanwhile: for other hops, and for the heartbeat without which this replica refuses."""
+    root = await stage.arena.lab.grant("alice", READ)
+    detectors = type(stage.ports.detectors)
+    scan = detectors.scan
+    aside: set[tuple[bool, bool]] = set()
+
+    def watched(self: Any, value: Any) -> Any:
+        aside.add((len(str(value)) > 260_000, threading.current_thread() is not threading.main_thread()))
+        return scan(self, value)
+
+    monkeypatch.setattr(detectors, "scan", watched)
+    stage.files.handlers["read"] = lambda taken: taken.done("y" * 300_000 if taken.dispatch.args else SECRET_ANSWER)
+    await stage.alice.result(READ, root.txn, root.grant)
+    await stage.alice.result(READ, root.txn, root.grant, {"text": "x" * 300_000})
+    monkeypatch.undo()
+    stage.files.handlers["read"] = lambda taken: taken.done(SECRET_ANSWER)
+    assert aside == {(False, False), (True, True)}
+
+
+async def test_what_takes_long_to_search_counts_as_more_calls(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small requests and answers that are slow to search use up the rate of whoever makes the calls."""
+    root = await stage.arena.lab.grant("alice", READ, budget="calls=100")
+    detectors, charged = type(stage.ports.detectors), []
+    clock = type(stage.ports.clock)
+    late = 0.0
+
+    def slow(self: Any, value: Any) -> Any:
+        nonlocal late
+        late += 0.040
+        return ()
+
+    monkeypatch.setattr(clock, "monotonic", lambda self: time.monotonic() + late)
+    monkeypatch.setattr(detectors, "scan", slow)
+    monkeypatch.setattr(type(stage.ports.rates), "charge", lambda self, who, weight: charged.append((who, weight)))
+    await stage.alice.result(READ, root.txn, root.grant)
+    monkeypatch.undo()
+    assert {who for who, _ in charged} == {"alice"}
+    assert len(charged) == 2 and all(weight >= 40 for _, weight in charged)

@@ -398,6 +398,9 @@ class Unlimited:
     def admit(self, who: str, weight: int = 1) -> float:
         return 0.0
 
+    def charge(self, who: str, weight: int) -> None:
+        """Nothing is counted."""
+
 
 class NothingKept:
     async def put(self, at: tuple[str, str, str], data: bytes) -> bool:

@@ -97,3 +97,12 @@ def test_never_more_than_burst_and_rate_allow(rate: float, burst: int, gaps: lis
         clock.at += gap
         count += limit.admit("planner") == 0
         assert count <= burst + (clock.at - start) * rate + 1e-3
+
+
+def test_what_is_charged_afterwards_is_waited_for() -> None:
+    clock = Clock()
+    limit = Gcra(clock, per_second=10, burst=5)
+    assert limit.admit("planner") == 0
+    limit.charge("planner", 14)
+    assert limit.admit("planner") == pytest.approx(1.1)
+    assert limit.admit("worker") == 0

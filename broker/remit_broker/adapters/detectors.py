@@ -47,7 +47,8 @@ class Hit(NamedTuple):
 class ContentDetectors:
     """Detectors of secrets, personal data, signs of injection and hidden characters.
 
-    The work for one value is bounded and counted, not timed, so equal values get equal answers, and no text makes it slow.
+    The work for one value is bounded and counted, not timed, so equal values get equal answers; what takes long is for whoever
+    asks to weigh (:mod:`remit_broker.hop.heavy`).
     ``finders`` are further detectors, such as Presidio; with them every string is searched one by one.
     """
 

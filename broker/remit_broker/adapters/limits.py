@@ -35,11 +35,19 @@ class Gcra:
         early = due - self._tolerance - now
         if early > 0:
             return early / _NANOS
-        self._arrivals[who] = due + self._interval * weight
+        self._put(who, due + self._interval * weight)
+        return 0.0
+
+    def charge(self, who: str, weight: int) -> None:
+        """Use up ``weight`` calls more, whatever is left."""
+        now = round(self._clock.monotonic() * _NANOS)
+        self._put(who, max(self._arrivals.get(who, now), now) + self._interval * weight)
+
+    def _put(self, who: str, due: int) -> None:
+        self._arrivals[who] = due
         self._arrivals.move_to_end(who)
         if len(self._arrivals) > self._remember:
             self._arrivals.popitem(last=False)
-        return 0.0
 
 
 class Unlimited:
@@ -48,6 +56,9 @@ class Unlimited:
     def admit(self, who: str, weight: int = 1) -> float:
         """0: the call may go on."""
         return 0.0
+
+    def charge(self, who: str, weight: int) -> None:
+        """Nothing is counted."""
 
 
 class ByPattern:
@@ -71,6 +82,14 @@ class ByPattern:
         if pattern is None:
             return self._default.admit(self._each(who), weight)
         return self._by[pattern].admit(pattern if self._shared else who, weight)
+
+    def charge(self, who: str, weight: int) -> None:
+        """As :meth:`admit`, and it always goes on."""
+        pattern = self._pattern(who) if self._overrides else None
+        if pattern is None:
+            self._default.charge(self._each(who), weight)
+        else:
+            self._by[pattern].charge(pattern if self._shared else who, weight)
 
     def _pattern(self, who: str) -> str | None:
         if who in self._known:

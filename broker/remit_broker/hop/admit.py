@@ -64,6 +64,7 @@ async def admit(hop: Hop, ports: Ports) -> Hop:
     # What was parsed is not kept beside what it became, for as long as the hop takes.
     return hop.with_(
         ask=msgspec.structs.replace(ask, data=b""),
+        size=len(ask.data),
         request=request,
         deadline=deadline,
         mono_deadline=ask.mono + (deadline - now_ms) / 1000,

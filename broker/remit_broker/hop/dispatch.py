@@ -182,7 +182,7 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch |
                     ask="tell whoever runs it", effect="unknown", cause=str(bad),
                 ) from None  # fmt: skip
             if isinstance(frame, InputRequired):
-                return hop.with_(final=frame, connection=started, heard=heard)
+                return hop.with_(final=frame, final_size=len(data), connection=started, heard=heard)
             if _busy(hop, frame):
                 no = refusal(
                     Code.TARGET_UNAVAILABLE, f"{hop.aim.callee} has no room for the input now", rule="dispatch.busy",
@@ -190,12 +190,10 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch |
                 )  # fmt: skip
                 raise _Unheard(no.body)
             if isinstance(frame, Result | Error):
-                return hop.with_(final=await gathering.end(frame, ports), heard=heard)
+                final = await gathering.end(frame, ports)
+                return hop.with_(final=final, final_size=len(data) + gathering.size, heard=heard)
             if isinstance(frame, Part):
-                try:
-                    said = gathering.take(frame)
-                except Refusal:
-                    raise
+                said = gathering.take(frame)
                 if said is not None:
                     await ports.bus.tell(hop.aim.callee, started, (hop.intent.txn, hop.id), said)
                 continue
@@ -204,7 +202,7 @@ async def _relay(hop: Hop, ports: Ports, channel: Channel, otherwise: Dispatch |
             if room < 0:
                 break
             if isinstance(frame, Progress | Event):
-                await ports.bus.answer(hop.ask.reply, await release(hop, ports, frame, heard))
+                await ports.bus.answer(hop.ask.reply, await release(hop, ports, frame, len(data), heard))
                 heard = after(heard, spoken(frame))
             if isinstance(frame, Started) and not started and is_connection(frame.connection):
                 started = frame.connection

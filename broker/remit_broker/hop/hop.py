@@ -68,6 +68,8 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ask: Ask
     id: str
     # admit
+    size: int = 0
+    """Bytes of the request."""
     request: Request = Request()
     deadline: int = 0
     mono_deadline: float = 0.0
@@ -117,6 +119,8 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     rated: bool = False
     """Whether its target's rate was asked: it lost a race after that."""
     # dispatch
+    final_size: int = 0
+    """Bytes of the final frame, with all its parts."""
     final: Result | Error | InputRequired | None = None
     connection: str = ""
     """That of the callee which works on it, once it has said so."""

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from remit_broker.core.findings import REDACTABLE, class_of, unredactable
+from remit_broker.hop.heavy import weighed
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.label import labelled
 from remit_broker.ports import Ports
@@ -16,9 +17,9 @@ from remit_schemas.records import Finding
 async def inspect(hop: Hop, ports: Ports) -> Hop:
     """Findings in whatever the callee gets, and the labels of everything that has reached the caller so far in this txn."""
     if not hop.searched:
-        found = ports.detectors.scan(content(hop))
+        found = await weighed(lambda: ports.detectors.scan(content(hop)), hop.size, hop, ports)
         if hop.request.want.scopes:
-            found += _in_wishes(hop, ports)
+            found += await weighed(lambda: _in_wishes(hop, ports), hop.size, hop, ports)
         hop = hop.with_(findings=found, searched=True)
     return await labelled(hop, ports)
 

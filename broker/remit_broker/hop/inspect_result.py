@@ -11,6 +11,7 @@ from remit_broker.core.policy import Verdict
 from remit_broker.hop.authorize import question
 from remit_broker.hop.between import between
 from remit_broker.hop.endorse import endorsed
+from remit_broker.hop.heavy import weighed
 from remit_broker.hop.hop import Denied, Hop, Inspected
 from remit_broker.hop.label import at_the_end, heard_before_end, may_reach, with_content
 from remit_broker.ports import Ports
@@ -29,8 +30,7 @@ async def inspect_result(hop: Hop, ports: Ports) -> Hop:
         _fits(hop, ports, final)
     hop = await at_the_end(hop, ports)
     value = _content(final)
-    large = isinstance(final, Result) and final.parts > 0
-    seen = await ports.room.aside(lambda: _look(hop, ports, value)) if large else _look(hop, ports, value)
+    seen = await weighed(lambda: _look(hop, ports, value), hop.final_size, hop, ports)
     across = between(hop.heard, value, ports.detectors)
     seen = seen._replace(findings=(*seen.findings, *across))
     narrowed = endorsed(hop, final, seen.findings)
@@ -53,10 +53,9 @@ async def inspect_result(hop: Hop, ports: Ports) -> Hop:
     shown: Any = value
     redacted: tuple[str, ...] = ()
     if verdict.redact and seen.findings:
-        if large:
-            shown, redacted = await ports.room.aside(lambda: ports.detectors.redact(value, verdict.redact))
-        else:
-            shown, redacted = ports.detectors.redact(value, verdict.redact)
+        shown, redacted = await weighed(
+            lambda: ports.detectors.redact(value, verdict.redact), hop.final_size, hop, ports
+        )
     return hop.with_(
         result=Inspected(
             frame=_with_content(final, shown),
@@ -77,15 +76,17 @@ def detached(hop: Hop, ports: Ports, final: Result) -> Inspected:
     return Inspected(frame=final, digest=ports.digester.digest(hop.ask.txn, data), size=len(data))
 
 
-async def release(hop: Hop, ports: Ports, frame: Progress | Event, heard: tuple[str, ...] = ()) -> Progress | Event:
-    """An intermediate frame as it may be released; where it has to wait for the end, word of that. Refuses RESULT_DENIED.
+async def release(
+    hop: Hop, ports: Ports, frame: Progress | Event, size: int, heard: tuple[str, ...] = ()
+) -> Progress | Event:
+    """An intermediate frame of ``size`` bytes as it may be released; where it has to wait for the end, word of that.
 
-    ``heard`` is what the frames before it said.
+    ``heard`` is what the frames before it said. Refuses RESULT_DENIED.
     """
     hop = await at_the_end(hop, ports)
     raw = msgspec.to_builtins(frame)
     across = between(heard, spoken(frame), ports.detectors)
-    findings = (*ports.detectors.scan(raw), *across)
+    findings = (*await weighed(lambda: ports.detectors.scan(raw), size, hop, ports), *across)
     verdict = _permitted(hop, ports, _Seen("", 0, findings), frozenset(hop.said))
     labels = with_content(hop, ports, findings, verdict.redact).union(verdict.label)
     if not heard_before_end(hop, labels):
@@ -94,7 +95,9 @@ async def release(hop: Hop, ports: Ports, frame: Progress | Event, heard: tuple[
         return Progress(
             message="withheld: it ends something that began in an earlier frame, where it cannot be replaced"
         )
-    shown = ports.detectors.redact(raw, verdict.redact)[0] if verdict.redact and findings else raw
+    shown = raw
+    if verdict.redact and findings:
+        shown, _ = await weighed(lambda: ports.detectors.redact(raw, verdict.redact), size, hop, ports)
     try:
         return msgspec.convert(shown, type(frame))
     except msgspec.ValidationError:

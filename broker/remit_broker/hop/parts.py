@@ -64,11 +64,12 @@ class PartsRoom:
 class Gathering:
     """The parts of one hop's result. ``room`` may be None where the caller takes none."""
 
-    __slots__ = ("_callee", "_hop", "_joiner", "_room")
+    __slots__ = ("_callee", "_hop", "_joiner", "_room", "size")
 
     def __init__(self, room: Room | None, hop: str, callee: str) -> None:
         self._room, self._hop, self._callee = room, hop, callee
         self._joiner: Joiner | None = None
+        self.size = 0
 
     def take(self, part: Part) -> Control | None:
         """The next part; what the callee is to be told of it. Refuses RESULT_INVALID."""
@@ -78,7 +79,9 @@ class Gathering:
                 ask='send the request with "parts": true, or ask for less', effect="unknown",
             )  # fmt: skip
         joiner = self._joiner = self._joiner or Joiner(self._room.largest)
-        self._room.take(self._hop, self._callee, len(part.data.encode()))
+        size = len(part.data.encode())
+        self._room.take(self._hop, self._callee, size)
+        self.size += size
         joiner.take(part)
         # Half of what may be ahead: the callee goes on while the word is on its way.
         return Control(parts=joiner.count) if joiner.count % (AHEAD // 2) == 0 else None

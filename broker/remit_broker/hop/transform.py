@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from remit_broker.hop.heavy import weighed
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.inspect import content
 from remit_broker.hop.label import labelled, marked
@@ -17,7 +18,9 @@ async def transform(hop: Hop, ports: Ports) -> Hop:
     args, given = hop.request.args, hop.request.input
     redacted: tuple[str, ...] = ()
     if hop.judged.redact and hop.findings:
-        cleaned, redacted = ports.detectors.redact(content(hop), hop.judged.redact)
+        classes = hop.judged.redact
+        asked = content(hop)
+        cleaned, redacted = await weighed(lambda: ports.detectors.redact(asked, classes), hop.size, hop, ports)
         args, given = (cleaned, None) if hop.request.resume is None else (cleaned["args"], cleaned["input"])
         ports.schemas.arguments(hop.aim.definition, hop.aim.input_schema, args)
         if not hop.held.scope.covers(str(hop.resource), args):
