@@ -158,7 +158,8 @@ async def test_a_replica_that_is_killed_leaves_the_trace_whole(tmp_path: Path, m
         ledger = expected(records, [])
         spans = await sink.wait_for(*ledger)
         assert {span: of_collector(one) for span, one in spans.items()} == ledger
-        assert len({resource["service.instance.id"] for resource in sink.resources}) == 2
+        # Whoever closed the hop sent its span: the other one, or the one that was started in the place of the killed one.
+        assert {record["by"] for record in records} <= {one["service.instance.id"] for one in sink.resources}
         calling.cancel()
         await desk.close()
         await worker.close()
