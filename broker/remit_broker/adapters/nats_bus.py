@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from msgspec.structs import replace
@@ -147,6 +147,10 @@ class FrameQueue:
         self._bytes -= len(frame or b"")
         return frame
 
+    def left(self) -> list[bytes]:
+        """What nobody has taken."""
+        return [frame for frame in self._frames if frame is not None]
+
     def _expire(self) -> None:
         self._timer = None
         if self._waiter is None or self._waiter.done():
@@ -174,7 +178,7 @@ class _Listening:
 
     async def __aexit__(self, *_: object) -> None:
         self._queue.close()
-        self._bus.forget(self._parties, (self._txn, self._hop))
+        self._bus.forget(self._parties, (self._txn, self._hop), self._queue.left())
 
 
 class NatsBus:
@@ -285,9 +289,16 @@ class NatsBus:
         """Wait until it is said that a hop has ended, at most ``seconds``."""
         await self._endings.until(at, seconds)
 
-    def forget(self, parties: Parties, at: tuple[str, str]) -> None:
-        """Nobody listens to that hop any more."""
+    def forget(self, parties: Parties, at: tuple[str, str], unread: Iterable[bytes]) -> None:
+        """Nobody listens to that hop any more. ``unread`` are the frames of it that came and were not looked at.
+
+        INVARIANT: a callee that says that it has started in the moment its hop ends is told to stop
+        (test_who_started_in_the_moment_of_the_end_is_told_to_stop).
+        """
         del self._open[parties.callee, *at], self._called[parties.caller, *at], self._running[at]
+        for data in unread:
+            if (parties.callee, *at) in self._unwanted:
+                self._late_start(subjects.Reply(parties.callee, self.replica, *at), data)
 
     def withdraw(self, entry: Entry) -> None:
         """End the running hops of this replica that depend on what was revoked: each asks its callee to stop, and is closed."""
