@@ -158,8 +158,10 @@ async def test_a_replica_that_is_killed_leaves_the_trace_whole(tmp_path: Path, m
         ledger = expected(records, [])
         spans = await sink.wait_for(*ledger)
         assert {span: of_collector(one) for span, one in spans.items()} == ledger
-        assert len({resource["service.instance.id"] for resource in sink.resources}) == 2
-        calling.cancel()
+        # Whoever closed the hop sent its span: the other one, or the one that was started in the place of the killed one.
+        told = {record["by"] for record in records if record["kind"] in ("txn.opened", "hop.closed")}
+        assert told <= {resource["service.instance.id"] for resource in sink.resources}
+        await asyncio.gather(calling, return_exceptions=True)
         await desk.close()
         await worker.close()
 
@@ -176,9 +178,10 @@ async def test_a_broker_that_is_asked_to_stop_sends_every_span_first(tmp_path: P
         txn, grant = await lab.grant("desk", "agent/**", calls=100)
         one = {"budget": {"usd_micros": 0, "tokens": 0, "calls": 1}}
         await asyncio.gather(*(desk.result("agent/worker/work", txn, grant, want=one) for _ in range(50)))
-        ledger = expected(await lab.records(txn), [])
-        assert len(ledger) == 51
-        await lab.stop()
-        assert {span: of_collector(one) for span, one in sink.spans.items()} == ledger
+        await lab.stop()  # at once: less than what a span waits for others to go with
+        sent = {span: of_collector(one) for span, one in sink.spans.items()}
         await desk.close()
         await worker.close()
+        await lab.start()
+        ledger = expected(await lab.records(txn), [])
+        assert len(ledger) == 51 and sent == ledger
