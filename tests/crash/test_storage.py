@@ -259,4 +259,4 @@ async def test_an_older_store_beside_a_newer_index_is_refused_and_named(killed: 
     async with started(hurt) as said:
         assert isinstance(said, str) and "lost records that were acknowledged" in said
     code, report = await audited(hurt.folder)
-    assert (code, bad(report)) == (1, {"witness", "index"})
+    assert (code, bad(report)) == (1, {"witness", "index", "tree"})
