@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 
@@ -45,12 +45,16 @@ MAX_TEXT: Final = 8192
 _MAX_NAMED: Final = 3
 
 
-class Detail(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """An entry of ``authorization_details`` (RFC 9396): a resource pattern and constraints of arguments."""
+class Detail(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="type", tag="remit"
+):
+    """An entry of ``authorization_details`` (RFC 9396, section 2): a resource pattern and constraints of arguments.
+
+    Its type ``remit`` is always written; where whoever asks for a scope leaves it out, it is this one.
+    """
 
     resource: str
     args: dict[str, dict[str, Any]] = {}
-    type: Literal["remit"] = "remit"
 
 
 # Details, as they are compared

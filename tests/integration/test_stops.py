@@ -176,7 +176,7 @@ async def test_a_hop_that_opens_just_before_its_grant_is_revoked_is_cancelled(
         await lab.broker.revocations.announce("default", jti(root))
         await until(lambda: root.txn in lab.broker.ports.bus._suspect)  # type: ignore[attr-defined]
 
-    monkeypatch.setattr("remit_broker.hop.dispatch._same_world", same_world)
+    monkeypatch.setattr("remit_broker.hop.dispatch.same_world", same_world)
     frames = await alice.call(READ, root.txn, root.grant)
     assert (error_of(frames).code, error_of(frames).rule) == ("CANCELLED", "grant.revoked")
     kinds = [record["kind"] for record in await lab.records(root.txn)]
