@@ -247,6 +247,7 @@ async def test_a_server_gets_no_credential_but_for_its_own_open_hop(house: House
         root = (await lab.grant("caller", "mcp/**", user="ann")).grant
         async with house.front.client("/mcp/own", token=root) as client:
             await client.call_tool("seen", {})
+        await lab.broker.caught_up()
         records = await lab.broker.index.chain("default", claims_of(root)["txn"])
         ended = next(entry["grant"] for entry in records if entry["record"]["kind"] == "hop.opened")
         for grant in (root, ended, ended[:-4] + "AAAA"):
