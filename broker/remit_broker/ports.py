@@ -234,6 +234,9 @@ class Room(Protocol):
     largest: int
     """Bytes of JSON that one result may have."""
 
+    processor: Callable[[], float]
+    """Seconds of the processor that this thread has used: what a machine does beside is not counted."""
+
     def take(self, hop: str, callee: str, size: int) -> None:
         """Hold ``size`` bytes more for ``hop``. Refuses RESULT_INVALID where there is no room."""
 

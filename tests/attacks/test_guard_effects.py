@@ -235,7 +235,6 @@ async def test_what_takes_long_to_search_counts_as_more_calls(stage: Stage, monk
     """Small requests and answers that are slow to search use up the rate of whoever makes the calls."""
     root = await stage.arena.lab.grant("alice", READ, budget="calls=100")
     detectors, charged = type(stage.ports.detectors), []
-    clock = type(stage.ports.clock)
     late = 0.0
 
     def slow(self: Any, value: Any) -> Any:
@@ -243,7 +242,7 @@ async def test_what_takes_long_to_search_counts_as_more_calls(stage: Stage, monk
         late += 0.040
         return ()
 
-    monkeypatch.setattr(clock, "monotonic", lambda self: time.monotonic() + late)
+    monkeypatch.setattr(stage.ports.room, "processor", lambda: time.thread_time() + late)
     monkeypatch.setattr(detectors, "scan", slow)
     monkeypatch.setattr(type(stage.ports.rates), "charge", lambda self, who, weight: charged.append((who, weight)))
     await stage.alice.result(READ, root.txn, root.grant)

@@ -57,6 +57,7 @@ def seeded(loop: SimulatedLoop, seed: int, *, grant_ttl: int = 60) -> Iterator[D
     put(time, "time", wall)
     put(time, "monotonic", monotonic)
     put(time, "perf_counter", monotonic)
+    put(time, "thread_time", monotonic)
     put(time, "time_ns", lambda: int(wall() * 1e9))
     put(secrets, "_sysrand", drawn)
     put(secrets, "choice", drawn.choice)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -24,6 +25,7 @@ class PartsRoom:
 
     def __init__(self, largest: int) -> None:
         self.largest = largest
+        self.processor = time.thread_time
         self._held: dict[str, tuple[str, int]] = {}
         self._of: Counter[str] = Counter()
         self._quiet = asyncio.Lock()
