@@ -59,7 +59,7 @@ def pointer(tokens: Sequence[str]) -> str:
 
 def _width(text: str) -> int:
     plain = text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
-    return len(text) if plain else len(msgspec.json.encode(text)) - 2
+    return len(text) if plain else len(msgspec.json.encode(text.encode(errors="replace").decode())) - 2
 
 
 def summary(found: Iterable[tuple[str, str]]) -> tuple[Finding, ...]:
