@@ -407,7 +407,9 @@ async def test_a_ledger_that_does_not_answer_is_no_want_of_a_role(
 
 async def test_whoever_is_turned_away_at_the_api_is_in_the_refusals(house: House) -> None:
     """A token that is none, one of a user without the role, and one in a body; many of each are a few records."""
-    await house.lab.broker.refusals.stop()  # what others were refused at the door a moment ago counts as kinds of the same caller
+    await (
+        house.lab.broker.refusals.stop()
+    )  # what others were refused at the door a moment ago counts as kinds of the same caller
     began = rfc3339(time.time())
     viewer = {"Authorization": f"Bearer {house.issuer.token(roles=['viewer'], sub='eve')}"}
     forged = {"Authorization": f"Bearer {swapped(house.issuer)}"}
