@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from tests.support.attach_fixture import alive, eventually
 
 contained = pytest.mark.skipif(bool(unavailable()), reason=f"nothing can be contained here: {unavailable()}")
 PYTHON = sys.executable
+TRUE = shutil.which("true") or "true"
 ASK = """
 import json, os, socket, sys
 from pathlib import Path
@@ -173,16 +175,16 @@ def test_nothing_of_the_machine_is_bound_but_the_system_the_program_and_what_was
 ) -> None:
     monkeypatch.setattr(containment, "unavailable", lambda: "")
     room = Room((Path("/srv/docs"),), (Path("/srv/out"),))
-    words = launch(["/usr/bin/true"], {}, None, room, NO_LIMITS, tmp_path / "home").words
+    words = launch([TRUE], {}, None, room, NO_LIMITS, tmp_path / "home").words
     bound = {(words[i], words[i + 1]) for i, word in enumerate(words) if word in ("--bind", "--ro-bind")}
     assert {path for word, path in bound if word == "--bind"} == {"/srv/out", str(tmp_path / "home")}
     outside = [path for _, path in bound if not path.startswith(("/usr", "/bin", "/sbin", "/lib", "/opt", "/nix"))]
     assert sorted(outside) == sorted(["/srv/docs", "/srv/out", str(tmp_path / "home")])
     assert "--unshare-all" in words and "--share-net" not in words and "--die-with-parent" in words
     # Found from the folder the broker runs in, which the server is not in.
-    monkeypatch.chdir("/usr/bin")
-    assert launch(["./true"], {}, None, room, NO_LIMITS, None).words[-1] == "/usr/bin/true"
-    assert "--share-net" in launch(["/usr/bin/true"], {}, None, Room(network=True), NO_LIMITS, None).words
+    monkeypatch.chdir(Path(TRUE).parent)
+    assert launch(["./true"], {}, None, room, NO_LIMITS, None).words[-1] == TRUE
+    assert "--share-net" in launch([TRUE], {}, None, Room(network=True), NO_LIMITS, None).words
 
 
 def test_a_program_is_there_with_what_it_was_installed_with(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Evidence of one chain that verifies offline.", no_args_is_help=True)
 
 
+Cycles = Annotated[list[str] | None, typer.Option(help="caller>callee pairs that policy permits to close a loop.")]
 Witnesses = Annotated[
     list[str] | None,
     typer.Option(metavar="VKEY", help="The key of a witness that must have signed the checkpoint: name+id+base64."),
@@ -57,9 +58,7 @@ def verify(
     keys: Annotated[
         Path, typer.Option(help="The JWKS as downloaded from /.well-known/jwks.json; nothing else is trusted.")
     ],
-    allow_cycle: Annotated[
-        list[str] | None, typer.Option(help="caller>callee pairs that policy permits to close a loop.")
-    ] = None,
+    allow_cycle: Cycles = None,
     witness: Witnesses = None,
     as_json: Json = False,
 ) -> None:
@@ -83,9 +82,7 @@ def report(
         Path | None,
         typer.Option(help="The JWKS of the issuer. Without it the page says that nobody's keys were trusted."),
     ] = None,
-    allow_cycle: Annotated[
-        list[str] | None, typer.Option(help="caller>callee pairs that policy permits to close a loop.")
-    ] = None,
+    allow_cycle: Cycles = None,
     witness: Witnesses = None,
     as_json: Json = False,
 ) -> None:
