@@ -151,7 +151,11 @@ async def test_instructions_that_changed_are_not_shown(stage: Stage) -> None:
         ("bad1", "prompt/review", {"prompts": [{**PROMPT, "description": POISON}]}),
         ("bad2", "prompt/review", {"prompts": [{**PROMPT, "arguments": [{"name": "a", "description": POISON}]}]}),
         ("bad3", "resource/note://plan", {"resources": [{**NOTE, "title": "The\u200b plan"}]}),
-        ("bad4", "template/x://{a}", {"templates": [{"uriTemplate": "x://{a}", "name": "x", "_meta": {"say": POISON}}]}),
+        (
+            "bad4",
+            "template/x://{a}",
+            {"templates": [{"uriTemplate": "x://{a}", "name": "x", "_meta": {"say": POISON}}]},
+        ),
         ("bad5", "instructions/", {"instructions": POISON}),
         ("bad6", "instructions/", {"instructions": "Always look first when you use send_mail."}),
     ],
@@ -207,7 +211,10 @@ async def _api(stage: Stage, path: str) -> Any:
 
 async def test_a_prompt_that_looks_like_another_waits() -> None:
     others = {"mail": ["prompt/compose", "resource/note://plan"]}
-    offers = {"prompts": [{"name": "c\u043empose"}, {"name": "mail__compose"}], "resources": [{"uri": "note://pl\u0430n"}]}
+    offers = {
+        "prompts": [{"name": "c\u043empose"}, {"name": "mail__compose"}],
+        "resources": [{"uri": "note://pl\u0430n"}],
+    }
     found = suspicious(offers, [], {}, others)
     assert set(found) == {"prompt/c\u043empose", "prompt/mail__compose", "resource/note://pl\u0430n"}
     twins = suspicious({"prompts": [{"name": "c\u043empose"}, {"name": "compose"}]}, [], {}, {})

@@ -95,7 +95,9 @@ class PinBook:
         pins = self.of(after.name)
         said = {d.op: d.digest for d in after.definitions} | digests(after.offers)
         gone: dict[str, Definition | _Kept] = {
-            f"was.{after.name}.{_at(d.op)}": d for d in before.definitions if pins.get(d.op) == d.digest != said.get(d.op)
+            f"was.{after.name}.{_at(d.op)}": d
+            for d in before.definitions
+            if pins.get(d.op) == d.digest != said.get(d.op)
         }
         for key, one in shown(before.offers).items():
             if pins.get(key) == digest_of(one) != said.get(key):

@@ -16,7 +16,11 @@ import msgspec
 from remit_broker.core.lookalike import skeleton, twins
 from remit_broker.core.pins import BETWEEN, digest_of, spoken_of
 
-KINDS: Final = {"resources": ("resource", "uri"), "templates": ("template", "uriTemplate"), "prompts": ("prompt", "name")}
+KINDS: Final = {
+    "resources": ("resource", "uri"),
+    "templates": ("template", "uriTemplate"),
+    "prompts": ("prompt", "name"),
+}
 """Of each list of an offer what one of it is called, and by which member."""
 INSTRUCTIONS: Final = "instructions/"
 _LONGEST: Final = 200
@@ -95,9 +99,7 @@ def shut(offers: Mapping[str, Any], reasons: Mapping[str, str]) -> Shut:
     if not waiting:
         return Shut()
     templates = [str(one.get("uriTemplate")) for one in offers.get("templates", [])]
-    return Shut(
-        waiting, tuple((one.partition("{")[0], waiting.get(key_of("template", one), "")) for one in templates)
-    )
+    return Shut(waiting, tuple((one.partition("{")[0], waiting.get(key_of("template", one), "")) for one in templates))
 
 
 def open_of(offers: Mapping[str, Any], reasons: Mapping[str, str]) -> dict[str, Any]:
@@ -115,7 +117,10 @@ def open_of(offers: Mapping[str, Any], reasons: Mapping[str, str]) -> dict[str, 
 
 
 def suspicious(
-    offers: Mapping[str, Any], own: Iterable[str], tools: Mapping[str, Sequence[str]], others: Mapping[str, Iterable[str]]
+    offers: Mapping[str, Any],
+    own: Iterable[str],
+    tools: Mapping[str, Sequence[str]],
+    others: Mapping[str, Iterable[str]],
 ) -> dict[str, str]:
     """Of what a server shows that which could be taken for another's, or gives orders about a tool of another.
 
@@ -138,7 +143,9 @@ def _disguised(said: Iterable[str], others: Mapping[str, Iterable[str]]) -> dict
         skeleton(f"prompt/{server}{sign}{key.removeprefix('prompt/')}"): (server, key)
         for server, some in others.items() for key in some if key.startswith("prompt/") for sign in BETWEEN
     }  # fmt: skip
-    found = {key: f"it looks like {other} of the same server" for key, other in twins(keys).items() if not key.isascii()}
+    found = {
+        key: f"it looks like {other} of the same server" for key, other in twins(keys).items() if not key.isascii()
+    }
     for key in keys:
         look = skeleton(key)
         if not key.isascii() and look in seen:

@@ -104,7 +104,9 @@ class Catalogue:
         """The server that has a resource, or else a template that begins as the URI does; None where none or several have."""
         if self._server is not None:
             return self._server
-        exact = {a.name for a in self._attached() if any(one.get("uri") == uri for one in a.offers.get("resources", []))}
+        exact = {
+            a.name for a in self._attached() if any(one.get("uri") == uri for one in a.offers.get("resources", []))
+        }
         if len(exact) == 1:
             return exact.pop()
         near = {
