@@ -1,4 +1,4 @@
-"""Resources, templates, prompts and instructions: pinned when first seen, held where somebody has to look, shown and asked for when accepted."""
+"""Resources, templates, prompts and instructions: pinned when first seen, and neither shown nor asked for while they wait."""
 
 from __future__ import annotations
 

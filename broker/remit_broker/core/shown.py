@@ -1,4 +1,4 @@
-"""What an MCP server shows beside its tools (resources, templates, prompts, its instructions), one by one under the name that pins it. Pure.
+"""What an MCP server shows beside its tools (resources, templates, prompts, instructions), each under the name that pins it. Pure.
 
 A name is ``resource/<uri>``, ``template/<uri template>``, ``prompt/<name>`` or ``instructions/``. No tool has a name with a slash,
 so pins of both stand side by side.
