@@ -17,7 +17,7 @@ from remit_broker.core.issuers import Ability
 from remit_broker.core.listing import ChainFilter
 from remit_broker.core.near import meant
 from remit_broker.core.registry import Principal
-from remit_broker.core.times import rfc3339
+from remit_broker.core.times import rfc3339, utc
 from remit_broker.edges.http import log, policy, secrets, vault
 from remit_broker.edges.http.approvals import Approvals, Say, approver
 from remit_broker.edges.http.bodies import Delegate, NewAgent, Revocation
@@ -237,7 +237,7 @@ class Api:
     async def _list_servers(self, request: Request, at: Call) -> Any:
         managed = {server["name"]: server for server in at.desk.servers.servers()}
         listed = [
-            {"state": "remote", **_described(p, at), **managed.pop(p.name, {}), "waiting": _waiting(p.name, at)}
+            {"state": "remote", **_described(p, at), **managed.pop(p.name, {}), **_quarantined(p.name, at)}
             for p in at.desk.directory.principals()
             if p.kind == "mcp"
         ]
@@ -258,10 +258,11 @@ class Api:
         raw: dict[str, Any] = {key: value for key, value in request.query_params.items() if key != PARAMETER}
         try:
             wanted = msgspec.convert(raw, ChainFilter, strict=False)
-        except msgspec.ValidationError as error:
+            times = {key: utc(value) for key in ("since", "until") if (value := getattr(wanted, key)) is not None}
+        except ValueError as error:  # msgspec.ValidationError is one
             raise refusal(Code.MALFORMED, str(error), rule="api.query", ask="see remit chains --help") from None
         await self._caught_up()
-        page = await self._index.chains(at.tenant, wanted)
+        page = await self._index.chains(at.tenant, msgspec.structs.replace(wanted, **times))
         return {"chains": page.rows, "cursor": page.cursor}
 
     async def _chain(self, request: Request, at: Call) -> Any:
@@ -416,8 +417,14 @@ def _described(principal: Principal, at: Call) -> dict[str, Any]:
     return {**msgspec.to_builtins(principal), "serves": served}
 
 
+def _quarantined(name: str, at: Call) -> dict[str, Any]:
+    waiting = _waiting(name, at)
+    return {"waiting": waiting, "quarantined": len(waiting)}
+
+
 def _waiting(name: str, at: Call) -> list[str]:
-    return [resource.op for resource in at.desk.directory.quarantined(name)]
+    directory = at.desk.directory
+    return [*(resource.op for resource in directory.quarantined(name)), *directory.quarantined_shown(name)]
 
 
 async def _no_body(request: Request) -> None:
