@@ -18,8 +18,8 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("point", ["erasing", "shredded"])
 async def test_a_broker_killed_in_an_erasure_completes_it_when_it_starts_again(tmp_path: Path, point: str) -> None:
     async with process_lab(tmp_path) as lab:
-        with lab.config.open("a", encoding="utf-8") as file:
-            file.write("\n[vault]\non = true\n")
+        text = lab.config.read_text(encoding="utf-8")
+        lab.config.write_text(text.replace("# on = false", "on = true"), encoding="utf-8")
         await lab.start(failpoint=point)
         await lab.agent("desk")
         await lab.agent("worker")
