@@ -15,7 +15,7 @@ from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.shared.exceptions import MCPError
 
 from tests.support.attach_fixture import SERVERS
-from tests.support.cli import REMIT, Running, new_folder, remit, start, until
+from tests.support.cli import REMIT, Running, new_folder, remit, start
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +62,10 @@ async def test_a_client_chooses_the_generation_that_both_know(with_tools: Runnin
 
 async def test_a_request_that_is_cancelled_over_a_pipe_is_cancelled_at_the_broker(with_tools: Running) -> None:
     with_tools.json("servers", "add", "talk", "--", sys.executable, str(SERVERS / "talkative.py"))
-    until(
-        lambda: any(one["name"] == "talk" and one["state"] == "running" for one in with_tools.json("servers", "list"))
-    )
+    with_tools.server_runs("talk")
     async with Client(bridge(with_tools, "talk"), mode="2026-07-28") as client:
-        known: Any = (await client.call_tool("touch", {"text": "note://x"})).meta["dev.remit/txn"]
+        meta: Any = (await client.call_tool("touch", {"text": "note://x"})).meta
+        known = meta["dev.remit/txn"]
         slow = asyncio.create_task(client.call_tool("wait", {"text": "60"}))
         async with asyncio.timeout(30):
             while "mcp/talk/wait" not in json.dumps(with_tools.json("chain", known)):

@@ -86,10 +86,8 @@ async def test_a_client_without_a_session_is_asked_only_what_it_can_be_asked(fro
 
 async def test_what_is_listed_is_cached_for_its_principal_alone(front: Front) -> None:
     raw = front.raw("/mcp/files")
-    for method, params in (
-        ("server/discover", {}), ("tools/list", {}), ("resources/list", {}), ("prompts/list", {}), ("resources/templates/list", {}),
-    ):  # fmt: skip
-        answer = (await raw.once(method, params)).json()
+    for method in ("server/discover", "tools/list", "resources/list", "prompts/list", "resources/templates/list"):
+        answer = (await raw.once(method)).json()
         assert answer["result"]["cacheScope"] == "private" and answer["result"]["resultType"] == "complete", answer
     raw.path = "/mcp/talkative"
     assert (await raw.once("resources/read", {"uri": "note://one"})).json()["result"]["ttlMs"] == 0
