@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -13,7 +13,8 @@ import pytest
 import pytest_asyncio
 
 from remit_broker.edges.attach.source import source
-from tests.support.attach_fixture import SERVERS, eventually, free_port
+from tests.support.attach_fixture import SERVERS, free_port
+from tests.support.cli import until
 from tests.support.mcp_client import Front, Raw, front_of
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
@@ -23,18 +24,23 @@ ASK = {
 SAID = {"1": {"action": "accept", "content": {"name": "ann"}}}
 
 
+@pytest.fixture(scope="module")
+def talkative() -> Iterator[str]:
+    """The server over HTTP: there a question comes on the stream of its call, so that several can be open at once."""
+    port = free_port()
+    server = subprocess.Popen([sys.executable, str(SERVERS / "talkative.py"), "http", str(port)])
+    until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+    yield f"http://127.0.0.1:{port}/mcp"
+    server.kill()
+    server.wait()
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def front(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Front]:
+async def front(tmp_path_factory: pytest.TempPathFactory, talkative: str) -> AsyncIterator[Front]:
     async with AsyncExitStack() as stack:
         running = await stack.enter_async_context(front_of(tmp_path_factory.mktemp("front")))
-        # Over HTTP: there a question comes on the stream of its call, so that several can be open at once.
-        port = free_port()
-        server = subprocess.Popen([sys.executable, str(SERVERS / "talkative.py"), "http", str(port)])
-        stack.callback(server.wait)
-        stack.callback(server.kill)
-        await eventually(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
         for name in ("talkative", "other"):
-            await running.attach(name, source(url=f"http://127.0.0.1:{port}/mcp"), stack)
+            await running.attach(name, source(url=talkative), stack)
         yield running
 
 

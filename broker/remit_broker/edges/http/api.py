@@ -226,7 +226,7 @@ class Api:
     async def _list_servers(self, request: Request, at: Call) -> Any:
         managed = {server["name"]: server for server in at.desk.servers.servers()}
         listed = [
-            {"state": "remote", **_described(p, at), **managed.pop(p.name, {}), "waiting": _waiting(p.name, at)}
+            {"state": "remote", **_described(p, at), **managed.pop(p.name, {}), **_quarantined(p.name, at)}
             for p in at.desk.directory.principals()
             if p.kind == "mcp"
         ]
@@ -390,8 +390,14 @@ def _described(principal: Principal, at: Call) -> dict[str, Any]:
     return {**msgspec.to_builtins(principal), "serves": served}
 
 
+def _quarantined(name: str, at: Call) -> dict[str, Any]:
+    waiting = _waiting(name, at)
+    return {"waiting": waiting, "quarantined": len(waiting)}
+
+
 def _waiting(name: str, at: Call) -> list[str]:
-    return [resource.op for resource in at.desk.directory.quarantined(name)]
+    directory = at.desk.directory
+    return [*(resource.op for resource in directory.quarantined(name)), *directory.quarantined_shown(name)]
 
 
 async def _no_body(request: Request) -> None:
