@@ -57,8 +57,8 @@ def export(
     if hop and not with_payloads:
         raise ConfigError("--hop says of which hops contents are disclosed", "say --with-payloads too")
     client = BrokerClient(load(config), tenant)
-    query = f"?payloads={','.join(hop) if hop else 'all'}" if with_payloads else ""
-    found = client.get(f"/api/chains/{whole(client, txn)}/evidence{query}")
+    payloads = (",".join(hop) if hop else "all") if with_payloads else None
+    found = client.get(f"/api/chains/{whole(client, txn)}/evidence", payloads=payloads)
     output.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     if as_json:
         say({"txn": found["txn"], "file": str(output), "records": len(found["records"]), "complete": found["complete"]})
