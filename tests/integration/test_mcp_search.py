@@ -152,7 +152,7 @@ async def test_the_best_find_is_that_whose_name_says_it() -> None:
         Described("hub__close", "", "Closes an issue.", {"properties": {"issue_id": {}}}),
         Described("hub__push", "", "Pushes.", {}),
     ]
-    assert [tools[at].name for at in found("list the issues", tools, 10)][0] == "hub__listIssues"
-    assert [tools[at].name for at in found("issu", tools, 10)][0] == "hub__listIssues"
+    assert next(tools[at].name for at in found("list the issues", tools, 10)) == "hub__listIssues"
+    assert next(tools[at].name for at in found("issu", tools, 10)) == "hub__listIssues"
     assert found("zebra", tools, 10) == [] and found("", tools, 2) == [0, 1] and found("x", [], 5) == []
     assert words("listOpen_issuesHTTPServer 2x") == ["list", "open", "issues", "http", "server", "2x"]
