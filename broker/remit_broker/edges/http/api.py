@@ -17,7 +17,7 @@ from remit_broker.core.issuers import Ability
 from remit_broker.core.listing import ChainFilter
 from remit_broker.core.near import meant
 from remit_broker.core.registry import Principal
-from remit_broker.core.times import rfc3339
+from remit_broker.core.times import rfc3339, utc
 from remit_broker.edges.http import log, policy, secrets
 from remit_broker.edges.http.approvals import Approvals, Say, approver
 from remit_broker.edges.http.bodies import Delegate, NewAgent, Revocation
@@ -247,10 +247,11 @@ class Api:
         raw: dict[str, Any] = {key: value for key, value in request.query_params.items() if key != PARAMETER}
         try:
             wanted = msgspec.convert(raw, ChainFilter, strict=False)
-        except msgspec.ValidationError as error:
+            times = {key: utc(value) for key in ("since", "until") if (value := getattr(wanted, key)) is not None}
+        except ValueError as error:  # msgspec.ValidationError is one
             raise refusal(Code.MALFORMED, str(error), rule="api.query", ask="see remit chains --help") from None
         await self._caught_up()
-        page = await self._index.chains(at.tenant, wanted)
+        page = await self._index.chains(at.tenant, msgspec.structs.replace(wanted, **times))
         return {"chains": page.rows, "cursor": page.cursor}
 
     async def _chain(self, request: Request, at: Call) -> Any:
