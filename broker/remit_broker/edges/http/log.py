@@ -22,12 +22,20 @@ if TYPE_CHECKING:
     from remit_broker.edges.http.desk import Call
 
 AUDITED: Final = {
-    "/api/records": "records", "/api/records/{hop}": "records", "/api/chains": "chains", "/api/chains/{txn}": "chains",
-    "/api/policy/decisions": "decisions", "/api/chains/{txn}/evidence": "evidence",
+    "/api/records": "records", "/api/records/{hop}": "records", "/api/find/{prefix}": "records", "/api/chains": "chains",
+    "/api/chains/{txn}": "chains", "/api/chains/{txn}/evidence": "evidence of {txn}", "/api/policy/decisions": "decisions",
+    "/api/policy/rulings": "rulings", "/api/approvals": "approvals", "/api/approvals/{id}": "approval {id}",
+    "/api/revocations": "revocations", "/api/budgets": "budgets", "/api/accesses": "accesses",
 }  # fmt: skip
 """Routes that read what happened, and what is recorded of that."""
+STATE: Final = frozenset({
+    "/api/status", "/api/agents", "/api/servers", "/api/servers/{name}/changes", "/api/checkpoint", "/api/secrets", "/api/openapi.json",
+})  # fmt: skip
+"""Routes that read what is there now, and nothing of what anybody did (test_every_read_is_of_what_is_or_is_recorded)."""
 HOUR: Final = 3600
 REMEMBERED: Final = 10_000
+LONGEST: Final = 64
+"""Characters of what was read that are recorded: an id may be anything that a caller writes."""
 
 
 class LogDesk:
@@ -44,7 +52,7 @@ class LogDesk:
 
         INVARIANT: nobody reads what happened without a record of that (test_reading_the_records_is_itself_recorded).
         """
-        now, key = self._clock.now(), (who, what)
+        now, key = self._clock.now(), (who, what := what[:LONGEST])
         hour = int(now // HOUR)
         if self._noted.get(key) == hour and not what.startswith("evidence"):
             return
