@@ -77,6 +77,10 @@ class Catalogue:
         same = [shown.resource for shown in self._all() if shown.name == name]
         return same[0] if len(same) == 1 else None
 
+    def schema(self, name: str) -> dict[str, Any] | None:
+        """The schema of the arguments of a tool; None where there is none of that name."""
+        return next((one.definition.input_schema for one in self._all() if one.name == name), None)
+
     def offered(self, what: str) -> list[dict[str, Any]]:
         """The ``resources``, ``templates`` or ``prompts`` of this view, of servers whose own operation may be seen."""
         op = "$prompt" if what == "prompts" else "$resource"
