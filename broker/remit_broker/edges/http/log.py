@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from remit_broker.edges.http.desk import Call
 
 AUDITED: Final = {
-AUDITED: Final = {
     "/api/records": "records", "/api/records/{hop}": "records", "/api/find/{prefix}": "records", "/api/chains": "chains",
     "/api/chains/{txn}": "chains", "/api/chains/{txn}/evidence": "evidence", "/api/vault": "vault",
     "/api/vault/{hop}": "contents",
