@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -110,7 +110,7 @@ def list_(tenant: Tenant = None, config: Config = None, as_json: Json = False) -
         out.print(
             line(
                 (server["name"], "bold"),
-                f"  {server['state']}  {len(tools)} tools  {server.get('reason', '')}".rstrip(),
+                f"  {server['state']}  {len(tools)} tools{_others(server)}  {server.get('reason', '')}".rstrip(),
                 (f"  {server['contained']}" if server.get("contained") else "", "dim"),
             )
         )
@@ -125,6 +125,11 @@ def list_(tenant: Tenant = None, config: Config = None, as_json: Json = False) -
             )
     if not found:
         out.print("none yet  → remit servers add NAME -- CMD")
+
+
+def _others(server: dict[str, Any]) -> str:
+    count = server.get("processes", 0)
+    return f"  {count} process{'es' if count != 1 else ''} of users" if count else ""
 
 
 @app.command("remove")
