@@ -123,7 +123,7 @@ def _source(where: Path, name: str, raw: Any) -> Source:
     try:
         found = source(
             command, url, cwd=raw.get("cwd"), env=env, room=_room(raw), limits=_limits(raw.get("limits", {})),
-            sharing=_sharing(raw),
+            sharing=sharing_of(raw),
         )  # fmt: skip
     except (SourceError, TypeError) as error:
         raise ServersFileError(f"{at}: {error}") from None
@@ -157,7 +157,8 @@ def _limits(raw: Any) -> Limits:
     return Limits(**raw)
 
 
-def _sharing(raw: dict[str, Any]) -> Sharing:
+def sharing_of(raw: dict[str, Any]) -> Sharing:
+    """Who has a process of a server. Raises :class:`SourceError`."""
     of, most, idle = raw.get("process", "server"), raw.get("processes", 16), raw.get("idle", 300)
     if of not in ("server", "user", "txn"):
         raise SourceError("process is server, user or txn")
