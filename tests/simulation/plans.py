@@ -53,7 +53,7 @@ def story(rng: random.Random, *, clustered: bool, tenants: tuple[str, ...] = ("d
     acts = _acts(rng, seconds)
     if len(tenants) > 1:
         acts += [Act(rng.random() * seconds, "cross", rng.choice(CROSSINGS)) for _ in range(rng.choice((2, 4, 8)))]
-    return Story(txns, sorted(acts), faults, seconds, rng.choice((0.05, 0.2, 0.5)))
+    return Story(txns, sorted(acts), faults, seconds, rng.choice((0.03, 0.1, 0.3)))
 
 
 def _faults(rng: random.Random, clustered: bool) -> frozenset[str]:
@@ -96,7 +96,7 @@ def call(rng: random.Random, depth: int, seconds: float, chain: tuple[str, ...] 
         to, plan = "mcp/tools/read", _odd(rng)
     else:
         to, plan = rng.choice(("agent/nobody/do", "agent/leaf/forbidden", "agent/desk/do", "agent/planner/do")), {}
-    careful = rng.random() < 0.14 and CAREFULLY.get(to)
+    careful = rng.random() < 0.3 and CAREFULLY.get(to)
     to = careful or to
     found: Plan = {"to": to, "plan": plan, "wait": rng.random() * seconds if depth == 0 else rng.random() * 0.02}
     if rng.random() < 0.85:
