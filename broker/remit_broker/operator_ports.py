@@ -79,6 +79,12 @@ class Directory(Registry, Protocol):
     def quarantined(self, name: str) -> list[Resource]:
         """Tools whose definition waits to be accepted."""
 
+    def quarantined_shown(self, name: str) -> list[str]:
+        """What of that which a server shows beside its tools waits to be accepted: ``resource/<uri>``, ``prompt/<name>`` …"""
+
+    def presented(self, name: str) -> Attachment | None:
+        """What a principal serves, without what it shows beside its tools that waits to be accepted."""
+
     async def add(self, principal: Principal) -> None:
         """Register. Refuses CONFLICT."""
 

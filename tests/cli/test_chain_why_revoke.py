@@ -60,6 +60,8 @@ def test_chains_lists_what_was_delegated(broker: Running, told: dict[str, Any]) 
     [
         (["--user", "ann"], True), (["--user", "bob"], False), (["--tool", "mcp/tools"], True), (["--agent", "x"], False),
         (["--code", "OUT_OF_SCOPE"], True), (["--since", "2099-01-01T00:00:00Z"], False),
+        (["--server", "tools", "--decision", "deny", "--rule", "narrow.scope", "--since", "24h", "--max-cost", "0.5"], True),
+        (["--decision", "allow", "--reason", "no such words"], False), (["--label", "pii"], False), (["--min-cost", "5"], False),
     ],
 )  # fmt: skip
 def test_chains_are_narrowed_by_filters(broker: Running, told: dict[str, Any], words: list[str], there: bool) -> None:

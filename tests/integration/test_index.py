@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import shutil
 import sqlite3
 import stat
@@ -16,6 +17,7 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from remit_broker.adapters import index_log
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.jetstream import JetStream, Message, stream_seq
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
@@ -27,7 +29,7 @@ from remit_broker.core.listing import ChainFilter
 from remit_broker.ports import at_once
 from remit_schemas.budget import ONE_CALL, Budget
 from remit_schemas.errors import Refusal
-from remit_schemas.records import Record, plain
+from remit_schemas.records import Decision, Record, plain
 from tests.support.local_nats import LocalNats, local_nats
 from tests.support.story import TXN, Story, closing, hop_id, opened, opening, refused
 
@@ -144,6 +146,162 @@ async def test_chains_are_found_by_user_agent_tool_code_and_time(index: SqliteIn
     assert await found(since="2026-11-04T00:00:00.000Z") == "b" and await found(until="2026-11-04T00:00:00.000Z") == "a"
     assert await found(user="ann", code="POLICY_DENIED") == ""
     assert await found(user="' OR 1=1 --") == ""
+
+
+async def test_chains_are_found_by_server_decision_rule_label_cost_and_words_of_reasons(index: SqliteIndex) -> None:
+    story = chain()
+    story.open(C, budget=Budget(9000, 0, 1), resource="mcp/mail/send", labels=("pii",))
+    story.close(
+        C, Budget(1500, 0, 0), "error", code="RESULT_DENIED", rule="no-secrets", reason="Found a SECRET in the mail"
+    )
+    other = Story(opened(OTHER, at="2026-11-04T00:00:00.000Z", labels=("phi",)))
+    observed = Decision("would_deny", ("observed-rule",), "rev")
+    other.open(A, resource="mcp/files2/read_file", decision=observed)
+    other.close(A, Budget(20, 0, 0))
+    await index.add([*messages(story), *messages(other, 20)])
+    await index.add_refusals(refusals(refused(txn=OTHER, code="POLICY_DENIED", message="Only after four o'clock")))
+
+    async def found(**wanted: Any) -> str:
+        return "".join(row.txn[0] for row in (await index.chains("default", ChainFilter(**wanted))).rows)
+
+    assert await found(server="files") == await found(server="mail") == "a" and await found(server="files2") == "b"
+    assert await found(server="file") == await found(server="researcher") == ""
+    assert await found(decision="allow") == "a" and await found(decision="would_deny") == "b"
+    assert await found(decision="deny") == "b", "a refused call is a decision of its task"
+    assert await found(rule="observed-rule") == "b" and await found(rule="no-secrets") == "a"
+    assert await found(rule="narrow.scope") == "b", "the rule of a refusal"
+    assert await found(label="pii") == "a" and await found(label="phi") == "b" and await found(label="p") == ""
+    assert (
+        await found(reason="secret") == await found(reason="MAIL  found") == "a"
+        and await found(reason="secret o'clock") == ""
+    )
+    assert await found(reason="o'clock four") == "b"
+    assert await found(min_usd_micros=1) == "ba" and await found(min_usd_micros=20) == "ba"
+    assert await found(min_usd_micros=21) == await found(min_usd_micros=1500) == await found(min_usd_micros=1501) == "a"
+    assert await found(min_usd_micros=2_000_000) == "" and await found(max_usd_micros=20) == "b"
+    assert await found(min_usd_micros=10, max_usd_micros=100) == "b"
+    assert (
+        await found(tool="mcp/files") == "ba"
+        and await found(tool="mcp/files/") == "a"
+        and await found(tool="*") == "ba"
+    )
+    assert (
+        await found(server="mail", label="pii", rule="no-secrets", code="RESULT_DENIED", reason="secret", user="ann")
+        == "a"
+    )
+    with pytest.raises(Refusal) as no:
+        await index.chains("default", ChainFilter(reason="? !"))
+    assert no.value.body.code == "MALFORMED"
+
+
+async def test_a_refusal_may_be_read_before_its_task(index: SqliteIndex) -> None:
+    """The two streams are read side by side."""
+    await index.add_refusals(refusals(refused(txn=TXN, code="POLICY_DENIED")))
+    by_code, of_all = ChainFilter(code="POLICY_DENIED"), ChainFilter()
+    assert (await index.chains("default", by_code)).rows == []
+    await index.add(messages(chain()))
+    assert [row.txn for row in (await index.chains("default", by_code)).rows] == [TXN]
+    await index.rebuild(refusals_from=2)
+    assert (await index.chains("default", of_all)).rows == (await index.chains("default", by_code)).rows == []
+    await index.add(messages(chain()))
+    assert [row.txn for row in (await index.chains("default", by_code)).rows] == [TXN]
+
+
+async def test_a_file_of_an_older_version_finds_what_it_holds(tmp_path: Path) -> None:
+    """Made as the version before wrote it, without marks; its refusals may be in no stream any more."""
+    path = tmp_path / "index.db"
+    index = await SqliteIndex.open(path)
+    story = chain()
+    await index.add(messages(story))
+    await index.add_refusals(refusals(refused(txn=TXN, code="POLICY_DENIED", message="not on a Sunday"), refused()))
+    marked = await index._all("SELECT * FROM mark ORDER BY 1, 2, 3", ())
+    await index.close()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        for at in (
+            "DROP TABLE mark",
+            "DROP INDEX record_by_tenant",
+            "DROP INDEX refusal_by_tenant",
+            "PRAGMA user_version = 6",
+        ):
+            db.execute(at)
+        for column in ("resource", "callee", "caller", "code"):
+            db.execute(f"CREATE INDEX hop_by_{column} ON hop (tenant, {column}, txn)")
+        db.execute("CREATE INDEX txn_by_user ON txn (tenant, user, opened_at DESC, txn DESC)")
+    again = await SqliteIndex.open(path)
+    assert await again._all("SELECT * FROM mark ORDER BY 1, 2, 3", ()) == marked and len(marked) > 10
+    page = await again.chains("default", ChainFilter(reason="sunday", code="TARGET_UNAVAILABLE", min_usd_micros=1))
+    assert [row.txn for row in page.rows] == [TXN]
+    await again.close()
+
+
+def filtered_in_words(rows: list[tuple[Story, dict[str, set[str]]]], **wanted: str) -> list[str]:
+    """The same listing, told without an index."""
+    fit = [story for story, has in rows if all(value in has[name] for name, value in wanted.items())]
+    return [story.fold.txn for story in sorted(fit, key=lambda one: (one.records[0]["at"], one.fold.txn), reverse=True)]
+
+
+async def test_any_filters_together_page_without_gap_or_overlap(index: SqliteIndex) -> None:
+    drawn = random.Random(7)
+    rows: list[tuple[Story, dict[str, set[str]]]] = []
+    batch: list[Message] = []
+    for number in range(1, 120):
+        user, tool = (
+            drawn.choice(("ann", "bob")),
+            drawn.choice(("mcp/files/read", "mcp/mail/send", "agent/critic/review")),
+        )
+        at, label = f"2026-11-{drawn.randint(1, 9):02d}T00:00:00.000Z", drawn.choice(("pii", "phi"))
+        story = Story(opened(f"{number:032x}", user=user, at=at))
+        story.open(A, resource=tool, labels=(label,))
+        rows.append((story, {"user": {user}, "tool": {tool, tool.split("/")[0]}, "label": {label}}))
+        batch += messages(story, first=len(batch) + 1)
+    await index.add(batch)
+    asked: tuple[dict[str, Any], ...] = (
+        {}, {"user": "bob"}, {"tool": "mcp"}, {"tool": "mcp", "label": "pii"}, {"user": "ann", "tool": "mcp/mail/send", "label": "phi"},
+    )  # fmt: skip
+    for wanted in asked:
+        seen: list[str] = []
+        cursor = None
+        while True:
+            page = await index.chains("default", ChainFilter(limit=7, cursor=cursor, **wanted))
+            seen += [row.txn for row in page.rows]
+            if (cursor := page.cursor) is None:
+                break
+        assert seen == filtered_in_words(rows, **wanted) and len(seen) > 7
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {}, {"user": "ann"}, {"agent": "planner"}, {"server": "files"}, {"tool": "mcp/files/read_file"}, {"tool": "mcp/f"},
+        {"decision": "allow"}, {"rule": "default"}, {"code": "TARGET_UNAVAILABLE"}, {"label": "pii"}, {"reason": "found"},
+        {"min_usd_micros": 10}, {"max_usd_micros": 10}, {"since": "2026-11-03T00:00:00.000Z"}, {"user": "ann", "server": "files"},
+    ],
+    ids=str,
+)  # fmt: skip
+async def test_no_page_is_sorted_and_none_looks_at_every_task(index: SqliteIndex, wanted: dict[str, Any]) -> None:
+    await index.add(messages(chain()))
+    asked: list[tuple[str, Any]] = []
+    read = index._all
+
+    async def noting(query: str, given: Any) -> list[Any]:
+        asked.append((query, given))
+        return await read(query, given)
+
+    index._all = noting  # type: ignore[method-assign]
+    await index.chains("default", ChainFilter(**wanted))
+    for query, given in asked:
+        plan = [row[3] for row in await read(f"EXPLAIN QUERY PLAN {query}", given)]
+        # The page itself, of at most 501 rows, may be put in order again.
+        found = plan[: next((n for n, step in enumerate(plan) if step.startswith("SCAN found")), len(plan))]
+        assert not [step for step in found if "TEMP B-TREE" in step], plan
+        assert not [step for step in plan if step.startswith(("SCAN t", "SCAN m", "SCAN x", "SCAN h", "SCAN c"))], plan
+
+
+async def test_the_log_of_one_tenant_is_read_without_looking_at_others(index: SqliteIndex) -> None:
+    for query in (index_log._LEDGER, index_log._REFUSALS):
+        given = {"tenant": "acme", "after": 0, "since": "", "until": "~", "rows": 10}
+        plan = [row[3] for row in await index._all(f"EXPLAIN QUERY PLAN {query}", given)]
+        assert "_by_tenant (tenant=? AND rowid>?)" in plan[0] and "TEMP B-TREE" not in str(plan), plan
 
 
 async def test_pages_meet_without_gap_or_overlap(index: SqliteIndex) -> None:
@@ -575,8 +733,9 @@ async def test_decisions_are_read_in_the_order_of_the_stream_without_sorting_the
     later = await index.decisions("default", 0, "opened", 100, "2026-11-03T14:30:00.000Z")
     assert [record["at"][14:16] for _, record, _ in later] == [f"{number}" for number in range(30, 40)]
     plan = await index._all(
-        "EXPLAIN QUERY PLAN SELECT r.stream_seq FROM record r JOIN txn t ON (t.tenant, t.txn) = (r.tenant, r.txn) "
-        "WHERE +r.tenant = 'default' AND r.kind = 'hop.opened' AND r.stream_seq > 0 ORDER BY r.stream_seq LIMIT 5",
+        "EXPLAIN QUERY PLAN SELECT r.stream_seq FROM record r INDEXED BY record_by_tenant "
+        "CROSS JOIN txn t ON (t.tenant, t.txn) = (r.tenant, r.txn) "
+        "WHERE r.tenant = 'default' AND r.kind = 'hop.opened' AND r.stream_seq > 0 ORDER BY r.stream_seq LIMIT 5",
         (),
     )
     assert "TEMP B-TREE" not in str(plan)

@@ -12,12 +12,13 @@ DRIFT: Final = 600.0
 """Seconds by which the clocks of replicas may differ: so much earlier than ``since`` is looked."""
 
 _LEDGER: Final = (
-    "SELECT r.stream_seq, t.user, r.body FROM record r LEFT JOIN txn t ON (t.tenant, t.txn) = (r.tenant, r.txn) "
+    "SELECT r.stream_seq, t.user, r.body FROM record r INDEXED BY record_by_tenant "
+    "LEFT JOIN txn t ON (t.tenant, t.txn) = (r.tenant, r.txn) "
     "WHERE r.tenant = :tenant AND r.stream_seq > :after AND r.at >= :since AND r.at < :until ORDER BY r.stream_seq LIMIT :rows"
 )
 _REFUSALS: Final = (
-    "SELECT stream_seq, user, body FROM refusal WHERE tenant = :tenant AND stream_seq > :after AND at >= :since AND at < :until "
-    "ORDER BY stream_seq LIMIT :rows"
+    "SELECT stream_seq, user, body FROM refusal INDEXED BY refusal_by_tenant "
+    "WHERE tenant = :tenant AND stream_seq > :after AND at >= :since AND at < :until ORDER BY stream_seq LIMIT :rows"
 )
 _NEXT_AT: Final = {
     table: f"SELECT stream_seq, at FROM {table} WHERE stream_seq >= ? ORDER BY stream_seq LIMIT 1"  # noqa: S608 - constants

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from typing import Any, Final, NamedTuple
 
 import aiosqlite
 
+from remit_broker.adapters.index_chains import CHAIN, MAX_ROWS, ChainQueries, chain_row
 from remit_broker.adapters.index_log import LogQueries
-from remit_broker.core.listing import ApprovalRow, ChainFilter, ChainPage, ChainRow, HopHit, Untold
+from remit_broker.core.listing import ApprovalRow, ChainRow, HopHit, Untold
 from remit_broker.core.near import by_beginning
-from remit_schemas.budget import Budget
-from remit_schemas.errors import Code, refusal
 
-MAX_ROWS: Final = 500
 _NEARLY: Final = 5000
 """Records within which clocks of replicas may differ."""
 
@@ -46,25 +42,10 @@ class IdleTxn(NamedTuple):
     seq: int
 
 
-_CHAIN: Final = """
-SELECT t.tenant, t.txn, user, agent, opened_at, last_at, closed_at, reason, continues, hops, open_hops,
-    (SELECT coalesce(sum(count), 0) FROM refusal r WHERE r.tenant = t.tenant AND r.txn = t.txn),
-    limit_usd_micros, limit_tokens, limit_calls, spent_usd_micros, spent_tokens, spent_calls, last_seq + 1, b.why
-FROM txn t LEFT JOIN broken b ON (b.tenant, b.txn) = (t.tenant, t.txn)
-WHERE t.tenant = :tenant
-"""
-_WHERE: Final = {
-    "user": "AND user = :user",
-    "agent": "AND (agent = :agent OR t.txn IN (SELECT txn FROM hop WHERE tenant = :tenant AND callee = :agent) "
-    "OR t.txn IN (SELECT txn FROM hop WHERE tenant = :tenant AND caller = :agent))",
-    "tool": "AND t.txn IN (SELECT txn FROM hop WHERE tenant = :tenant AND resource >= :tool AND resource < :tool_end)",
-    "code": "AND (t.txn IN (SELECT txn FROM hop WHERE tenant = :tenant AND code = :code) "
-    "OR t.txn IN (SELECT txn FROM refusal WHERE tenant = :tenant AND code = :code))",
-    "since": "AND opened_at >= :since",
-    "until": "AND opened_at < :until",
-    "cursor": "AND (opened_at, t.txn) < (:cursor_at, :cursor_txn)",
-}
-
+_SUMMARY: Final = (
+    f"{CHAIN} FROM txn t LEFT JOIN broken b ON (b.tenant, b.txn) = (t.tenant, t.txn) "
+    "WHERE (t.tenant, t.txn) = (:tenant, :txn)"
+)
 _REVISION: Final = "json_extract(r.body, '$.decision.revision')"
 _APPROVAL: Final = f"""
 SELECT a.txn, a.id, a.user, a.resource, a.at, a.exp, a.verdict, a.use_until, a.used_by, t.closed_at IS NOT NULL, {_REVISION}
@@ -86,24 +67,11 @@ _IN_STATE: Final = {
 }
 
 
-class IndexQueries(LogQueries):
+class IndexQueries(ChainQueries, LogQueries):
     """Reads through a connection that cannot write."""
 
     def __init__(self, reader: aiosqlite.Connection) -> None:
         self._reader = reader
-
-    async def chains(self, tenant: str, wanted: ChainFilter) -> ChainPage:
-        """A page of txns, newest first. Raises a MALFORMED refusal for a cursor that no page ended with."""
-        limit = max(1, min(wanted.limit, MAX_ROWS))
-        given: dict[str, Any] = {name: value for name in _WHERE if (value := getattr(wanted, name)) is not None}
-        query = " ".join([_CHAIN, *(_WHERE[name] for name in given), "ORDER BY opened_at DESC, t.txn DESC LIMIT :rows"])
-        if wanted.tool is not None:
-            given |= {"tool": (tool := wanted.tool.rstrip("*")), "tool_end": f"{tool}\U0010ffff"}
-        if wanted.cursor is not None:
-            given["cursor_at"], given["cursor_txn"] = _cursor(wanted.cursor)
-        found = [_chain_row(row) for row in await self._all(query, given | {"tenant": tenant, "rows": limit + 1})]
-        more = _make_cursor(found[limit - 1]) if len(found) > limit else None
-        return ChainPage(found[:limit], more)
 
     async def head(self, tenant: str, txn: str) -> tuple[int, str, int] | None:
         """The last record of a txn that was seen: its number, its hash, and where it stood in the stream."""
@@ -113,8 +81,8 @@ class IndexQueries(LogQueries):
 
     async def summary(self, tenant: str, txn: str) -> ChainRow | None:
         """One txn as a listing shows it."""
-        rows = await self._all(f"{_CHAIN} AND t.txn = :txn", {"tenant": tenant, "txn": txn})
-        return _chain_row(rows[0]) if rows else None
+        rows = await self._all(_SUMMARY, {"tenant": tenant, "txn": txn})
+        return chain_row(rows[0]) if rows else None
 
     async def chain(self, tenant: str, txn: str) -> list[dict[str, Any]]:
         """The entries of a txn in order, each ``{"record": …, "grant": token or None}``; empty where there is none."""
@@ -136,7 +104,8 @@ class IndexQueries(LogQueries):
     ) -> list[tuple[int, dict[str, Any], dict[str, Any], str]]:
         """Records of ends and of questions in order after a place: each with its place, what opened its hop, and its user."""
         query = (
-            "SELECT r.stream_seq, r.txn, r.body, t.user FROM record r JOIN txn t ON (t.tenant, t.txn) = (r.tenant, r.txn) "
+            "SELECT r.stream_seq, r.txn, r.body, t.user FROM record r INDEXED BY record_by_tenant "
+            "CROSS JOIN txn t ON (t.tenant, t.txn) = (r.tenant, r.txn) "
             "WHERE r.tenant = ? AND r.kind IN ('hop.closed', 'hop.parked') AND r.stream_seq > ? ORDER BY r.stream_seq LIMIT ?"
         )
         rows = [
@@ -157,18 +126,19 @@ class IndexQueries(LogQueries):
     ) -> list[tuple[int, dict[str, Any], str]]:
         """Records of calls that were ``opened`` or ``refused``, in order after a place: each with its place and its user.
 
-        None from before ``since`` (RFC 3339). The ``+`` keeps the planner from sorting all records of a tenant for each page.
+        None from before ``since`` (RFC 3339).
         """
         after = max(after, await self._before(since)) if since and kind == "opened" else after
         if kind == "opened":
             query = (
-                "SELECT r.stream_seq, r.body, t.user FROM record r JOIN txn t ON (t.tenant, t.txn) = (r.tenant, r.txn) "
-                "WHERE +r.tenant = ? AND r.kind = 'hop.opened' AND r.stream_seq > ? AND r.at >= ? ORDER BY r.stream_seq LIMIT ?"
+                "SELECT r.stream_seq, r.body, t.user FROM record r INDEXED BY record_by_tenant "
+                "CROSS JOIN txn t ON (t.tenant, t.txn) = (r.tenant, r.txn) "
+                "WHERE r.tenant = ? AND r.kind = 'hop.opened' AND r.stream_seq > ? AND r.at >= ? ORDER BY r.stream_seq LIMIT ?"
             )
         else:
             query = (
-                "SELECT stream_seq, body, coalesce(user, '') FROM refusal "
-                "WHERE +tenant = ? AND stream_seq > ? AND at >= ? ORDER BY stream_seq LIMIT ?"
+                "SELECT stream_seq, body, coalesce(user, '') FROM refusal INDEXED BY refusal_by_tenant "
+                "WHERE tenant = ? AND stream_seq > ? AND at >= ? ORDER BY stream_seq LIMIT ?"
             )
         rows = await self._all(query, (tenant, after, since, limit))
         return [(seq, json.loads(body), user) for seq, body, user in rows]
@@ -233,11 +203,6 @@ class IndexQueries(LogQueries):
         """
         rows = await self._all(query, (now, limit))
         return [Untold((tenant, txn, name), json.loads(body)) for tenant, txn, name, body in rows]
-
-    async def users(self, tenant: str) -> list[str]:
-        """Everybody a task was ever opened for, up to ten thousand."""
-        query = "SELECT DISTINCT user FROM txn WHERE tenant = ? LIMIT 10000"
-        return [user for (user,) in await self._all(query, (tenant,))]
 
     async def find(self, tenant: str, prefix: str, limit: int = 10) -> list[str]:
         """The ids of txns that begin with ``prefix``."""
@@ -319,35 +284,8 @@ class IndexQueries(LogQueries):
             return list(await rows.fetchall())
 
 
-def _chain_row(row: Any) -> ChainRow:
-    return ChainRow(
-        tenant=row[0], txn=row[1], user=row[2], agent=row[3], opened_at=row[4], last_at=row[5], closed_at=row[6],
-        reason=row[7], continues=row[8], hops=row[9], open_hops=row[10], refused=row[11], limit=Budget(*row[12:15]),
-        spent=Budget(*row[15:18]), records=row[18], broken=row[19],
-    )  # fmt: skip
-
-
 def _approval(row: Any) -> ApprovalRow:
     return ApprovalRow(
         txn=row[0], id=row[1], user=row[2], resource=row[3], at=row[4], exp=row[5], verdict=row[6], use_until=row[7],
         used_by=row[8], closed=bool(row[9]), revision=row[10] or "",
     )  # fmt: skip
-
-
-def _make_cursor(row: ChainRow) -> str:
-    return base64.urlsafe_b64encode(f"{row.opened_at} {row.txn}".encode()).decode()
-
-
-def _cursor(text: str) -> tuple[str, str]:
-    try:
-        at, _, txn = base64.urlsafe_b64decode(text.encode()).decode().partition(" ")
-    except (binascii.Error, UnicodeError):
-        at = txn = ""
-    if not txn:
-        raise refusal(
-            Code.MALFORMED,
-            "the cursor is not one that a page ended with",
-            rule="index.cursor",
-            ask="start at the first page",
-        )
-    return at, txn

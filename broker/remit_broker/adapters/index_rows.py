@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from remit_broker.adapters import index_marks
 from remit_broker.adapters.jetstream import Message
+from remit_broker.core.marks import Mark, marks
 from remit_broker.core.merkle import leaf_hash
 from remit_broker.core.sealing import refusal_leaf
 from remit_schemas.budget import UNITS
@@ -29,6 +31,7 @@ class Head(NamedTuple):
     seq: int
     hash: str
     broken: str | None = None
+    opened_at: str = ""
 
 
 class Rows:
@@ -53,6 +56,8 @@ class Rows:
         self.votes: list[Row] = []
         self.uses: list[Row] = []
         """Approvals that were asked for, what people said to them, and which hop used one up."""
+        self.marks: dict[Key, set[Mark]] = {}
+        """What the txns are found by."""
         self.last: dict[Key, Row] = {}
         self.broken: list[Row] = []
         self.leaves: list[bytes] = []
@@ -90,7 +95,8 @@ def project(messages: Sequence[Message], heads: Mapping[Key, Head]) -> Rows:
         at, hop = record["at"], record["hop"]
         body = _json(record).decode()
         rows.records.append((message.seq, *key, record["seq"], at, record["kind"], hop, body, grant))
-        rows.heads[key] = Head(record["seq"], record["hash"])
+        head = rows.heads[key] = Head(record["seq"], record["hash"], None, head.opened_at or at)
+        rows.marks.setdefault(key, set()).update(marks(record))
         rows.last[key] = (at, record["seq"], record["hash"], message.seq)
     return rows
 
@@ -168,13 +174,14 @@ def _close(rows: Rows, key: Key, record: dict[str, Any]) -> None:
         charged[index] += amount
 
 
-def refusal_row(message: Message) -> tuple[Row | None, bytes]:
-    """The row of a refused call (None for a message that is not one), and its leaf: as it leaves with evidence, without its cause."""
+def refusal_row(message: Message) -> tuple[Row | None, bytes, list[Row]]:
+    """The row of a refused call (None for a message that is not one), its leaf: as it leaves with evidence, without its cause; and its
+    marks."""
     try:
         record = parse_entry(message.data).record
         at = (record["hop"], record["user"], record["caller"], record["resource"], record["code"], record["at"])
         body = _json(record).decode()
         row = (message.seq, record["tenant"], record["txn"], *at, record["count"], body)
     except (ValueError, KeyError, TypeError, Refusal):
-        return None, refusal_leaf(message.data)
-    return row, refusal_leaf(message.data)
+        return None, refusal_leaf(message.data), []
+    return row, refusal_leaf(message.data), index_marks.of_refusals([record])

@@ -31,6 +31,7 @@ from remit_broker.core.registry import (
     annotations_of,
     ceiling_of,
 )
+from remit_broker.core.shown import open_of, shown, shut
 from remit_schemas.budget import ONE_CALL, Budget
 from remit_schemas.errors import Code, refusal
 from remit_schemas.names import DEFAULT_TENANT, Resource
@@ -69,6 +70,8 @@ class KvRegistry:
         self._attachments: dict[str, Attachment] = {}
         self.pins = PinBook()
         self._targets: dict[Resource, Target] = {}
+        self._shut: dict[str, dict[str, str]] = {}
+        self._presented: dict[str, Attachment] = {}
         self.heard: list[Callable[[str], None]] = []
         """Told of whatever changed about a principal; they must not wait."""
         self._seen = asyncio.Condition()
@@ -178,7 +181,9 @@ class KvRegistry:
         """Take note of what a principal serves. The first definition of a tool pins it; a changed one waits for acceptance."""
         known = self._attachments.get(attachment.name)
         if attachment.kind == "mcp":
-            new = self.pins.first_seen(attachment)
+            new, crowded = self.pins.first_seen(attachment)
+            if crowded:
+                attachment = msgspec.structs.replace(attachment, held={**attachment.held, **crowded})
             for key, old in self.pins.going(known, attachment).items():
                 await self._put(key, old)
             if new:
@@ -211,12 +216,28 @@ class KvRegistry:
     def forgettable(self, name: str) -> list[str]:
         """What was accepted of a server that it does not offer now."""
         attachment = self._attachments.get(name)
-        said = {d.op for d in attachment.definitions} if attachment else set()
+        said = {d.op for d in attachment.definitions} | set(shown(attachment.offers)) if attachment else set()
         return sorted(op for op in self.pins.of(name) if op not in said)
 
     def quarantined(self, name: str) -> list[Resource]:
         """The tools of a server that wait to be accepted."""
         return [resource for resource, target in self._targets.items() if resource.name == name and target.quarantined]
+
+    def quarantined_shown(self, name: str) -> list[str]:
+        """What of that which a server shows beside its tools waits to be accepted."""
+        return sorted(self._shut.get(name, {}))
+
+    def presented(self, name: str) -> Attachment | None:
+        """What a principal serves, without what it shows beside its tools that waits to be accepted."""
+        return self._presented.get(name)
+
+    def shown(self, but: str) -> dict[str, list[str]]:
+        """The names of what every server except one shows beside its tools, by server."""
+        return {
+            name: list(shown(attachment.offers))
+            for name, attachment in self._attachments.items()
+            if attachment.kind == "mcp" and name != but and name in self._principals
+        }
 
     def offered(self, but: str) -> dict[str, list[str]]:
         """The tools of every server except one, by server."""
@@ -285,7 +306,7 @@ class KvRegistry:
             self._attachments.pop(name, None)
             if value is not None:
                 self._attachments[name] = msgspec.json.decode(value, type=Attachment)
-        elif kind in ("pins", "was"):
+        elif kind in ("pins", "was", "seen"):
             name = self.pins.hear(kind, name, value)
         self._resolve(name)
         for hear in self.heard:
@@ -294,9 +315,17 @@ class KvRegistry:
     def _resolve(self, name: str) -> None:
         for stale in [resource for resource in self._targets if resource.name == name]:
             del self._targets[stale]
+        self._shut.pop(name, None)
+        self._presented.pop(name, None)
         principal, attachment = self._principals.get(name), self._attachments.get(name)
         if principal is None or attachment is None or attachment.kind != principal.kind:
             return
+        reasons = self.pins.shut(attachment) if principal.kind == "mcp" else {}
+        if reasons:
+            self._shut[name] = reasons
+        left = open_of(attachment.offers, reasons) if reasons else attachment.offers
+        self._presented[name] = msgspec.structs.replace(attachment, offers=left)
+        closed = shut(attachment.offers, reasons)
         for definition in attachment.definitions:
             resource = Resource(principal.kind, name, definition.op)
             held = (
@@ -304,7 +333,9 @@ class KvRegistry:
                 if principal.kind == "mcp" and not definition.op.startswith("$")
                 else ""
             )
-            self._targets[resource] = self._target(principal, definition, resource, held)
+            found = self._target(principal, definition, resource, held)
+            ours = definition.op.startswith("$")
+            self._targets[resource] = msgspec.structs.replace(found, shut=closed) if ours and reasons else found
 
     def _target(self, principal: Principal, definition: Definition, resource: Resource, held: str) -> Target:
         return Target(

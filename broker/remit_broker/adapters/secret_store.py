@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import hmac
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 from nacl.exceptions import CryptoError
@@ -17,7 +17,7 @@ from nacl.secret import SecretBox
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import KeyValueConfig, StorageType
-from nats.js.errors import APIError, BucketNotFoundError, KeyNotFoundError, NoKeysError
+from nats.js.errors import APIError, BucketNotFoundError, KeyNotFoundError
 from nats.js.kv import KeyValue
 
 from remit_broker.adapters.errors import ConfigError
@@ -29,6 +29,8 @@ from remit_schemas.errors import Code, Refusal, refusal
 BUCKET: Final = "secrets"
 BYTES: Final = 256 << 20
 WAIT: Final = 5.0
+# What a server tells of at once.
+LISTED: Final = 100_000
 
 
 class Sealer(Protocol):
@@ -73,22 +75,30 @@ class KeySealer:
         return SecretBox(hmac.digest(self._master, place.encode(), hashlib.sha256))
 
 
+class _Opened(NamedTuple):
+    """What there is once the bucket is open."""
+
+    js: JetStreamContext
+    kv: KeyValue
+
+
 class SecretStore:
     """By tenant, server and user."""
 
     def __init__(self, sealer: Sealer) -> None:
         self._sealer = sealer
-        self._kv: KeyValue | None = None
+        self._opened: _Opened | None = None
 
     async def start(self, js: JetStreamContext, replicas: int) -> None:
         """Open the bucket, or make it."""
         try:
-            self._kv = await js.key_value(BUCKET)
+            kv = await js.key_value(BUCKET)
         except BucketNotFoundError:
             config = KeyValueConfig(
                 bucket=BUCKET, history=1, max_bytes=BYTES, storage=StorageType.FILE, replicas=replicas
             )
-            self._kv = await js.create_key_value(config)
+            kv = await js.create_key_value(config)
+        self._opened = _Opened(js, kv)
 
     async def put(self, tenant: str, secret: Secret) -> None:
         """Set one. Refuses LEDGER_UNAVAILABLE."""
@@ -96,7 +106,7 @@ class SecretStore:
         sealed = self._sealer.seal(key, msgspec.json.encode(secret))
         try:
             async with asyncio.timeout(WAIT):
-                await self._bucket.put(key, sealed)
+                await self._started.kv.put(key, sealed)
         except (APIError, NatsError, OSError, TimeoutError) as error:
             raise _away(error) from None
 
@@ -111,28 +121,34 @@ class SecretStore:
             return False
         try:
             async with asyncio.timeout(WAIT):
-                await self._bucket.purge(key)
+                await self._started.kv.purge(key)
         except (APIError, NatsError, OSError, TimeoutError) as error:
             raise _away(error) from None
         return True
 
     async def all(self, tenant: str) -> list[Secret]:
         """Those of a tenant, without their values."""
+        # Not keys(): the client takes a bucket for empty whose first message comes while it asks how many there are.
+        before = f"$KV.{BUCKET}."
         try:
             async with asyncio.timeout(WAIT):
-                keys = await self._bucket.keys()
-        except NoKeysError:
-            return []
+                info = await self._started.js.stream_info(f"KV_{BUCKET}", subjects_filter=f"{before}{tenant}.>")
         except (APIError, NatsError, OSError, TimeoutError) as error:
             raise _away(error) from None
-        found = [await self._open(key) for key in keys if key.startswith(f"{tenant}.")]
+        subjects = info.state.subjects or {}
+        if len(subjects) >= LISTED:
+            raise refusal(
+                Code.TOO_LARGE, f"a tenant has {LISTED} secrets or more: too many to list", rule="secrets.listed",
+                ask="set and remove them by server and user",
+            )  # fmt: skip
+        found = [await self._open(subject.removeprefix(before)) for subject in subjects]
         kept = [msgspec.structs.replace(one, value="") for one in found if one is not None]
         return sorted(kept, key=lambda one: (one.server, one.user))
 
     async def _open(self, key: str) -> Secret | None:
         try:
             async with asyncio.timeout(WAIT):
-                entry = await self._bucket.get(key)
+                entry = await self._started.kv.get(key)
         except KeyNotFoundError:
             return None
         except (APIError, NatsError, OSError, TimeoutError) as error:
@@ -146,10 +162,10 @@ class SecretStore:
             ) from None  # fmt: skip
 
     @property
-    def _bucket(self) -> KeyValue:
-        if self._kv is None:
+    def _started(self) -> _Opened:
+        if self._opened is None:
             raise RuntimeError("not started")
-        return self._kv
+        return self._opened
 
 
 def _key(tenant: str, server: str, user: str) -> str:

@@ -22,7 +22,7 @@ import aiosqlite
 import msgspec
 from nats.aio.client import Client
 
-from remit_broker.adapters import index_rows, index_tree, jetstream_ledger, refusal_stream
+from remit_broker.adapters import index_marks, index_rows, index_tree, jetstream_ledger, refusal_stream
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.index_proofs import IndexProofs
 from remit_broker.adapters.index_queries import IndexQueries
@@ -34,7 +34,7 @@ from remit_broker.adapters.stream_tail import Regressed, StreamTail, made_certai
 from remit_schemas.records import GENESIS, parse_entry
 
 _MIGRATION: Final = re.compile(r"(\d{4})_\w+\.sql")
-_DATA: Final = ("record", "hop", "txn", "broken", "approval")
+_DATA: Final = ("record", "hop", "txn", "broken", "approval", "mark")
 
 _INSERTS: Final[Mapping[str, str]] = {
     "txns": "INSERT INTO txn (tenant, txn, user, agent, root, continues, opened_at, last_at, exp, limit_usd_micros, "
@@ -66,10 +66,13 @@ _REFUSAL: Final = (
     "INSERT INTO refusal VALUES (?,?,?,?,?,?,?,?,?,?,?, (SELECT tree_size FROM stream WHERE name = 'REFUSALS') + ?)"
 )
 _HEADS: Final = (
-    "SELECT w.value ->> 0, w.value ->> 1, coalesce(t.last_seq, -1), coalesce(t.last_hash, ?), b.why "
+    "SELECT w.value ->> 0, w.value ->> 1, coalesce(t.last_seq, -1), coalesce(t.last_hash, ?), b.why, coalesce(t.opened_at, '') "
     "FROM json_each(?) w LEFT JOIN txn t ON (t.tenant, t.txn) = (w.value ->> 0, w.value ->> 1) "
     "LEFT JOIN broken b ON (b.tenant, b.txn) = (w.value ->> 0, w.value ->> 1)"
 )
+
+_FILLED: Final[Mapping[int, Callable[[sqlite3.Connection], None]]] = {7: index_marks.fill}
+"""What a step of the schema does beside its text."""
 
 Write = tuple[str, Sequence[Sequence[Any]]]
 """A statement and the rows it is carried out for."""
@@ -229,6 +232,8 @@ class SqliteIndex(IndexQueries):
             rows = index_rows.project(fresh, heads)
             self._at = max(self._at, *(last[0] for last in rows.last.values()), "")
             then: Then = functools.partial(_grown, jetstream_ledger.STREAM, rows.leaves, fresh[0].seq)
+            if opened := [(row[0], row[1]) for row in rows.txns]:
+                then = _both(then, functools.partial(index_marks.refused_before, opened))
             if rows.endings and (sign := self._sign) is not None:
                 # INVARIANT: a txn is closed and sealed in one (test_a_checkpoint_is_signed_with_the_end_of_a_txn).
                 then = _both(then, functools.partial(_sealed, jetstream_ledger.STREAM, sign, self._at))
@@ -241,11 +246,13 @@ class SqliteIndex(IndexQueries):
         if not fresh:
             return
         found = list(map(refusal_row, fresh))
-        rows = [(*row, place) for place, (row, _) in enumerate(found) if row]
+        rows = [(*row, place) for place, (row, _, _) in enumerate(found) if row]
+        marks = list(dict.fromkeys(mark for _, _, made in found for mark in made))
         self._at = max(self._at, *(str(row[8]) for row in rows), "")
-        then = functools.partial(_grown, refusal_stream.STREAM, [leaf for _, leaf in found], fresh[0].seq)
+        then = functools.partial(_grown, refusal_stream.STREAM, [leaf for _, leaf, _ in found], fresh[0].seq)
+        writes = [(_REFUSAL, rows), (index_marks.OF_KNOWN, marks), *_moves(refusal_stream.STREAM, fresh[-1])]
         async with self._writing:
-            await self._commit([(_REFUSAL, rows), *_moves(refusal_stream.STREAM, fresh[-1])], then)
+            await self._commit(writes, then)
         self._moved_to(refusal_stream.STREAM, fresh[-1].seq)
 
     async def checkpoint(self) -> None:
@@ -310,7 +317,7 @@ class SqliteIndex(IndexQueries):
     async def _heads(self, keys: set[Key]) -> dict[Key, Head]:
         wanted = msgspec.json.encode(sorted(keys)).decode()
         found = await self._writer.execute_fetchall(_HEADS, (GENESIS, wanted))
-        return {(tenant, txn): Head(seq, last, why) for tenant, txn, seq, last, why in found}
+        return {(tenant, txn): Head(*head) for tenant, txn, *head in found}
 
     async def _commit(self, writes: Sequence[Write], then: Then | None = None) -> None:
         """One transaction, all of it in one visit to the writer's thread: each visit costs more than a statement."""
@@ -366,8 +373,11 @@ def _writes(rows: Rows) -> Iterator[Write]:
     for name, statement in _INSERTS.items():
         if values := getattr(rows, name):
             yield statement, list(values.values()) if isinstance(values, dict) else values
+    yield index_marks.INSERT, index_marks.rows(rows.marks, lambda key: rows.heads[key].opened_at)
     if rows.charges:
         yield _CHARGES, [(*spent, *key, parent) for (key, parent), spent in rows.charges.items() if any(spent)]
+    if charged := {*(key for key, _ in rows.charges), *((row[3], row[4]) for row in rows.late_charges)}:
+        yield index_marks.COST, sorted(charged)
     if rows.last:
         yield _LAST, [(*last, *_counted(rows, key), *key) for key, last in rows.last.items()]
 
@@ -408,7 +418,20 @@ async def _prepare(db: aiosqlite.Connection, path: Path) -> None:
     if version[0] > len(steps):
         raise ConfigError(f"the index {path} was made by a newer version", "use that version, or move the file away")
     for number, sql in enumerate(steps[version[0] :], start=version[0] + 1):
-        await db.executescript(f"BEGIN IMMEDIATE;\n{sql}\nPRAGMA user_version = {number};\nCOMMIT;")
+        await db._execute(_step, db._conn, number, sql)  # type: ignore[no-untyped-call]
+
+
+def _step(db: sqlite3.Connection, number: int, sql: str) -> None:
+    """One step of the schema, as a whole or not at all."""
+    try:
+        db.executescript(f"BEGIN IMMEDIATE;\n{sql}\nPRAGMA user_version = {number};")
+        if (more := _FILLED.get(number)) is not None:
+            more(db)
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
 
 
 def _migrations() -> list[str]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
 from remit_broker.adapters.errors import ConfigError
+from remit_broker.cli.audit_export import moment
 from remit_broker.cli.client import BrokerClient
-from remit_broker.cli.common import Config, Json, Tenant, command
+from remit_broker.cli.common import Config, Json, Tenant, command, typed
 from remit_broker.cli.printing import line, out, say
 from remit_broker.cli.show import cost, count, explained, tree
 from remit_broker.config import Settings, load
 from remit_broker.core.near import meant
+from remit_schemas.budget import parse_budget
 from remit_schemas.errors import Code, refusal
 from remit_schemas.names import is_txn
 
@@ -31,26 +34,31 @@ def register(app: typer.Typer) -> None:
 def chains(
     user: Annotated[str | None, typer.Option(help="Of this user.")] = None,
     agent: Annotated[str | None, typer.Option(help="With this agent or server in it.")] = None,
+    server: Annotated[str | None, typer.Option(help="That called this MCP server.")] = None,
     tool: Annotated[str | None, typer.Option(help="That called this resource, or the beginning of one.")] = None,
+    decision: Annotated[str | None, typer.Option(help="With this decision in it: allow, deny or would_deny.")] = None,
+    rule: Annotated[str | None, typer.Option(help="With this policy, or other rule, deciding in it.")] = None,
     code: Annotated[str | None, typer.Option(help="With this error in it.")] = None,
-    since: Annotated[str | None, typer.Option(help="Opened at or after (RFC 3339).")] = None,
-    until: Annotated[str | None, typer.Option(help="Opened before (RFC 3339).")] = None,
+    label: Annotated[str | None, typer.Option(help="That this label got into.")] = None,
+    reason: Annotated[str | None, typer.Option(metavar="WORDS", help="With all these words in its reasons.")] = None,
+    min_cost: Annotated[str | None, typer.Option(metavar="USD", help="That cost this much or more.")] = None,
+    max_cost: Annotated[str | None, typer.Option(metavar="USD", help="That cost this much or less.")] = None,
+    since: Annotated[str | None, typer.Option(help="Opened at or after: RFC 3339, or 90s, 10m, 24h, 7d ago.")] = None,
+    until: Annotated[str | None, typer.Option(help="Opened before: RFC 3339, or as long ago.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=500)] = 50,
     cursor: Annotated[str | None, typer.Option(help="Where the page before ended.")] = None,
     tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """List delegated tasks, newest first."""
+    """List delegated tasks, newest first. Of several filters a task has to fit all."""
+    now = datetime.now(UTC)
     wanted = {
-        "user": user,
-        "agent": agent,
-        "tool": tool,
-        "code": code,
-        "since": since,
-        "until": until,
+        "user": user, "agent": agent, "server": server, "tool": tool, "decision": decision, "rule": rule, "code": code,
+        "label": label, "reason": reason, "min_usd_micros": _micros("--min-cost", min_cost),
+        "max_usd_micros": _micros("--max-cost", max_cost), "since": moment(since, now), "until": moment(until, now),
         "cursor": cursor,
-    }
+    }  # fmt: skip
     page = BrokerClient(load(config), tenant).get("/api/chains", limit=limit, **wanted)
     if as_json:
         say(page)
@@ -68,6 +76,11 @@ def chains(
         out.print(line(f"more: --cursor {page['cursor']}"))
     if not page["chains"]:
         out.print("none")
+
+
+def _micros(option: str, dollars: str | None) -> int | None:
+    """Millionths of a dollar. Raises :class:`ConfigError`."""
+    return None if dollars is None else typed(option, f"usd={dollars}", parse_budget).usd_micros
 
 
 @command

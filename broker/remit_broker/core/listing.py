@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
 from remit_schemas.budget import Budget
 from remit_schemas.errors import Code, refusal
 
+Cost = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 _PLACE: Final = re.compile(r"(\d{1,15})\.(\d{1,15})", re.ASCII)
 
 
 class ChainFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which txns to list; what is None does not narrow.
+    """Which txns to list; what is None does not narrow, and a txn has to fit all that is given.
 
-    ``agent`` is any principal of the chain, ``tool`` a resource or the beginning of one, ``code`` that of a failed hop
-    or of a refusal in the txn; ``since`` (included) and ``until`` (excluded) are RFC 3339 UTC. Newest first; ``cursor``
-    is what the page before ended with.
+    ``agent`` is any principal of the chain, ``server`` an MCP server that was called, ``tool`` a resource or the beginning of one.
+    ``decision``, ``rule`` and ``label`` are those of any record of the txn or of a call refused in it, ``code`` that of a failed hop or
+    of a refusal; ``reason`` are words that all stand in the reasons of its records. ``min_usd_micros`` and ``max_usd_micros`` (both
+    included) are about what the whole task was charged. ``since`` (included) and ``until`` (excluded) are RFC 3339 UTC. Newest first;
+    ``cursor`` is what the page before ended with.
     """
 
     user: str | None = None
     agent: str | None = None
+    server: str | None = None
     tool: str | None = None
+    decision: Literal["allow", "deny", "would_deny"] | None = None
+    rule: str | None = None
     code: str | None = None
+    label: str | None = None
+    reason: str | None = None
+    min_usd_micros: Cost | None = None
+    max_usd_micros: Cost | None = None
     since: str | None = None
     until: str | None = None
     limit: int = 50

@@ -29,7 +29,7 @@ _STEERS: Final = re.compile(
     r"\b(?:instead of|rather than|before|after|first|always|never|must|do not|don't)\b", re.IGNORECASE
 )
 _NAMES: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{4,}[A-Za-z0-9]")
-_BETWEEN: Final = ("__", "_", ".", "-")
+BETWEEN: Final = ("__", "_", ".", "-")
 """What clients and gateways put between the name of a server and that of its tool."""
 
 
@@ -135,14 +135,14 @@ def suspicions(texts: Mapping[str, str], others: Mapping[str, Sequence[str]]) ->
     found = {op: f"its name looks like {other!r} of the same server" for op, other in _disguised(texts).items()}
     theirs = {op: server for server, ops in others.items() for op in ops}
     seen = {skeleton(op): op for op in theirs if op.isascii()}
-    mapped = {skeleton(f"{server}{sign}{op}"): (server, op) for op, server in theirs.items() for sign in _BETWEEN}
+    mapped = {skeleton(f"{server}{sign}{op}"): (server, op) for op, server in theirs.items() for sign in BETWEEN}
     for op, text in texts.items():
         look = skeleton(op)
         if (other := seen.get(look)) not in (None, op):
             found.setdefault(op, f"its name looks like mcp/{theirs[str(other)]}/{other}")
         elif look in mapped:
             found.setdefault(op, "its name is that of mcp/{}/{} as clients see it".format(*mapped[look]))
-        elif spoken := _spoken_of(text, theirs, texts):
+        elif spoken := spoken_of(text, theirs, texts):
             found.setdefault(op, f"it says how to use mcp/{theirs[spoken]}/{spoken}, which is another server's")
     return found
 
@@ -152,8 +152,8 @@ def _disguised(names: Iterable[str]) -> dict[str, str]:
     return twins(sorted(names, key=lambda name: (not name.isascii(), name)))
 
 
-def _spoken_of(text: str, theirs: Mapping[str, str], own: Mapping[str, str]) -> str:
-    """The tool of another server that a text gives orders about."""
+def spoken_of(text: str, theirs: Mapping[str, str], own: Mapping[str, str]) -> str:
+    """The tool of another server that a text gives orders about; empty where it gives none."""
     if not _STEERS.search(text):
         return ""
     words = {word for word in _NAMES.findall(text) if "_" in word or "-" in word or "." in word}

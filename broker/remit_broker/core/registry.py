@@ -9,6 +9,7 @@ import msgspec
 from remit_broker.core.extraction import Endorser
 from remit_broker.core.label_sources import Declared
 from remit_broker.core.pins import digest_of
+from remit_broker.core.shown import Shut
 from remit_schemas.budget import ONE_CALL, Budget
 from remit_schemas.canonical import canonical
 from remit_schemas.errors import Code, refusal
@@ -78,6 +79,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     endorser: Endorser | None = None
     groups: tuple[str, ...] = ()
     quarantined: str = ""
+    shut: Shut = Shut()
+    """Of an operation on what a server shows beside its tools: what of it waits to be accepted."""
 
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +95,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     offers: dict[str, Any] = {}
     """What an MCP server shows beside its tools: ``capabilities``, ``instructions``, ``resources``, ``templates``, ``prompts``."""
     held: dict[str, str] = {}
-    """Of definitions that nobody has accepted: why they wait."""
+    """Of definitions, and of what is shown beside tools, that nobody has accepted: why they wait."""
 
 
 MAX_DEFINITIONS = 2000
@@ -152,6 +155,11 @@ def offers_of(args: dict[str, Any]) -> dict[str, Any]:
         raise refusal(
             Code.TOO_LARGE, "the server shows too much", rule="attach.offers", ask=f"show at most {MAX_OFFERS} bytes"
         )
+    try:
+        canonical(raw)
+    except ValueError:
+        raise refusal(Code.MALFORMED, "what the server shows has no canonical form", rule="attach.offers",
+                      ask="use finite numbers within 2^53-1") from None  # fmt: skip
     return dict(raw)
 
 

@@ -11,10 +11,13 @@ from remit_schemas.errors import Code, refusal
 from remit_schemas.names import DEFAULT_TENANT, Resource
 from remit_schemas.scope import Detail, Scope, parse_scope
 
-What = Literal["agent", "user", "tool", "tenant", "all", "observe", "exception", "audit"]
-"""What an entry is about: something that can be stopped, a ruling about policy (``core/rulings.py``), or records that
-somebody read."""
-State = Literal["revoked", "reinstated", "observed", "enforced", "allowed", "withdrawn", "read"]
+What = Literal["agent", "user", "tool", "tenant", "all", "observe", "exception", "audit", "hold", "erasure"]
+"""What an entry is about: something that can be stopped, a ruling about policy (``core/rulings.py``), records that
+somebody read, or what the vault has of a user (``core/vault.py``)."""
+State = Literal[
+    "revoked", "reinstated", "observed", "enforced", "allowed", "withdrawn", "read", "held", "released", "erasing", "erased",
+    "spared",
+]  # fmt: skip
 EVERYTHING = "everything"
 """The name of the one entry of kind ``all``."""
 

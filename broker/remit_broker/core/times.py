@@ -24,3 +24,14 @@ def _second(seconds: int) -> str:
 def seconds_of(text: str) -> float:
     """Unix seconds of an RFC 3339 time."""
     return datetime.fromisoformat(text).timestamp()
+
+
+def utc(text: str) -> str:
+    """An RFC 3339 time with any offset, in the form that records have. Raises ValueError for what is none, or names no time zone."""
+    at = datetime.fromisoformat(text)
+    if at.tzinfo is None:
+        raise ValueError(f"{text[:64]!r} names no time zone")
+    try:
+        return rfc3339(at.timestamp())
+    except OverflowError:
+        raise ValueError(f"{text[:64]!r} is no time") from None

@@ -1,4 +1,4 @@
-"""What a server says of its tools, looked at before it is registered: definitions that nobody has accepted may have to wait."""
+"""What a server says of what it serves, looked at before it is registered: what nobody has accepted may have to wait."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Protocol
 
 import msgspec
 
-from remit_broker.core.pins import said_by_detectors, suspicions
+from remit_broker.core.pins import digest_of, said_by_detectors, suspicions
 from remit_broker.core.registry import Attachment, Definition
+from remit_broker.core.shown import shown, suspicious
 from remit_broker.ports import Detectors
 
 
@@ -21,6 +22,9 @@ class Pinned(Protocol):
 
     def offered(self, but: str) -> dict[str, list[str]]:
         """The tools of every server except one, by server."""
+
+    def shown(self, but: str) -> dict[str, list[str]]:
+        """The names of what every server except one shows beside its tools, by server."""
 
     async def attach(self, attachment: Attachment) -> None:
         """Take note of what a principal serves."""
@@ -43,9 +47,20 @@ class Registration:
         # Operations that begin with $ are ours, the same for every server.
         theirs = [d for d in attachment.definitions if not d.op.startswith("$")]
         new = [d for d in theirs if accepted.get(d.op) != d.digest]
-        if not new:
+        shows = [(key, one) for key, one in shown(attachment.offers).items() if accepted.get(key) != digest_of(one)]
+        if not new and not shows:
             return {}
         held: dict[str, str] = {}
+        for key, one in shows:
+            await asyncio.sleep(0)
+            if why := said_by_detectors(self._detectors.scan(one)):
+                held[key] = why
+        others = self._registry.offered(attachment.name)
+        if shows:
+            own, fresh_keys = [d.op for d in theirs], dict(shows)
+            for key, why in suspicious(attachment.offers, own, others, self._registry.shown(attachment.name)).items():
+                if key in fresh_keys:
+                    held[key] = f"{why}; {held[key]}" if key in held else why
         for definition in new:
             # One by one: a large registration keeps no call waiting.
             await asyncio.sleep(0)
@@ -53,7 +68,7 @@ class Registration:
                 held[definition.op] = why
         known = {d.op: _said(d) for d in theirs}
         fresh = {d.op for d in new}
-        taken = suspicions(known, self._registry.offered(attachment.name))
+        taken = suspicions(known, others)
         for op in taken.keys() & fresh:
             held[op] = f"{taken[op]}; {held[op]}" if op in held else taken[op]
         return held

@@ -21,6 +21,13 @@ async def resolve(hop: Hop, ports: Ports) -> Hop:
             Code.TARGET_QUARANTINED, f"the definition of {hop.resource} waits to be accepted: {target.quarantined}",
             rule="resolve.pin", ask=f"an operator can compare and accept it: remit servers accept {target.callee}",
         )  # fmt: skip
+    # INVARIANT: a resource or a prompt that nobody has accepted is not asked for
+    # (test_a_prompt_that_changed_is_neither_shown_nor_got, test_a_resource_that_changed_is_not_read).
+    if why := target.shut.why(target.op, hop.request.args):
+        raise refusal(
+            Code.TARGET_QUARANTINED, f"what {target.callee} says of this waits to be accepted: {why}", rule="resolve.pin",
+            ask=f"an operator can compare and accept it: remit servers accept {target.callee}",
+        )  # fmt: skip
     ports.schemas.arguments(target.definition, target.input_schema, hop.request.args)
     # The revision this target was read at, not the one at which policy is asked later: a call that is decided again after a
     # lost race keeps its target, and dispatch must see that it is of the past.

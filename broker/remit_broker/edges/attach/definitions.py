@@ -17,7 +17,7 @@ from remit_broker.core.registry import (
     operations_of,
 )
 from remit_broker.edges.attach.session import ServerError, ServerIdentity, ToolSession
-from remit_schemas.canonical import MAX_DEPTH, loads
+from remit_schemas.canonical import MAX_DEPTH, canonical, loads
 from remit_schemas.envelope import encode
 from remit_schemas.errors import Refusal
 from remit_schemas.names import normalize
@@ -121,10 +121,20 @@ def _shown(offered: Offered) -> dict[str, Any]:
             room -= len(encode(one))
             if room < 0:
                 break
-            kept.append(one)
+            if _pinnable(one):
+                kept.append(one)
         if kept:
             shown[name] = kept
     return shown if any(shown.values()) else {}
+
+
+def _pinnable(one: dict[str, Any]) -> bool:
+    """Whether a digest can stand for it: numbers within what JSON carries everywhere."""
+    try:
+        canonical(one)
+    except ValueError:
+        return False
+    return True
 
 
 def _unfit(definition: dict[str, Any]) -> str:

@@ -17,8 +17,8 @@ from remit_broker.core.issuers import Ability
 from remit_broker.core.listing import ChainFilter
 from remit_broker.core.near import meant
 from remit_broker.core.registry import Principal
-from remit_broker.core.times import rfc3339
-from remit_broker.edges.http import log, policy, secrets
+from remit_broker.core.times import rfc3339, utc
+from remit_broker.edges.http import log, policy, secrets, vault
 from remit_broker.edges.http.approvals import Approvals, Say, approver
 from remit_broker.edges.http.bodies import Delegate, NewAgent, Revocation
 from remit_broker.edges.http.desk import PARAMETER, Call, Desk, desk_for
@@ -84,6 +84,7 @@ class Api:
             *log.ROUTES,
             *policy.ROUTES,
             *secrets.ROUTES,
+            *vault.ROUTES,
         ]
         described = document([Offered(verb, path, need) for verb, path, need, _ in table], TOLD)
 
@@ -105,6 +106,7 @@ class Api:
             self._decide,
             *policy.READS,
             *secrets.READS,
+            *vault.READS,
         )
 
         async def handler(request: Request) -> Response:
@@ -117,12 +119,21 @@ class Api:
             if not reads:
                 await _no_body(request)
             if audited := AUDITED.get(path):
-                what = f"{audited} of {self._txn(request)}" if audited == "evidence" else audited
+                if audited == "evidence" and self._payloads(request) is not None:
+                    require(caller, "administer")
+                what = self._read(audited, request)
                 await call.desk.log.noted(call.who, call.tenant, what)
             async with noticing(path, call):
                 return JSONResponse(msgspec.to_builtins(await do(request, call)))
 
         return handler
+
+    def _read(self, what: str, request: Request) -> str:
+        """What is read, as it is recorded."""
+        if what == "evidence":
+            payloads = self._payloads(request)
+            return f"evidence of {self._txn(request)}" + (f" with contents of {payloads[:256]}" if payloads else "")
+        return f"contents of {str(request.path_params['hop'])[:64]}" if what == "contents" else what
 
     async def _grant(self, request: Request, at: Call) -> Any:
         wish, caller = await typed(request, Delegate), at.caller
@@ -226,7 +237,7 @@ class Api:
     async def _list_servers(self, request: Request, at: Call) -> Any:
         managed = {server["name"]: server for server in at.desk.servers.servers()}
         listed = [
-            {"state": "remote", **_described(p, at), **managed.pop(p.name, {}), "waiting": _waiting(p.name, at)}
+            {"state": "remote", **_described(p, at), **managed.pop(p.name, {}), **_quarantined(p.name, at)}
             for p in at.desk.directory.principals()
             if p.kind == "mcp"
         ]
@@ -247,10 +258,11 @@ class Api:
         raw: dict[str, Any] = {key: value for key, value in request.query_params.items() if key != PARAMETER}
         try:
             wanted = msgspec.convert(raw, ChainFilter, strict=False)
-        except msgspec.ValidationError as error:
+            times = {key: utc(value) for key in ("since", "until") if (value := getattr(wanted, key)) is not None}
+        except ValueError as error:  # msgspec.ValidationError is one
             raise refusal(Code.MALFORMED, str(error), rule="api.query", ask="see remit chains --help") from None
         await self._caught_up()
-        page = await self._index.chains(at.tenant, wanted)
+        page = await self._index.chains(at.tenant, msgspec.structs.replace(wanted, **times))
         return {"chains": page.rows, "cursor": page.cursor}
 
     async def _chain(self, request: Request, at: Call) -> Any:
@@ -263,7 +275,22 @@ class Api:
         return {"txn": txn, "records": [entry["record"] for entry in entries], "refusals": refused}
 
     async def _export(self, request: Request, at: Call) -> Any:
-        return await self._evidence(at.tenant, self._txn(request))
+        found = await self._evidence(at.tenant, self._txn(request))
+        if (wanted := self._payloads(request)) is None:
+            return found
+        hops = None if wanted == "all" else wanted.split(",")
+        return {**found, "payloads": await at.desk.vault.disclosed(found["records"], hops)}
+
+    def _payloads(self, request: Request) -> str | None:
+        """Of which hops contents are wanted, or None. Refuses MALFORMED."""
+        wanted = {key: value for key, value in request.query_params.items() if key != PARAMETER}
+        payloads = wanted.pop("payloads", None)
+        if wanted or payloads == "":
+            raise refusal(
+                Code.MALFORMED, "evidence is asked for with payloads, or without", rule="api.query",
+                ask="payloads is all, or hops separated by commas",
+            )  # fmt: skip
+        return payloads
 
     async def _checkpoint(self, request: Request, at: Call) -> Any:
         # The log is one for all tenants: how many records it has is told to whoever may read, and nothing of them.
@@ -390,8 +417,14 @@ def _described(principal: Principal, at: Call) -> dict[str, Any]:
     return {**msgspec.to_builtins(principal), "serves": served}
 
 
+def _quarantined(name: str, at: Call) -> dict[str, Any]:
+    waiting = _waiting(name, at)
+    return {"waiting": waiting, "quarantined": len(waiting)}
+
+
 def _waiting(name: str, at: Call) -> list[str]:
-    return [resource.op for resource in at.desk.directory.quarantined(name)]
+    directory = at.desk.directory
+    return [*(resource.op for resource in directory.quarantined(name)), *directory.quarantined_shown(name)]
 
 
 async def _no_body(request: Request) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -14,7 +13,7 @@ from remit_broker.core.history import answered, past_of
 from remit_broker.core.issuers import Ability
 from remit_broker.core.listing import LogFilter, cursor_after
 from remit_broker.core.revocations import Entry
-from remit_broker.core.times import rfc3339
+from remit_broker.core.times import rfc3339, utc
 from remit_broker.operator_ports import AdminLog, Index
 from remit_broker.ports import Clock
 from remit_schemas.errors import Code, refusal
@@ -24,9 +23,11 @@ if TYPE_CHECKING:
 
 AUDITED: Final = {
     "/api/records": "records", "/api/records/{hop}": "records", "/api/chains": "chains", "/api/chains/{txn}": "chains",
-    "/api/policy/decisions": "decisions", "/api/chains/{txn}/evidence": "evidence",
+    "/api/policy/decisions": "decisions", "/api/chains/{txn}/evidence": "evidence", "/api/vault/{hop}": "contents",
 }  # fmt: skip
 """Routes that read what happened, and what is recorded of that."""
+EACH: Final = ("evidence", "contents")
+"""What is recorded each time that it is read."""
 HOUR: Final = 3600
 REMEMBERED: Final = 10_000
 
@@ -41,13 +42,13 @@ class LogDesk:
         self._noted: dict[tuple[str, str], int] = {}
 
     async def noted(self, who: str, tenant: str, what: str) -> None:
-        """Record that ``who`` reads ``what``: evidence each time, anything else once an hour. Refuses LEDGER_UNAVAILABLE.
+        """Record that ``who`` reads ``what``: evidence and contents each time, anything else once an hour. Refuses LEDGER_UNAVAILABLE.
 
         INVARIANT: nobody reads what happened without a record of that (test_reading_the_records_is_itself_recorded).
         """
         now, key = self._clock.now(), (who, what)
         hour = int(now // HOUR)
-        if self._noted.get(key) == hour and not what.startswith("evidence"):
+        if self._noted.get(key) == hour and not what.startswith(EACH):
             return
         await self._accesses.append(
             Entry(kind="audit", name=what, who=who, at=rfc3339(now), state="read", tenant=tenant)
@@ -77,21 +78,10 @@ async def _records(request: Request, at: Call) -> Any:
     raw: dict[str, Any] = {key: value for key, value in request.query_params.items() if key != "tenant"}
     try:
         wanted = msgspec.convert(raw, LogFilter, strict=False)
-        times = {key: _utc(value) for key in ("since", "until") if (value := getattr(wanted, key)) is not None}
+        times = {key: utc(value) for key in ("since", "until") if (value := getattr(wanted, key)) is not None}
     except ValueError as error:  # msgspec.ValidationError is one
         raise refusal(Code.MALFORMED, str(error), rule="api.query", ask="see remit audit export --help") from None
     return await at.desk.log.page(at.tenant, msgspec.structs.replace(wanted, **times))
-
-
-def _utc(text: str) -> str:
-    """A time in the form that records have. Raises ValueError."""
-    at = datetime.fromisoformat(text)
-    if at.tzinfo is None:
-        raise ValueError(f"{text[:64]!r} names no time zone")
-    try:
-        return rfc3339(at.timestamp())
-    except OverflowError:
-        raise ValueError(f"{text[:64]!r} is no time") from None
 
 
 async def _accesses(request: Request, at: Call) -> Any:

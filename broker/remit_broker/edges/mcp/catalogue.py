@@ -44,7 +44,11 @@ class Catalogue:
         self._server, self._who, self._rules, self._ports, self._directory = server, who, rules, ports, directory
 
     def servers(self) -> list[Attachment]:
-        """The servers of this view that are attached, by name."""
+        """The servers of this view that are attached, by name, without what of them waits to be accepted."""
+        return [shown for one in self._attached() if (shown := self._directory.presented(one.name)) is not None]
+
+    def _attached(self) -> list[Attachment]:
+        """All of them: a name that waits is known, and the pipeline says that it waits."""
         names = [p.name for p in self._directory.principals() if p.kind == "mcp"]
         wanted = names if self._server is None else [name for name in names if name == self._server]
         return [found for name in wanted if (found := self._directory.attachment(name)) is not None]
@@ -73,6 +77,10 @@ class Catalogue:
         same = [shown.resource for shown in self._all() if shown.name == name]
         return same[0] if len(same) == 1 else None
 
+    def schema(self, name: str) -> dict[str, Any] | None:
+        """The schema of the arguments of a tool; None where there is none of that name."""
+        return next((one.definition.input_schema for one in self._all() if one.name == name), None)
+
     def offered(self, what: str) -> list[dict[str, Any]]:
         """The ``resources``, ``templates`` or ``prompts`` of this view, of servers whose own operation may be seen."""
         op = "$prompt" if what == "prompts" else "$resource"
@@ -90,7 +98,7 @@ class Catalogue:
             return self._server, name
         same = [
             (attachment.name, own)
-            for attachment in self.servers()
+            for attachment in self._attached()
             for one in attachment.offers.get("prompts", [])
             if joined(attachment.name, own := str(one.get("name"))) == name
         ]
@@ -100,19 +108,21 @@ class Catalogue:
         """The server that has a resource, or else a template that begins as the URI does; None where none or several have."""
         if self._server is not None:
             return self._server
-        exact = {a.name for a in self.servers() if any(one.get("uri") == uri for one in a.offers.get("resources", []))}
+        exact = {
+            a.name for a in self._attached() if any(one.get("uri") == uri for one in a.offers.get("resources", []))
+        }
         if len(exact) == 1:
             return exact.pop()
         near = {
             a.name
-            for a in self.servers()
+            for a in self._attached()
             for one in a.offers.get("templates", [])
             if (head := str(one.get("uriTemplate", "")).partition("{")[0]) and uri.startswith(head)
         }
         return near.pop() if not exact and len(near) == 1 else None
 
     def _all(self) -> Iterator[Shown]:
-        for attachment in self.servers():
+        for attachment in self._attached():
             for definition in attachment.definitions:
                 if not definition.op.startswith("$"):
                     name = definition.op if self._server is not None else joined(attachment.name, definition.op)
