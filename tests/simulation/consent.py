@@ -68,7 +68,8 @@ class Consent:
         if record["approval"] is None:
             self._checks.broken("approval.none", record["hop"], f"{resource} was sent, and nobody was asked")
         key = hmac.digest(DIGEST_KEY, b"remit digest " + record["txn"].encode(), hashlib.sha256)
-        sent = hmac.new(key, rfc8785.dumps(json.loads(args)), hashlib.sha256).hexdigest()
+        data = rfc8785.dumps(json.loads(args))
+        sent = hmac.digest(hmac.digest(key, data, hashlib.sha256), data, hashlib.sha256).hex()
         if sent != record["args_digest"]:
             self._checks.broken("approval.bytes", record["hop"], "what is sent is not what the record says")
 
