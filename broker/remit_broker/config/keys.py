@@ -184,6 +184,7 @@ class McpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     budget: str = "usd=10,tokens=1000000,calls=2000"
     call_ttl: Annotated[float, msgspec.Meta(gt=0, le=28_800)] = 600.0
     idle: Annotated[float, msgspec.Meta(ge=1, le=28_800)] = 900.0
+    view: Literal["tools", "search"] = "tools"
 
 
 class TenantConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

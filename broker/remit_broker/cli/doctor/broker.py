@@ -91,6 +91,12 @@ def _servers(states: list[dict[str, Any]]) -> Iterator[Finding]:
             )
         if state.get("quarantined"):
             yield note("servers", f"{state['name']}: a definition changed", f"remit servers accept {state['name']}")
+        for name, same in state.get("collisions", {}).items():
+            if state["name"] == min(one.split("/")[1] for one in same):
+                yield note(
+                    "servers", f"{name} at /mcp is the name of several tools, and none of them is called there: {', '.join(same)}",
+                    "rename one of the servers, or have clients use /mcp/<server>",
+                )  # fmt: skip
     if states and not any(state.get("state") == "failed" for state in states):
         yield ok("servers", ", ".join(str(state["name"]) for state in states))
 

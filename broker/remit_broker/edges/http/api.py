@@ -418,8 +418,13 @@ def _described(principal: Principal, at: Call) -> dict[str, Any]:
 
 
 def _quarantined(name: str, at: Call) -> dict[str, Any]:
-    waiting = _waiting(name, at)
-    return {"waiting": waiting, "quarantined": len(waiting)}
+    waiting, shared = _waiting(name, at), at.desk.directory.tool_names().shared()
+    collisions = {
+        mapped: [f"mcp/{one.server}/{one.name}" for one in same]
+        for mapped, same in shared.items()
+        if any(one.server == name for one in same)
+    }
+    return {"waiting": waiting, "quarantined": len(waiting), "collisions": collisions}
 
 
 def _waiting(name: str, at: Call) -> list[str]:
