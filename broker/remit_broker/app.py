@@ -350,7 +350,7 @@ class Broker:
             clustered=self.settings.config.bus.replicas > 1,
         )
         self._stack.push_async_callback(self.index.close)
-        self.health.index = self.index
+        self.health.index, self.health.ends = self.index, self._projection.ends
         self._task(self._projection.follow(self.nats.core, self.observer))
         sign = signer(self.settings.config.issuer, self.keys.sealing)
         self._task(self._projection.seal(sign, self.observer))
@@ -421,6 +421,7 @@ class Broker:
                 self.secrets,
                 self.backends,
                 self.vault_desk(one),
+                one.admin,
             )
             for one in self.tenants.values()
         ]

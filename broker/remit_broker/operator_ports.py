@@ -104,6 +104,9 @@ class Directory(Registry, Protocol):
     def forgettable(self, name: str) -> list[str]:
         """What was accepted of a server that it does not offer now."""
 
+    def acceptable(self, name: str, digests: Mapping[str, str], *, forget: bool = False) -> object:
+        """Refuses as :meth:`accept` would, and changes nothing."""
+
     async def accept(self, name: str, digests: Mapping[str, str], *, forget: bool = False) -> list[str]:
         """Accept definitions as they were shown; the names. Refuses CONFLICT where one is not what was shown."""
 

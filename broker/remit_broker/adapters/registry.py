@@ -196,16 +196,22 @@ class KvRegistry:
 
     async def accept(self, name: str, digests: Mapping[str, str], *, forget: bool = False) -> list[str]:
         """Accept definitions of a server as they were shown (name → digest); the names. Refuses CONFLICT and UNKNOWN_TARGET."""
+        pins, needless = self.acceptable(name, digests, forget=forget)
+        await self._put(f"pins.{name}", pins)
+        for key in needless:
+            await self._delete(key)
+        return sorted(digests)
+
+    def acceptable(
+        self, name: str, digests: Mapping[str, str], *, forget: bool = False
+    ) -> tuple[dict[str, str], list[str]]:
+        """What :meth:`accept` would write, and the keys it would delete. Refuses as it does, and changes nothing."""
         attachment = self._attachments.get(name)
         if attachment is None:
             raise refusal(
                 Code.UNKNOWN_TARGET, f"nothing is attached as {name}", rule="servers.unknown", ask="remit servers list"
             )
-        pins, needless = self.pins.accepted(attachment, digests, forget=forget)
-        await self._put(f"pins.{name}", pins)
-        for key in needless:
-            await self._delete(key)
-        return sorted(digests)
+        return self.pins.accepted(attachment, digests, forget=forget)
 
     def accepted(self, name: str) -> Mapping[str, str]:
         """The digests that are accepted of a server, by name."""

@@ -21,13 +21,14 @@ from remit_broker.core.times import rfc3339, utc
 from remit_broker.edges.http import log, policy, secrets, vault
 from remit_broker.edges.http.approvals import Approvals, Say, approver
 from remit_broker.edges.http.bodies import Delegate, NewAgent, Revocation
+from remit_broker.edges.http.changed import accepted, registered, removed
 from remit_broker.edges.http.desk import PARAMETER, Call, Desk, desk_for
 from remit_broker.edges.http.guard import Handler, answering, body_of, typed
 from remit_broker.edges.http.log import AUDITED
 from remit_broker.edges.http.openapi import PATH as OPENAPI
 from remit_broker.edges.http.openapi import Offered, document
 from remit_broker.edges.http.operators import Operator, lacking, require
-from remit_broker.edges.http.pins import Acceptance, accept, changes
+from remit_broker.edges.http.pins import Acceptance, changes
 from remit_broker.edges.http.revocations import Stop, unknown_tenant
 from remit_broker.edges.http.told import TOLD
 from remit_broker.edges.http.turned_away import let_in, noticing
@@ -93,10 +94,17 @@ class Api:
 
         table.append(("GET", OPENAPI, "read", openapi))
         fault = self._fault
-        return [Route(at, answering(self._known(do, need, at), fault), methods=[verb]) for verb, at, need, do in table]
+        return [
+            Route(at, answering(self._known(do, need, (verb, at)), fault), methods=[verb])
+            for verb, at, need, do in table
+        ]
 
-    def _known(self, do: Callable[[Request, Call], Awaitable[Any]], ability: Ability | None, path: str) -> Handler:
-        """``do`` at ``path`` for callers with ``ability``; with None it asks for itself."""
+    def _known(
+        self, do: Callable[[Request, Call], Awaitable[Any]], ability: Ability | None, at: tuple[str, str]
+    ) -> Handler:
+        """``do`` at a verb and a path for callers with ``ability``; with None it asks for itself."""
+        verb, path = at
+        audited = AUDITED.get(path, "") if verb == "GET" else ""
         reads = do in (
             self._grant,
             self._add_agent,
@@ -118,11 +126,10 @@ class Api:
                 raise withheld(found)
             if not reads:
                 await _no_body(request)
-            if audited := AUDITED.get(path):
+            if audited:
                 if audited == "evidence" and self._payloads(request) is not None:
                     require(caller, "administer")
-                what = self._read(audited, request)
-                await call.desk.log.noted(call.who, call.tenant, what)
+                await call.desk.log.noted(call.who, call.tenant, self._read(audited, request))
             async with noticing(path, call):
                 return JSONResponse(msgspec.to_builtins(await do(request, call)))
 
@@ -133,7 +140,9 @@ class Api:
         if what == "evidence":
             payloads = self._payloads(request)
             return f"evidence of {self._txn(request)}" + (f" with contents of {payloads[:256]}" if payloads else "")
-        return f"contents of {str(request.path_params['hop'])[:64]}" if what == "contents" else what
+        of = {"contents": "hop", "approval": "id"}.get(what)
+        # An id may be anything that a caller writes.
+        return f"{what} of {str(request.path_params[of])[:64]}" if of else what
 
     async def _grant(self, request: Request, at: Call) -> Any:
         wish, caller = await typed(request, Delegate), at.caller
@@ -227,12 +236,11 @@ class Api:
             tier=new.tier,
             created=rfc3339(at.desk.ports.clock.now()),
         )
-        await at.desk.directory.add(principal)
-        return {"agent": new.name, "kind": new.kind}
+        return {"agent": new.name, "kind": new.kind, "record": await registered(principal, at)}
 
     async def _remove_agent(self, request: Request, at: Call) -> Any:
-        await at.desk.directory.remove(request.path_params["name"])
-        return {"removed": request.path_params["name"]}
+        name = request.path_params["name"]
+        return {"removed": name, "record": await removed(name, at)}
 
     async def _list_servers(self, request: Request, at: Call) -> Any:
         managed = {server["name"]: server for server in at.desk.servers.servers()}
@@ -252,7 +260,7 @@ class Api:
         return changes(request.path_params["name"], at.desk.directory)
 
     async def _accept(self, request: Request, at: Call) -> Any:
-        return await accept(request.path_params["name"], await typed(request, Acceptance), at.desk.directory)
+        return await accepted(request.path_params["name"], await typed(request, Acceptance), at)
 
     async def _chains(self, request: Request, at: Call) -> Any:
         raw: dict[str, Any] = {key: value for key, value in request.query_params.items() if key != PARAMETER}

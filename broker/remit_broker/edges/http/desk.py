@@ -15,7 +15,7 @@ from remit_broker.edges.http.policy import PolicyDesk
 from remit_broker.edges.http.revocations import KillSwitch
 from remit_broker.edges.http.secrets import Connects, Vault
 from remit_broker.edges.http.vault import VaultDesk
-from remit_broker.operator_ports import Directory
+from remit_broker.operator_ports import AdminLog, Directory
 from remit_broker.ports import Ports
 from remit_schemas.errors import Code, refusal
 from remit_schemas.names import DEFAULT_TENANT
@@ -48,6 +48,7 @@ class Desk:
     secrets: Vault
     connects: Connects
     vault: VaultDesk
+    admin: AdminLog
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,17 @@ if TYPE_CHECKING:
     from remit_broker.edges.http.desk import Call
 
 AUDITED: Final = {
-    "/api/records": "records", "/api/records/{hop}": "records", "/api/chains": "chains", "/api/chains/{txn}": "chains",
-    "/api/policy/decisions": "decisions", "/api/chains/{txn}/evidence": "evidence", "/api/vault/{hop}": "contents",
+    "/api/records": "records", "/api/records/{hop}": "records", "/api/find/{prefix}": "records", "/api/chains": "chains",
+    "/api/chains/{txn}": "chains", "/api/chains/{txn}/evidence": "evidence", "/api/vault": "vault",
+    "/api/vault/{hop}": "contents",
+    "/api/policy/decisions": "decisions", "/api/policy/rulings": "rulings", "/api/approvals": "approvals",
+    "/api/approvals/{id}": "approval", "/api/revocations": "revocations", "/api/budgets": "budgets", "/api/accesses": "accesses",
 }  # fmt: skip
 """Routes that read what happened, and what is recorded of that."""
+STATE: Final = frozenset({
+    "/api/status", "/api/agents", "/api/servers", "/api/servers/{name}/changes", "/api/checkpoint", "/api/secrets", "/api/openapi.json",
+})  # fmt: skip
+"""Routes that read what is there now, and nothing of what anybody did (test_every_read_is_of_what_is_or_is_recorded)."""
 EACH: Final = ("evidence", "contents")
 """What is recorded each time that it is read."""
 HOUR: Final = 3600
