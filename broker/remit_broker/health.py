@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 import msgspec
@@ -67,6 +67,8 @@ class Health:
         self.refusals: RefusalStream | None = None
         self.revocations: KvRevocations | None = None
         self.index: SqliteIndex | None = None
+        self.ends: Callable[[], Awaitable[tuple[int, int]]] = _nowhere
+        """Where the ledger and the refusals end."""
         self.accounts: KvAccounts | None = None
         self.engine: CedarEngine | None = None
         self.issuers: Issuers | None = None
@@ -197,9 +199,7 @@ class Health:
             "tenants": list(self._settings.tenants),
             "removed_tenants": await self.removed_tenants(),
             "group": self.group(),
-            "index": {"position": self.index.position, "ledger": self.ledger.high}
-            if self.index and self.ledger
-            else None,
+            "index": {"position": self.index.position, "ledger": (await self.ends())[0]} if self.index else None,
         }
 
     async def _of_tenant(self, tenant: str) -> dict[str, Any]:
@@ -242,9 +242,9 @@ class Health:
     async def _own(self) -> bytes:
         """What this process counted, and what is so now. What only one of a group can know, that one says."""
         now = [gauges.build(), *gauges.parts(self.troubles(), self.problems()), *gauges.load(self.load())]
-        if self.index is not None and self.ledger is not None and self.refusals is not None:
-            there = self.index.positions()
-            behind = {"ledger": self.ledger.high - there[0], "refusals": self.refusals.high - there[1]}
+        if self.index is not None:
+            ends, there = await self.ends(), self.index.positions()
+            behind = {"ledger": ends[0] - there[0], "refusals": ends[1] - there[1]}
             text = "Records that are in a stream and not in the index yet"
             now.append(gauges.of("remit_index_lag_records", text, "stream", {k: max(0, v) for k, v in behind.items()}))
             is_open = await self.index.open_now(int(time.time()))
@@ -259,6 +259,10 @@ class Health:
 
     async def _on_metrics(self, message: Msg) -> None:
         await self._nats.core.publish(message.reply, await self._own(), headers={"Replica": self._replica})
+
+
+async def _nowhere() -> tuple[int, int]:
+    return 0, 0
 
 
 def _named(entry: Entry) -> str:

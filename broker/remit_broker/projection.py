@@ -14,6 +14,7 @@ from nats.aio.client import Client
 from remit_broker.adapters import jetstream_ledger, refusal_stream
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.index_tree import Sign
+from remit_broker.adapters.jetstream import ApiError, JetStream, Unreachable
 from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.ledger_suspicion import SECONDS as CERTAIN
 from remit_broker.adapters.refusal_stream import RefusalStream
@@ -31,9 +32,10 @@ class Projection:
     """The index and the streams it follows. ``clustered`` says that the ledger has several replicas."""
 
     def __init__(
-        self, index: SqliteIndex, ledger: JetStreamLedger, refusals: RefusalStream, *, clustered: bool
+        self, index: SqliteIndex, nats: Client, ledger: JetStreamLedger, refusals: RefusalStream, *, clustered: bool
     ) -> None:
         self.index, self._ledger, self._refusals = index, ledger, refusals
+        self._nats = nats
         self._certain = CERTAIN if clustered else 0.0
 
     @classmethod
@@ -41,7 +43,7 @@ class Projection:
         cls, path: Path, nats: Client, ledger: JetStreamLedger, refusals: RefusalStream, *, clustered: bool
     ) -> Projection:
         """Open the index and check the ledger against it. Raises :class:`ConfigError` for a ledger that lost records."""
-        self = cls(await SqliteIndex.open(path), ledger, refusals, clustered=clustered)
+        self = cls(await SqliteIndex.open(path), nats, ledger, refusals, clustered=clustered)
         try:
             await self.index.check(nats, self._certain)
         except BaseException as error:
@@ -75,11 +77,28 @@ class Projection:
         await self.index.run(nats, self._ledger.halt, self._certain)
         observer.fault("index", RuntimeError(self.index.halted or "the projection ended"))
 
-    async def caught_up(self) -> None:
-        """Wait until what was written before is in the index, so that nobody misses what they just did."""
+    async def ends(self) -> tuple[int, int]:
+        """Where the ledger and the refusals end: as the streams themselves say it, since other replicas write too.
+
+        While the streams cannot be asked, as far as this replica knows.
+        """
+        known = (self._ledger.high, self._refusals.high)
+        if not self._nats.is_connected:
+            return known
+        js = JetStream(self._nats)
         try:
-            await self.index.wait_for(self._ledger.high)
-            await self.index.wait_for_refusals(self._refusals.high)
+            # INVARIANT: what another replica wrote is behind, too (test_the_lag_is_what_the_streams_have_and_the_index_has_not).
+            asked = await asyncio.gather(js.state(jetstream_ledger.STREAM), js.state(refusal_stream.STREAM))
+        except (ApiError, Unreachable):
+            return known
+        return max(known[0], asked[0]["last_seq"]), max(known[1], asked[1]["last_seq"])
+
+    async def caught_up(self) -> None:
+        """Wait until what was written before is in the index, so that nobody misses what they just did, at whichever replica."""
+        ledger, refusals = await self.ends()
+        try:
+            await self.index.wait_for(ledger)
+            await self.index.wait_for_refusals(refusals)
         except TimeoutError:
             raise refusal(
                 Code.LEDGER_UNAVAILABLE, "the index is behind the ledger", rule="index.behind", ask="try again shortly",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -12,10 +13,14 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from remit_broker.adapters.jetstream_ledger import JetStreamLedger
 from remit_broker.adapters.observer import SERIES, RecordObserver
+from remit_broker.adapters.refusal_stream import RefusalStream
+from remit_broker.core.listing import ChainFilter
 from remit_broker.testing import Lab, running_broker
 from remit_schemas.budget import Budget
 from tests.support.raw import Taken, arena_on, error_of, skill
+from tests.support.story import opened, refused
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {"caps": {"user": {"ann": {"day": "usd=1,calls=10"}}}, "tenants": {"acme": {}}}
@@ -70,6 +75,33 @@ async def test_metrics_say_what_happened_and_what_is(tmp_path: Path) -> None:
         assert value(found, "remit_ready") == 1 and value(found, "remit_trouble", part="ledger") == 0
         assert value(found, "remit_caps_used_ratio", kind="user", window="day", unit="calls") == pytest.approx(0.2)
         assert value(found, "process_resident_memory_bytes") > 1e6
+
+
+async def test_the_lag_is_what_the_streams_have_and_the_index_has_not(lab: Lab) -> None:
+    """Also what another replica wrote, of which this one has heard nothing."""
+
+    async def lag() -> tuple[float, float]:
+        found = await samples(lab)
+        return tuple(value(found, "remit_index_lag_records", stream=name) for name in ("ledger", "refusals"))  # type: ignore[return-value]
+
+    await lab.broker.caught_up()
+    assert await lag() == (0, 0)
+    other = await JetStreamLedger.start(lab.broker.nats.core)
+    others = await RefusalStream.start(lab.broker.nats.core)
+    index = lab.broker.index
+    async with index._writing:  # nothing is projected meanwhile
+        for number in range(1, 4):
+            await other.create(opened(f"{number:032x}"), "grant")
+        await others.write(refused(txn="1".zfill(32)))
+        assert await lag() == (3, 1)
+        await other.create(opened(f"{4:032x}"), "grant")
+        assert await lag() == (4, 1)
+        reading = asyncio.create_task(lab.broker.caught_up())
+        await asyncio.sleep(0)
+        assert not reading.done()
+    await reading
+    assert await lag() == (0, 0)
+    assert len((await index.chains("default", ChainFilter())).rows) == 4, "whoever reads has what another replica wrote"
 
 
 async def test_no_series_tells_of_a_tenant_a_user_an_agent_or_a_tool(tmp_path: Path) -> None:

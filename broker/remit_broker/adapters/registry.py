@@ -32,6 +32,7 @@ from remit_broker.core.registry import (
     ceiling_of,
 )
 from remit_broker.core.shown import open_of, shown, shut
+from remit_broker.core.tool_names import Named, Names
 from remit_schemas.budget import ONE_CALL, Budget
 from remit_schemas.errors import Code, refusal
 from remit_schemas.names import DEFAULT_TENANT, Resource
@@ -70,6 +71,7 @@ class KvRegistry:
         self._attachments: dict[str, Attachment] = {}
         self.pins = PinBook()
         self._targets: dict[Resource, Target] = {}
+        self._names: tuple[Names, Names] | None = None
         self._shut: dict[str, dict[str, str]] = {}
         self._presented: dict[str, Attachment] = {}
         self.heard: list[Callable[[str], None]] = []
@@ -194,16 +196,22 @@ class KvRegistry:
 
     async def accept(self, name: str, digests: Mapping[str, str], *, forget: bool = False) -> list[str]:
         """Accept definitions of a server as they were shown (name → digest); the names. Refuses CONFLICT and UNKNOWN_TARGET."""
+        pins, needless = self.acceptable(name, digests, forget=forget)
+        await self._put(f"pins.{name}", pins)
+        for key in needless:
+            await self._delete(key)
+        return sorted(digests)
+
+    def acceptable(
+        self, name: str, digests: Mapping[str, str], *, forget: bool = False
+    ) -> tuple[dict[str, str], list[str]]:
+        """What :meth:`accept` would write, and the keys it would delete. Refuses as it does, and changes nothing."""
         attachment = self._attachments.get(name)
         if attachment is None:
             raise refusal(
                 Code.UNKNOWN_TARGET, f"nothing is attached as {name}", rule="servers.unknown", ask="remit servers list"
             )
-        pins, needless = self.pins.accepted(attachment, digests, forget=forget)
-        await self._put(f"pins.{name}", pins)
-        for key in needless:
-            await self._delete(key)
-        return sorted(digests)
+        return self.pins.accepted(attachment, digests, forget=forget)
 
     def accepted(self, name: str) -> Mapping[str, str]:
         """The digests that are accepted of a server, by name."""
@@ -222,6 +230,27 @@ class KvRegistry:
     def quarantined(self, name: str) -> list[Resource]:
         """The tools of a server that wait to be accepted."""
         return [resource for resource, target in self._targets.items() if resource.name == name and target.quarantined]
+
+    def tool_names(self) -> Names:
+        """What tools are called where all servers are one; made anew when something changed."""
+        return self._named()[0]
+
+    def prompt_names(self) -> Names:
+        """Likewise of prompts."""
+        return self._named()[1]
+
+    def _named(self) -> tuple[Names, Names]:
+        if self._names is None:
+            tools = (
+                Named(one.name, one.op) for one in self._targets if one.kind == "mcp" and not one.op.startswith("$")
+            )
+            prompts = (
+                Named(name, str(one.get("name")))
+                for name in sorted(self._presented)
+                for one in self._attachments[name].offers.get("prompts", [])
+            )
+            self._names = Names(sorted(tools)), Names(prompts)
+        return self._names
 
     def quarantined_shown(self, name: str) -> list[str]:
         """What of that which a server shows beside its tools waits to be accepted."""
@@ -313,6 +342,7 @@ class KvRegistry:
             hear(name)
 
     def _resolve(self, name: str) -> None:
+        self._names = None
         for stale in [resource for resource in self._targets if resource.name == name]:
             del self._targets[stale]
         self._shut.pop(name, None)

@@ -32,6 +32,7 @@ from remit_broker.cli import (
     secrets,
     servers,
     users,
+    vault,
 )
 from remit_broker.cli.common import USAGE, own, show_error
 from remit_broker.cli.printing import out, say
@@ -80,6 +81,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(users.app, name="users")
+app.add_typer(vault.app, name="vault")
 
 
 def main() -> None:

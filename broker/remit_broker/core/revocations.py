@@ -11,10 +11,26 @@ from remit_schemas.errors import Code, refusal
 from remit_schemas.names import DEFAULT_TENANT, Resource
 from remit_schemas.scope import Detail, Scope, parse_scope
 
-What = Literal["agent", "user", "tool", "tenant", "all", "observe", "exception", "audit"]
-"""What an entry is about: something that can be stopped, a ruling about policy (``core/rulings.py``), or records that
-somebody read."""
-State = Literal["revoked", "reinstated", "observed", "enforced", "allowed", "withdrawn", "read"]
+What = Literal[
+    "agent",
+    "user",
+    "tool",
+    "tenant",
+    "all",
+    "observe",
+    "exception",
+    "audit",
+    "hold",
+    "erasure",
+    "principal",
+    "definitions",
+]
+"""What an entry is about: something that can be stopped, a ruling about policy (``core/rulings.py``), records that somebody read, what
+the vault has of a user (``core/vault.py``), who may connect, or the definitions of a server."""
+State = Literal[
+    "revoked", "reinstated", "observed", "enforced", "allowed", "withdrawn", "read", "held", "released", "erasing", "erased",
+    "spared", "registered", "removed", "accepted",
+]  # fmt: skip
 EVERYTHING = "everything"
 """The name of the one entry of kind ``all``."""
 
@@ -22,7 +38,8 @@ EVERYTHING = "everything"
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One thing and what was last said of it. ``name`` is an agent, a user, a tenant, or a resource pattern; ``at`` is RFC 3339 UTC.
 
-    Of a ruling ``name`` is ``policy <id>``, ``server <name>``, or the id of a refused call, and ``detail`` the JSON of an exception.
+    Of a ruling ``name`` is ``policy <id>``, ``server <name>``, or the id of a refused call, and ``detail`` the JSON of an exception;
+    of a principal ``detail`` is the public nkey, of definitions the JSON of their digests.
     ``tenant`` is where that name means something. An entry of kind ``all`` is every tenant's and stands in the default one.
     """
 

@@ -26,7 +26,7 @@ def look(client: BrokerClient) -> Iterator[Finding]:
         yield ok(
             "broker", f"{client.http}, version {status['version']}; you are told of tenant {status['tenant']} alone"
         )
-        yield from _servers(client.get("/api/servers")["servers"])
+        yield from servers(client.get("/api/servers")["servers"])
         return
     if troubles := status["troubles"]:
         for part, cause in troubles.items():
@@ -42,7 +42,7 @@ def look(client: BrokerClient) -> Iterator[Finding]:
             "tenants", f"{name} is in remit.toml no more, but {count} of its tasks are open",
             f"nobody can go on with them, they end when their time is over; to go on put [tenants.{name}] back",
         )  # fmt: skip
-    yield from _servers(client.get("/api/servers")["servers"])
+    yield from servers(client.get("/api/servers")["servers"])
     yield _orphans(status["orphans"])
 
 
@@ -83,14 +83,21 @@ def _lag(index: dict[str, Any] | None) -> Finding:
     return ok("index lag", f"{behind} records")
 
 
-def _servers(states: list[dict[str, Any]]) -> Iterator[Finding]:
+def servers(states: list[dict[str, Any]]) -> Iterator[Finding]:
     for state in states:
         if state.get("state") == "failed":
             yield wrong(
                 "servers", f"{state['name']}: {state.get('reason')}", "mend it in servers.toml; it is tried again"
             )
-        if state.get("quarantined"):
-            yield note("servers", f"{state['name']}: a definition changed", f"remit servers accept {state['name']}")
+        if waiting := state.get("waiting"):
+            what = f"{state['name']}: {', '.join(waiting[:5])}{' …' if len(waiting) > 5 else ''} cannot be called until accepted"
+            yield note("servers", what, f"remit servers accept {state['name']}")
+        for name, same in state.get("collisions", {}).items():
+            if state["name"] == min(one.split("/")[1] for one in same):
+                yield note(
+                    "servers", f"{name} at /mcp is the name of several tools, and none of them is called there: {', '.join(same)}",
+                    "rename one of the servers, or have clients use /mcp/<server>",
+                )  # fmt: skip
     if states and not any(state.get("state") == "failed" for state in states):
         yield ok("servers", ", ".join(str(state["name"]) for state in states))
 

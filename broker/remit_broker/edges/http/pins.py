@@ -33,12 +33,12 @@ def changes(name: str, directory: Directory) -> dict[str, Any]:
     }
 
 
-async def accept(name: str, wanted: Acceptance, directory: Directory) -> dict[str, Any]:
-    """Accept what was looked at, and nothing else. Refuses MALFORMED where that is nothing, and CONFLICT."""
+def looked_at(name: str, wanted: Acceptance, directory: Directory) -> None:
+    """Refuses MALFORMED where nothing is accepted, UNKNOWN_TARGET, and CONFLICT for what is not what was shown."""
     # INVARIANT: nobody accepts what they were not shown (test_nothing_is_accepted_without_saying_what).
     if not wanted.digests and not wanted.forget:
         raise refusal(
             Code.MALFORMED, "nothing is said of what is accepted", rule="servers.accept",
             ask='send {"digests": {NAME: DIGEST}} as GET /api/servers/…/changes shows them',
         )  # fmt: skip
-    return {"accepted": await directory.accept(name, wanted.digests, forget=wanted.forget)}
+    directory.acceptable(name, wanted.digests, forget=wanted.forget)

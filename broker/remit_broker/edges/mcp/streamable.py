@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -41,6 +41,9 @@ from remit_schemas.names import is_principal
 
 SESSION: Final = "mcp-session-id"
 VERSION: Final = "mcp-protocol-version"
+VIEW: Final = "view"
+VIEW_HEADER: Final = "remit-view"
+VIEWS: Final = ("tools", "search")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Place:
     calls: Calls
     agents: Agents
     seed: str
+    searches: bool = False
 
 
 class Streamable:
@@ -164,7 +168,14 @@ class Streamable:
                 Code.UNKNOWN_TARGET, f"no MCP server is called {view[:64]!r}", rule="mcp.server",
                 ask="remit servers list shows them; /mcp is all of them",
             )  # fmt: skip
-        return who, place, view
+        return who, replace(place, searches=self._searches(request, view)), view
+
+    def _searches(self, request: Request, view: str | None) -> bool:
+        """Whether three tools that search are shown in the place of all: as the client says, else as it is configured."""
+        said = request.query_params.get(VIEW) or request.headers.get(VIEW_HEADER)
+        if said not in (None, *VIEWS):
+            raise Fault(INVALID_REQUEST, f"{VIEW} is one of {', '.join(VIEWS)}")
+        return (said or (self._rules.view if view is None else VIEWS[0])) == "search"
 
     def _is_server(self, name: str, place: Place) -> bool:
         found = place.desk.directory.principal(name) if is_principal(name) else None
@@ -198,7 +209,9 @@ class Streamable:
         return self._rules if isinstance(who, Holder) else narrowed(self._rules, who)
 
     def _catalogue(self, view: str | None, who: Who, place: Place) -> Catalogue:
-        return Catalogue(view, who, self._rules_for(who), place.desk.ports, place.desk.directory)
+        found = Catalogue(view, who, self._rules_for(who), place.desk.ports, place.desk.directory)
+        found.searches = place.searches
+        return found
 
     def _task(self, who: Who, place: Place) -> Task:
         if isinstance(who, Holder):

@@ -45,6 +45,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     budget: Budget
     ttl: int = MAX_TTL
     idle: float = IDLE
+    view: str = "tools"
+    """What is shown of all servers where a client does not say: their tools, or tools that ``search`` them."""
 
 
 def narrowed(rules: Rules, user: User) -> Rules:
