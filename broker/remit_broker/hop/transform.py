@@ -35,7 +35,8 @@ async def transform(hop: Hop, ports: Ports) -> Hop:
     if hop.judged.approve:
         # INVARIANT: an approver sees all that is sent, so what is not shown is not sent
         # (test_what_a_person_approved_is_sent_without_meta).
-        args, given, meta = settled(args), settled(given), {}
+        args, given = settled(args), settled(given)
+        meta = {}
     data = _canonical(args)
     hop = hop.with_(
         args=args,
