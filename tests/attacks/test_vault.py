@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -24,7 +25,7 @@ from remit_broker.testing import running_broker
 from remit_broker.verifier import verify as offline
 from remit_schemas.errors import Refusal
 from remit_schemas.keys import KeySet
-from tests.support.raw import Arena, RawAgent, arena_on, tool
+from tests.support.raw import Arena, RawAgent, arena_on, skill, tool
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -34,6 +35,7 @@ CONFIG = {
     "tenants": {OTHER: {}},
     "vault": {"on": True, "tenants": {OTHER: {"arguments": 3600.0, "results": 0.0}}},
 }
+LARGE = {"path": "a large file"}
 LEAK = {"path": "a file with a key in it"}
 SECRET = "AKIA" + "IOSFODNN7EXAMPLZ"
 
@@ -98,7 +100,8 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
             files = await arena.agent("files", "mcp", tenant=tenant)
 
             async def read(taken: Any) -> None:
-                await taken.done({"key": SECRET} if taken.dispatch.args == LEAK else SAID)
+                said = {"key": SECRET} if taken.dispatch.args == LEAK else SAID
+                await taken.done({"answer": "x" * 700_000} if taken.dispatch.args == LARGE else said)
 
             files.handlers["read"] = read
             await files.serve(tool("read"))
@@ -132,6 +135,29 @@ async def test_what_is_shown_is_what_the_record_commits_to(stage: Stage, monkeyp
     shown = (await stage.told("GET", f"/api/vault/{txn}.{hop}"))["contents"]
     assert [(one["kept"], one["value"]) for one in shown] == [(False, None)] * 2
     assert shown[0]["why"] == "what is kept is not what the record commits to"
+
+
+async def test_what_a_parked_call_asks_for_and_is_given_is_kept_too(stage: Stage) -> None:
+    caller, _ = stage.people["default"]
+    worker = await stage.arena.agent()
+    await worker.serve(skill("work"))
+    resource = f"agent/{worker.name}/work"
+    root = await stage.lab.grant(caller.name, "agent/**", user="pam")
+    calling = asyncio.ensure_future(caller.call(resource, root.txn, root.grant, ASKED))
+    taken = await worker.took(root.txn)
+    await taken.park({"question": "which one?"})
+    await calling
+    hop = taken.dispatch.hop
+    calling = asyncio.ensure_future(caller.call(resource, root.txn, root.grant, ASKED, resume=hop, input="the second"))
+    await (await worker.took(root.txn, 2)).done(SAID)
+    await calling
+    assert await stage.values(f"{root.txn}.{hop}") == [ASKED, {"question": "which one?"}, "the second", SAID]
+
+
+async def test_a_large_answer_is_kept_whole(stage: Stage) -> None:
+    txn, hop = await stage.called("lea", args=LARGE)
+    assert await stage.values(f"{txn}.{hop}") == [LARGE, {"answer": "x" * 700_000}]
+    assert len([key for key in await stage.bytes_of() if f".results.{txn}." in key]) == 2, "in two pieces"
 
 
 async def test_reading_contents_is_recorded_each_time(stage: Stage) -> None:
