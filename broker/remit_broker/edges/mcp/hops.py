@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from remit_broker.edges.inside import Calls, Running
 from remit_broker.edges.mcp.deputies import AGENT, Holding
+from remit_broker.edges.mcp.envelope import passed_on
 from remit_broker.edges.mcp.jsonrpc import METHOD_NOT_FOUND, Call, Id, notification
 from remit_broker.edges.mcp.session import Session, Tell
 from remit_broker.edges.mcp.tasks import is_over
@@ -72,7 +73,12 @@ class Hops:
         aim = Aim(resource, args, meta.get(AGENT))
         held = await self._held(aim)
         request = Request(
-            grant=held.grant, args=args, want=Want(ttl_ms=int(self._seconds * 1000)), parts=True, trace=_trace(meta)
+            grant=held.grant,
+            args=args,
+            want=Want(ttl_ms=int(self._seconds * 1000)),
+            parts=True,
+            trace=_trace(meta),
+            meta=passed_on(meta, self._session.can),
         )
         running = self._begin(at, held, resource, request)
         return await self._to_the_end(at, held, running, aim, meta, tell)
