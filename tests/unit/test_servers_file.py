@@ -72,7 +72,7 @@ def test_a_link_is_refused(tmp_path: Path) -> None:
         ('[servers.git]\ncommand = ["x"]\nurl = "http://x/"\n', "either a command or a url"),
         (
             '[servers.git]\ncommand = ["x"]\nshell = true\n',
-            "servers.git.shell: allowed are command, contain, cwd, env, limits, network, read, url, write",
+            "servers.git.shell: allowed are command, contain, cwd, env, idle, limits, network, process, processes, read, url, write",
         ),
         ('[servers.git]\ncommand = ["x"]\nenv = {"A=B" = "x"}\n', "variable name"),
         ('[servers.git]\ncommand = ["x"]\nenv = {A = 1}\n', "variable name"),
