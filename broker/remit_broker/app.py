@@ -62,6 +62,7 @@ from remit_broker.edges.http.desk import Desk
 from remit_broker.edges.http.log import LogDesk
 from remit_broker.edges.http.metrics import metrics_route
 from remit_broker.edges.http.policy import PolicyDesk
+from remit_broker.edges.http.vault import VaultDesk
 from remit_broker.edges.inside import Calls
 from remit_broker.edges.mcp.streamable import Streamable
 from remit_broker.edges.registration import Registration
@@ -73,6 +74,7 @@ from remit_broker.notices import Notices
 from remit_broker.ports import Ports
 from remit_broker.premises import Place, bind_http, embed
 from remit_broker.projection import Projection
+from remit_broker.retention import Retention, open_vault
 from remit_broker.signin import Signin, backends
 from remit_broker.tenants import Tenant, without_tenant
 from remit_broker.upkeep import Upkeep
@@ -271,11 +273,12 @@ class Broker:
         await arguments.start(
             self.nats.core.jetstream(), config.bus.replicas, config.approvals.ttl, config.results.bytes
         )
+        self.vault = await open_vault(self.settings, self.keys, self.nats.core, self.observer)
         self.secrets, self.backends = await backends(self.settings, self.keys, clock, self.nats.core.jetstream())
         self.issuers = self.health.issuers = issuers = identity.issuers(config, self.place.url or self.http, clock)
         stored = Stored(self.ledger, self.refusals, self.accounts, self.results, arguments)
         common = shared_ports(self.settings, self.keys, clock, stored, self.http) | {
-            "policy": self._police(), "observer": self.observer, "identities": issuers,
+            "policy": self._police(), "observer": self.observer, "identities": issuers, "vault": self.vault,
         }  # fmt: skip
         self.tenants = {name: await self._tenant(name) for name in self.settings.tenants}
         for tenant in self.tenants.values():
@@ -311,6 +314,11 @@ class Broker:
         """What operators of a tenant ask about policy, and say about it."""
         kept = (tenant.revocations, tenant.admin, self.index)
         return PolicyDesk(tenant.name, tenant.ports, kept, self.policy.knows, self.caught_up)
+
+    def vault_desk(self, tenant: Tenant) -> VaultDesk:
+        """The contents of a tenant's tasks, as far as they are kept."""
+        kept = (tenant.admin, self.index, self.caught_up)
+        return VaultDesk(tenant.name, tenant.ports, kept, self.vault, self.settings.config.vault.keeps)
 
     async def log_desk(self, tenant: Tenant) -> LogDesk:
         """What operators read of a tenant's log, and the record of that."""
@@ -401,7 +409,7 @@ class Broker:
             "budgets": self.accounts.report,
             "fault": self.observer.fault,
         }
-        desks = [
+        self.desks = desks = [
             Desk(
                 one.name,
                 one.ports,
@@ -412,11 +420,14 @@ class Broker:
                 await self.log_desk(one),
                 self.secrets,
                 self.backends,
+                self.vault_desk(one),
                 one.admin,
             )
             for one in self.tenants.values()
         ]
         operator = identity.operator(self.settings.config, self.keys, self.ports.identities)
+        if self.vault is not None:
+            self._task(Retention([desk.vault for desk in desks], self.observer).run())
         api = Api(desks, self.index, operator, extras)
         signin = Signin(self.settings, self.keys, self.issuers, self.http, (self.secrets, self.backends))
         self.oauth = oauth = await signin.open(self.nats.core.jetstream(), desks, operator)

@@ -10,6 +10,7 @@ from remit_broker.core.listing import ApprovalRow, ChainFilter, ChainPage, HopHi
 from remit_broker.core.pins import Waiting
 from remit_broker.core.registry import Attachment, Principal
 from remit_broker.core.revocations import Entry
+from remit_broker.core.tool_names import Names
 from remit_broker.ports import Registry, Revocations
 from remit_schemas.names import Resource
 
@@ -81,6 +82,12 @@ class Directory(Registry, Protocol):
 
     def quarantined_shown(self, name: str) -> list[str]:
         """What of that which a server shows beside its tools waits to be accepted: ``resource/<uri>``, ``prompt/<name>`` …"""
+
+    def tool_names(self) -> Names:
+        """What tools are called where all servers are one."""
+
+    def prompt_names(self) -> Names:
+        """Likewise of prompts."""
 
     def presented(self, name: str) -> Attachment | None:
         """What a principal serves, without what it shows beside its tools that waits to be accepted."""

@@ -27,6 +27,7 @@ from remit_broker.core.policy import PolicyRequest, Verdict
 from remit_broker.core.registry import Principal, Target
 from remit_broker.core.revocations import Entry
 from remit_broker.core.user_tokens import Identity
+from remit_broker.core.vault import Slot
 from remit_broker.ledger_port import Ledger
 from remit_schemas.approval import Decided
 from remit_schemas.budget import Budget
@@ -169,7 +170,13 @@ class Digester(Protocol):
     """Keyed digests: equal content gives equal digests within a txn, and nobody without the key can guess content from them."""
 
     def digest(self, txn: str, data: bytes) -> str:
-        """Lower-case hex HMAC-SHA-256 under a key of its own for each txn."""
+        """A commitment to ``data``: lower-case hex HMAC-SHA-256 under :meth:`salt`."""
+
+    def salt(self, txn: str, data: bytes) -> bytes:
+        """32 bytes that open the commitment to ``data``: HMAC-SHA-256 under a key of its own for each txn."""
+
+    def mark(self, txn: str, data: bytes) -> str:
+        """Lower-case hex of that, for what nobody is ever shown."""
 
 
 class Identities(Protocol):
@@ -226,6 +233,13 @@ class Kept(Results, Protocol):
 
     async def forget(self, at: tuple[str, str, str]) -> None:
         """Keep nothing for the approval ``at`` (tenant, txn, id) any longer. Never raises."""
+
+
+class Vault(Protocol):
+    """What was sent and answered, encrypted for the user of each task: there only where an operator has switched it on."""
+
+    async def put(self, slot: Slot, data: bytes) -> bool:
+        """Keep ``data``. Whether it is kept; never raises."""
 
 
 class Room(Protocol):
@@ -326,6 +340,7 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     identities: Identities
     environment: str = ""
     """What policies see of this installation."""
+    vault: Vault | None = None
 
 
 __all__ = [
@@ -356,6 +371,7 @@ __all__ = [
     "Revocations",
     "Room",
     "Schemas",
+    "Vault",
     "Withdrawn",
     "at_once",
 ]

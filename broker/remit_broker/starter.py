@@ -74,6 +74,15 @@ auth = {auth:<22}# "local": the OS user, by the token in data/keys/local.token; 
 # witness_allow = []         # ["10.1.0.0/16"]: networks that are not public and may be sent to all the same
 # file = ""                  # each is appended to it: best on a disk where nothing is written over
 
+[vault]                      # arguments and results, kept encrypted for the user of each task; see docs/audit.md
+# on = false
+# arguments = 2592000.0      # seconds for which each is kept; 0: not at all
+# results = 2592000.0
+# bytes = 4294967296         # of all of them; beyond, nothing more is kept
+# keys = ""                  # the folder of the users' keys; empty: vault in the data folder
+# key_file = ""              # what those keys are sealed with; empty: a key drawn from data/keys/results.key
+# tenants = {{}}               # such as {{ acme = {{ arguments = 86400.0, results = 0.0 }} }}: other times
+
 [oauth]                      # /oauth on the HTTP edge, see docs/oauth.md
 # url = ""                   # where clients find this broker, such as "https://remit.example"; empty: http
 # client_auth = "optional"   # "required": tokens are exchanged only for agents that prove themselves with their nkey

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
+import hmac
 import json
 import re
 import sys
@@ -330,6 +331,28 @@ def complete(evidence: Evidence) -> str:
     return "closed: nothing can follow" if closed else "no completeness proof: still open, more may have followed"
 
 
+COMMITS = {
+    "hop.opened": "args_digest", "hop.resumed": "input_digest", "hop.parked": "request_digest", "hop.closed": "result_digest",
+}  # fmt: skip
+
+
+def payloads(evidence: Evidence) -> str:
+    """Contents that were disclosed are those that the records commit to: HMAC-SHA-256 under the salt that is shown with each."""
+    of, told, opened = evidence["records"], evidence.get("payloads"), set()
+    made = sum(bool(record.get(COMMITS.get(record["kind"], ""))) for record in of)
+    for number, each in enumerate(told or []):
+        place, field = each["record"], each["field"]
+        if set(each) != {"record", "field", "salt", "text"} or type(place) is not int or not 0 <= place < len(of):
+            raise Bad(f"payload {number}: it names no record of the file")
+        if field != COMMITS.get(of[place]["kind"]) or (place, field) in opened:
+            raise Bad(f"payload {number}: record {place} has no commitment of that name, or it is there twice")
+        salt = b64(each["salt"], url=True)
+        if len(salt) != 32 or hmac.new(salt, each["text"].encode(), "sha256").hexdigest() != of[place][field]:
+            raise Bad(f"payload {number}: it is not what record {place} commits to")
+        opened.add((place, field))
+    return f"{len(opened)} disclosed, as the records commit to them; {made - len(opened)} withheld"
+
+
 def rules(evidence: Evidence) -> str:
     """The texts of rules are those of the revisions that the records name."""
     sets = evidence.get("policies") or {}
@@ -389,6 +412,7 @@ def verify(data: bytes, jwks: bytes, wanted: list[str] | None = None) -> list[tu
         ("proof", lambda: log(evidence, keys)),
         ("witnesses", lambda: witnesses(evidence, keys, wanted or [])),
         ("complete", lambda: complete(evidence)),
+        ("payloads", lambda: payloads(evidence)),
         ("rules", lambda: rules(evidence)),
         ("refusals", lambda: refusals(evidence, keys)),
     ]

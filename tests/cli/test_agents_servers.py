@@ -160,7 +160,7 @@ def test_a_changed_tool_is_shown_and_exactly_that_is_accepted(broker: Running) -
         assert (wrong.code, wrong.error["code"]) == (1, "CONFLICT")
         assert broker.remit("servers", "accept", "sky", "no_such_tool").code == 1
         digest = told.json()["digest"]
-        assert broker.json("servers", "accept", "sky", "--digest", digest)["accepted"] == ["weather"]
+        assert broker.json("servers", "accept", "sky", "--digest", digest)["accepted"] == ["instructions/", "weather"]
         assert "nothing was waiting" in broker.remit("servers", "accept", "sky").out
 
 

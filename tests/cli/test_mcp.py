@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
+from mcp.shared.exceptions import MCPError
 
+from tests.support.attach_fixture import SERVERS
 from tests.support.cli import REMIT, Running, new_folder, remit, start
 
 
@@ -36,6 +39,40 @@ async def test_a_client_that_starts_a_command_reaches_every_server(with_tools: R
     assert answer.structured_content == {"result": "hi"}
     chain = with_tools.json("chain", meta["dev.remit/txn"])
     assert meta["dev.remit/hop"] in json.dumps(chain)
+
+
+async def test_a_client_without_a_session_reaches_every_server_too(with_tools: Running) -> None:
+    async with Client(bridge(with_tools), mode="2026-07-28") as client:
+        assert "files__echo" in [tool.name for tool in (await client.list_tools()).tools]
+        metas: list[Any] = [(await client.call_tool("files__echo", {"text": "hi"})).meta for _ in range(2)]
+        with pytest.raises(MCPError, match="Unknown tool"):
+            await client.call_tool("files__nothing", {})
+        # What is no plain text is carried in a header all the same.
+        with pytest.raises(MCPError, match="Unknown tool"):
+            await client.call_tool("=?base64?é", {})
+    # What one process carries is one task.
+    assert metas[0]["dev.remit/txn"] == metas[1]["dev.remit/txn"]
+
+
+async def test_a_client_chooses_the_generation_that_both_know(with_tools: Running) -> None:
+    async with Client(bridge(with_tools, "files"), mode="auto") as client:
+        assert client.protocol_version == "2026-07-28"
+        assert client.server_info is not None and client.server_info.name == "well-behaved"
+
+
+async def test_a_request_that_is_cancelled_over_a_pipe_is_cancelled_at_the_broker(with_tools: Running) -> None:
+    with_tools.json("servers", "add", "talk", "--", sys.executable, str(SERVERS / "talkative.py"))
+    with_tools.server_runs("talk")
+    async with Client(bridge(with_tools, "talk"), mode="2026-07-28") as client:
+        meta: Any = (await client.call_tool("touch", {"text": "note://x"})).meta
+        known = meta["dev.remit/txn"]
+        slow = asyncio.create_task(client.call_tool("wait", {"text": "60"}))
+        async with asyncio.timeout(30):
+            while "mcp/talk/wait" not in json.dumps(with_tools.json("chain", known)):
+                await asyncio.sleep(0.1)
+            slow.cancel()
+            while "CANCELLED" not in json.dumps(with_tools.json("chain", known)):
+                await asyncio.sleep(0.1)
 
 
 async def test_one_server_is_shown_as_itself(with_tools: Running) -> None:

@@ -26,6 +26,7 @@ PERMIT = (
 HELLO = {
     "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "raw", "version": "1"},
 }  # fmt: skip
+STATELESS = "2026-07-28"
 BOTH = "application/json, text/event-stream"
 
 
@@ -110,6 +111,36 @@ class Raw:
             "params": dict(params or {}),
         }
         return said(await self.post(message))[-1]
+
+    def stateless(
+        self, method: str, params: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """A request of the generation 2026-07-28, and its headers."""
+        self._id += 1
+        meta = {
+            "io.modelcontextprotocol/protocolVersion": STATELESS,
+            "io.modelcontextprotocol/clientCapabilities": {},
+            **params.get("_meta", {}),
+        }
+        message = {"jsonrpc": "2.0", "id": self._id, "method": method, "params": {**params, "_meta": meta}}
+        said = {
+            "Authorization": f"Bearer {self.token}", "Accept": BOTH, "Content-Type": "application/json",
+            "Mcp-Protocol-Version": STATELESS, "Mcp-Method": method,
+        }  # fmt: skip
+        if isinstance(name := params.get("uri" if method == "resources/read" else "name"), str):
+            said["Mcp-Name"] = name
+        return message, said | dict(headers or {})
+
+    async def once(
+        self, method: str, params: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
+        """A request of that generation; its answer."""
+        message, said = self.stateless(method, params or {}, headers)
+        return await self._front.http.post(self._front.url + self.path, json=message, headers=said)
+
+    def messages(self, response: httpx.Response) -> list[dict[str, Any]]:
+        """What an answer says."""
+        return said(response)
 
     async def tell(self, method: str, params: Mapping[str, Any] | None = None) -> httpx.Response:
         """A notification."""

@@ -70,6 +70,7 @@ def test_the_starter_shows_every_key_with_its_default(file: Path) -> None:
             "log",
             "results",
             "traces",
+            "vault",
             "content",
             "prices",
             "models",

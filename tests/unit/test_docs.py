@@ -170,6 +170,7 @@ def test_every_configuration_key_is_documented() -> None:
         ResultsConfig,
         SecretsConfig,
         TracesConfig,
+        VaultConfig,
     )  # fmt: skip
     from remit_broker.core.issuers import DevelopmentConfig, IssuerConfig
 
@@ -185,6 +186,7 @@ def test_every_configuration_key_is_documented() -> None:
         "oauth": OAuthConfig,
         "secrets": SecretsConfig,
         "traces": TracesConfig,
+        "vault": VaultConfig,
         "content": ContentConfig,
         "issuers": IssuerConfig,
         "development": DevelopmentConfig,

@@ -31,7 +31,7 @@ PIECE: Final = 512 * 1024
 SECONDS: Final = 5.0
 """For one piece to be written or read."""
 
-_HEAD: Final = struct.Struct(">II")
+HEAD: Final = struct.Struct(">II")
 """Before each piece: its number, and how many there are. It is encrypted with it."""
 
 
@@ -63,7 +63,7 @@ class KvResults:
         """Keep ``data`` for the hop ``at`` (tenant, txn, hop). Whether it is kept; never raises."""
         box, key = self._box(at), _key(at)
         try:
-            for number, piece in _pieces(data):
+            for number, piece in pieces(data):
                 async with asyncio.timeout(SECONDS):
                     await self._bucket.put(f"{key}.{number}", box.encrypt(piece))
         except (NatsError, OSError, TimeoutError) as error:
@@ -81,11 +81,11 @@ class KvResults:
                 async with asyncio.timeout(SECONDS):
                     entry = await self._bucket.get(f"{key}.{len(found)}")
                 piece = box.decrypt(entry.value or b"")
-                number, count = _HEAD.unpack_from(piece)
+                number, count = HEAD.unpack_from(piece)
                 # INVARIANT: pieces count only in their own place of their own result (test_pieces_cannot_be_exchanged).
                 if number != len(found):
                     raise CryptoError("a piece stands in the place of another")
-                found.append(piece[_HEAD.size :])
+                found.append(piece[HEAD.size :])
         except KeyNotFoundError:
             return None
         except (NatsError, OSError, TimeoutError, CryptoError, struct.error) as error:
@@ -116,8 +116,8 @@ def _key(at: tuple[str, str, str]) -> str:
     return f"{at[0]}.{at[1]}.{at[2]}"
 
 
-def _pieces(data: bytes) -> Iterator[tuple[int, bytes]]:
+def pieces(data: bytes) -> Iterator[tuple[int, bytes]]:
     """The pieces with their numbers, the first one last."""
     count = max(1, -(-len(data) // PIECE))
     for number in (*range(1, count), 0):
-        yield number, _HEAD.pack(number, count) + data[number * PIECE : (number + 1) * PIECE]
+        yield number, HEAD.pack(number, count) + data[number * PIECE : (number + 1) * PIECE]

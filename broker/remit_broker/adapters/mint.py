@@ -79,7 +79,17 @@ class HmacDigester:
         self._started = started
 
     def digest(self, txn: str, data: bytes) -> str:
-        """Lower-case hex."""
+        """Lower-case hex: a commitment to ``data``, whose salt is drawn from ``data`` itself with the key of the txn."""
+        # INVARIANT: what opens one commitment says nothing of another, not even of a guess
+        # (test_a_salt_opens_one_commitment_and_no_guess_at_another).
+        return hmac.digest(self.salt(txn, data), data, hashlib.sha256).hex()
+
+    def salt(self, txn: str, data: bytes) -> bytes:
+        """What opens the commitment to ``data``, and nothing else."""
         mac = self._started(txn).copy()
         mac.update(data)
-        return mac.hexdigest()
+        return mac.digest()
+
+    def mark(self, txn: str, data: bytes) -> str:
+        """A keyed digest of what is never disclosed."""
+        return self.salt(txn, data).hex()

@@ -32,6 +32,7 @@ from remit_broker.core.registry import (
     ceiling_of,
 )
 from remit_broker.core.shown import open_of, shown, shut
+from remit_broker.core.tool_names import Named, Names
 from remit_schemas.budget import ONE_CALL, Budget
 from remit_schemas.errors import Code, refusal
 from remit_schemas.names import DEFAULT_TENANT, Resource
@@ -70,6 +71,7 @@ class KvRegistry:
         self._attachments: dict[str, Attachment] = {}
         self.pins = PinBook()
         self._targets: dict[Resource, Target] = {}
+        self._names: tuple[Names, Names] | None = None
         self._shut: dict[str, dict[str, str]] = {}
         self._presented: dict[str, Attachment] = {}
         self.heard: list[Callable[[str], None]] = []
@@ -229,6 +231,27 @@ class KvRegistry:
         """The tools of a server that wait to be accepted."""
         return [resource for resource, target in self._targets.items() if resource.name == name and target.quarantined]
 
+    def tool_names(self) -> Names:
+        """What tools are called where all servers are one; made anew when something changed."""
+        return self._named()[0]
+
+    def prompt_names(self) -> Names:
+        """Likewise of prompts."""
+        return self._named()[1]
+
+    def _named(self) -> tuple[Names, Names]:
+        if self._names is None:
+            tools = (
+                Named(one.name, one.op) for one in self._targets if one.kind == "mcp" and not one.op.startswith("$")
+            )
+            prompts = (
+                Named(name, str(one.get("name")))
+                for name in sorted(self._presented)
+                for one in self._attachments[name].offers.get("prompts", [])
+            )
+            self._names = Names(sorted(tools)), Names(prompts)
+        return self._names
+
     def quarantined_shown(self, name: str) -> list[str]:
         """What of that which a server shows beside its tools waits to be accepted."""
         return sorted(self._shut.get(name, {}))
@@ -319,6 +342,7 @@ class KvRegistry:
             hear(name)
 
     def _resolve(self, name: str) -> None:
+        self._names = None
         for stale in [resource for resource in self._targets if resource.name == name]:
             del self._targets[stale]
         self._shut.pop(name, None)

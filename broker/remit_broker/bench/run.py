@@ -83,7 +83,8 @@ async def bench(rounds: int, scale: float, say: Say, profile: Path | None = None
             say("growing one txn")
             found["long_txn"] = await long_txn(first, stack, scale)
             say("opening txns and connections")
-            found["memory"] = await memory(first, stack, scale)
+            fresh = await stack.enter_async_context(site(folder / "memory", "default"))
+            found["memory"] = await memory(fresh, stack, scale)
         return {**found, "setup": {**setup, **_machine(), "rounds": rounds, "payload_bytes": len(encode(PAYLOAD))}}
 
 

@@ -35,13 +35,22 @@ Witnesses = Annotated[
 def export(
     txn: Annotated[str, typer.Argument(metavar="TXN")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write it.")],
+    with_payloads: Annotated[
+        bool, typer.Option("--with-payloads", help="With what was sent and answered, as far as the vault has it.")
+    ] = False,
+    hop: Annotated[
+        list[str] | None, typer.Option(help="With --with-payloads: of this hop, and no other not named.")
+    ] = None,
     tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Write the records and grants of one chain to a file."""
+    if hop and not with_payloads:
+        raise ConfigError("--hop says of which hops contents are disclosed", "say --with-payloads too")
     client = BrokerClient(load(config), tenant)
-    found = client.get(f"/api/chains/{whole(client, txn)}/evidence")
+    query = f"?payloads={','.join(hop) if hop else 'all'}" if with_payloads else ""
+    found = client.get(f"/api/chains/{whole(client, txn)}/evidence{query}")
     output.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     if as_json:
         say({"txn": found["txn"], "file": str(output), "records": len(found["records"]), "complete": found["complete"]})

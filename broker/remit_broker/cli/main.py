@@ -33,6 +33,7 @@ from remit_broker.cli import (
     servers,
     trace,
     users,
+    vault,
 )
 from remit_broker.cli.common import USAGE, own, show_error
 from remit_broker.cli.printing import out, say
@@ -82,6 +83,7 @@ app.add_typer(policy.app, name="policy")
 app.add_typer(trace.app, name="trace")
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(users.app, name="users")
+app.add_typer(vault.app, name="vault")
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from typing import Annotated, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import typer
 
@@ -26,6 +26,9 @@ def register(app: typer.Typer) -> None:
 @command
 def mcp(
     server: Annotated[str | None, typer.Argument(help="One server, as it is; without it all of them.")] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Three tools that search, describe and call the others.")
+    ] = False,
     tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
@@ -34,13 +37,14 @@ def mcp(
     settings = load(config)
     # Before the client hears anything: where no broker runs, it is told so, and how to start one.
     BrokerClient(settings, tenant).lives()
-    run_loop(_carry(settings, server, tenant))
+    run_loop(_carry(settings, server, tenant, {"view": "search"} if search else {}))
 
 
-async def _carry(settings: Settings, server: str | None, tenant: str | None) -> None:
+async def _carry(settings: Settings, server: str | None, tenant: str | None, view: dict[str, str]) -> None:
     from remit_broker.edges.mcp.stdio import Bridge, Where
 
-    path = ("/mcp" if server is None else f"/mcp/{quote(server, safe='')}") + (f"?tenant={tenant}" if tenant else "")
+    query = urlencode({**({"tenant": tenant} if tenant else {}), **view})
+    path = ("/mcp" if server is None else f"/mcp/{quote(server, safe='')}") + (f"?{query}" if query else "")
 
     def find() -> Where:
         # Anew for each message: a broker that was started again may be at another port.

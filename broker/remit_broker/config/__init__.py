@@ -14,6 +14,7 @@ from remit_broker.config.keys import (
     ResultsConfig,
     SecretsConfig,
     TracesConfig,
+    VaultConfig,
 )
 from remit_broker.config.parts import cycle, default_rates
 from remit_broker.config.reading import FILE, Settings, find, load, settings
@@ -34,6 +35,7 @@ __all__ = [
     "SecretsConfig",
     "Settings",
     "TracesConfig",
+    "VaultConfig",
     "cycle",
     "default_rates",
     "find",

@@ -118,6 +118,12 @@ def _tenants(file: Path, config: Config) -> None:
             f"{file}: {len(config.tenants)} tenants, at most {MAX_TENANTS} are served by one broker",
             "run a second broker on a bus of its own for the others",
         )
+    for name in config.vault.tenants:
+        if name not in (DEFAULT_TENANT, *config.tenants):
+            raise ConfigError(
+                f"{file}: vault.tenants.{name}: there is no such tenant",
+                f"another one is made by a table [tenants.{name}]",
+            )
     for name in config.caps.get("tenant", {}):
         if name not in (DEFAULT_TENANT, *config.tenants):
             known = ", ".join(sorted({DEFAULT_TENANT, *config.tenants}))

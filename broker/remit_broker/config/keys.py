@@ -121,6 +121,31 @@ class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     file: str = ""
 
 
+class KeepsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[vault.tenants.NAME]``: for how many seconds that tenant's ``arguments`` and ``results`` are kept; 0: not at all."""
+
+    arguments: Annotated[float, msgspec.Meta(ge=0, le=20 * 366 * 86400)] = 30 * 86400.0
+    results: Annotated[float, msgspec.Meta(ge=0, le=20 * 366 * 86400)] = 30 * 86400.0
+
+
+class VaultConfig(KeepsConfig, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Arguments and results, kept encrypted for the user of each task where this is ``on``: for so many seconds, all together at most
+    ``bytes``; ``tenants`` has other times. ``keys`` is the folder of the users' keys (empty: one in the data folder), which are
+    sealed with ``key_file``, 32 bytes of base64url (empty: a key drawn from another).
+    """
+
+    on: bool = False
+    tenants: dict[str, KeepsConfig] = {}
+    bytes: Annotated[int, msgspec.Meta(ge=64 << 20, le=2**50)] = 4 << 30
+    keys: str = ""
+    key_file: str = ""
+
+    def keeps(self, tenant: str, kind: Literal["arguments", "results"]) -> float:
+        """Seconds; 0: not at all."""
+        of: KeepsConfig = self.tenants.get(tenant, self)
+        return of.arguments if kind == "arguments" else of.results
+
+
 class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where spans go by OTLP/HTTP; the standard ``OTEL_EXPORTER_OTLP_*`` variables win. Empty: nowhere.
 
@@ -159,6 +184,7 @@ class McpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     budget: str = "usd=10,tokens=1000000,calls=2000"
     call_ttl: Annotated[float, msgspec.Meta(gt=0, le=28_800)] = 600.0
     idle: Annotated[float, msgspec.Meta(ge=1, le=28_800)] = 900.0
+    view: Literal["tools", "search"] = "tools"
 
 
 class TenantConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -181,6 +207,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     secrets: SecretsConfig = SecretsConfig()
     backends: dict[str, BackendConfig] = {}
     log: LogConfig = LogConfig()
+    vault: VaultConfig = VaultConfig()
     traces: TracesConfig = TracesConfig()
     content: ContentConfig = ContentConfig()
     issuers: tuple[IssuerConfig, ...] = ()

@@ -19,8 +19,8 @@ VERSION = 1
 
 
 class AdminRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Something was revoked or reinstated, observed or enforced, excepted or no longer: what, by whom, why. ``at`` is RFC 3339 UTC,
-    as the replica had it that did so. ``detail``, where there is one, is the JSON of an exception; empty, it is not written.
+    """Something was revoked or reinstated, observed or enforced, excepted or no longer, held or erased: what, by whom, why. ``at`` is
+    RFC 3339 UTC, as the replica had it that did so. ``detail``, where there is one, is JSON; empty, it is not written.
     """
 
     v: int = VERSION

@@ -25,6 +25,7 @@ from remit_broker.core.notes import Witness
 from remit_broker.core.policy_texts import revision_of
 from remit_broker.core.sealing import LEDGER, REFUSALS, Proofs, Unproved
 from remit_broker.core.tree import GRANTS
+from remit_broker.core.vault import FIELDS, opens
 from remit_schemas.approval import verify as verify_decision
 from remit_schemas.bundle import verify_link
 from remit_schemas.canonical import loads
@@ -104,6 +105,7 @@ def verify_evidence(
             checks += [grants, _links(found, records, allowed_cycles), _signed(found, records)]
             checks += [_approvals(records, keys), _complete(evidence["complete"], fold)]
             checks += _log(evidence, records, keys, list(witnesses))
+            checks.append(_payloads(evidence.get("payloads"), records))
         checks += [_rules(evidence.get("policies", {})), _refusals(evidence, keys)]
     return Verdict(all(check.ok for check in checks), tuple(checks))
 
@@ -277,6 +279,26 @@ def _undecided(raw: dict[str, Any], asked: dict[str, Any], keys: KeySet) -> str:
     }  # fmt: skip
     wrong = next((name for name, value in wanted.items() if said[name] != value), "")
     return f"the {wrong} of its token is not that of the record" if wrong else ""
+
+
+def _payloads(told: Any, records: list[dict[str, Any]]) -> Check:
+    """Contents in the file are those that the records commit to. Those that were withheld are counted, and hinder nothing."""
+    made = sum(bool(record.get(FIELDS.get(record["kind"], ("", ""))[0])) for record in records)
+    if told is None:
+        return Check("payloads", True, f"none disclosed: {made} commitments to what was sent and answered stay closed")
+    if not isinstance(told, list):
+        return Check("payloads", False, "they are no list")
+    opened: set[tuple[int, str]] = set()
+    for index, each in enumerate(told):
+        try:
+            place = opens(each, records)
+        except ValueError as bad:
+            return Check("payloads", False, f"payload {index}: {bad}")
+        if place in opened:
+            return Check("payloads", False, f"payload {index}: it is there twice")
+        opened.add(place)
+    withheld = made - len(opened)
+    return Check("payloads", True, f"{len(opened)} disclosed, as the records commit to them; {withheld} withheld")
 
 
 def _rules(policies: Any) -> Check:

@@ -126,10 +126,11 @@ def said_by_detectors(found: Sequence[Finding]) -> str:
     return f"{', '.join(kinds[:4])} was found{f' at {where}' if where else ''}" if kinds else ""
 
 
-def suspicions(texts: Mapping[str, str], others: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def suspicions(texts: Mapping[str, str], others: Mapping[str, Sequence[str]], me: str = "") -> dict[str, str]:
     """Of the tools of one server (name → all it says to a model) those that could be taken for another, or speak of another's.
 
-    ``others`` are the tools of the other servers by server. Names that are the same in two servers are none: each is called by its
+    ``others`` are the tools of the other servers by server, ``me`` is this one. Names that
+    are the same in two servers are none: each is called by its
     server's name too.
     """
     found = {op: f"its name looks like {other!r} of the same server" for op, other in _disguised(texts).items()}
@@ -140,6 +141,8 @@ def suspicions(texts: Mapping[str, str], others: Mapping[str, Sequence[str]]) ->
         look = skeleton(op)
         if (other := seen.get(look)) not in (None, op):
             found.setdefault(op, f"its name looks like mcp/{theirs[str(other)]}/{other}")
+        elif me and (all_ := skeleton(f"{me}__{op}")) in mapped:
+            found.setdefault(op, "its name where all servers are one is that of mcp/{}/{}".format(*mapped[all_]))
         elif look in mapped:
             found.setdefault(op, "its name is that of mcp/{}/{} as clients see it".format(*mapped[look]))
         elif spoken := spoken_of(text, theirs, texts):

@@ -36,7 +36,7 @@ DOES_NOT: Final = (
     "That the operator, who holds the keys, did not make up this whole chain before the checkpoint left, or leave another out. "
     "Checkpoints that a witness signed, or that you keep yourself, bound when that could have been.",
     "That the refusals shown are all: floods are counted together, and their stream discards its oldest.",
-    "What the arguments and results were: records hold keyed digests of them, not their text.",
+    "What arguments and results were that are not shown: records commit to them, and do not hold them.",
     "That a cost is what was really used: it is what the callee reported, or a configured price; unmetered says that neither was.",
     "What a model or a callee did outside the calls that are recorded here.",
 )
@@ -62,6 +62,8 @@ def page(evidence: Fields, verdict: Verdict, local: Local) -> str:
         _approvals(records, local),
         "<h2>Cost</h2>",
         _cost(first, hops, ends, last),
+        "<h2>What was sent and answered</h2>",
+        _payloads(evidence.get("payloads"), records, verdict),
         "<h2>Everything, in order</h2>",
         _timeline(records, evidence["refusals"], local),
         "<h2>What was checked</h2>",
@@ -242,6 +244,27 @@ def _cost(first: Fields, hops: Mapping[str, Fields], ends: Mapping[str, Fields],
     total = _money(last["spent"]) if last["kind"] == "txn.closed" else "not settled yet"
     return _table(("Call", "Held", "Used itself", ""), rows) + _h(
         "p", f"In all: {total}, of at most {_money(first['budget'])}."
+    )
+
+
+def _payloads(told: Any, records: Sequence[Fields], verdict: Verdict) -> str:
+    """INVARIANT: nothing is shown as what was sent that the records do not commit to (test_a_report_shows_no_forged_content)."""
+    good = next((check.ok for check in verdict.checks if check.check == "payloads"), False)
+    if not good:
+        return _h("p", "What the file has of it is not what the records commit to, and is not shown.", "no")
+    if not told:
+        return _h("p", "Withheld: the records commit to it, and this file does not have it.", "dim")
+    return "".join(
+        f"<details><summary>{_e(_of(one, records))}</summary>{_h('pre', one['text'])}</details>"
+        for one in sorted(told, key=lambda one: one["record"])
+    )
+
+
+def _of(told: Fields, records: Sequence[Fields]) -> str:
+    record = records[told["record"]]
+    opened = next((one for one in records if one["kind"] == "hop.opened" and one["hop"] == record["hop"]), record)
+    return (
+        f"Record {told['record']}, {told['field'].removesuffix('_digest')} of {opened.get('resource', record['hop'])}"
     )
 
 

@@ -11,12 +11,26 @@ from remit_schemas.errors import Code, refusal
 from remit_schemas.names import DEFAULT_TENANT, Resource
 from remit_schemas.scope import Detail, Scope, parse_scope
 
-What = Literal["agent", "user", "tool", "tenant", "all", "observe", "exception", "audit", "principal", "definitions"]
-"""What an entry is about: something that can be stopped, a ruling about policy (``core/rulings.py``), records that somebody read, who
-may connect, or the definitions of a server."""
-State = Literal[
-    "revoked", "reinstated", "observed", "enforced", "allowed", "withdrawn", "read", "registered", "removed", "accepted"
+What = Literal[
+    "agent",
+    "user",
+    "tool",
+    "tenant",
+    "all",
+    "observe",
+    "exception",
+    "audit",
+    "hold",
+    "erasure",
+    "principal",
+    "definitions",
 ]
+"""What an entry is about: something that can be stopped, a ruling about policy (``core/rulings.py``), records that somebody read, what
+the vault has of a user (``core/vault.py``), who may connect, or the definitions of a server."""
+State = Literal[
+    "revoked", "reinstated", "observed", "enforced", "allowed", "withdrawn", "read", "held", "released", "erasing", "erased",
+    "spared", "registered", "removed", "accepted",
+]  # fmt: skip
 EVERYTHING = "everything"
 """The name of the one entry of kind ``all``."""
 

@@ -68,7 +68,7 @@ class Registration:
                 held[definition.op] = why
         known = {d.op: _said(d) for d in theirs}
         fresh = {d.op for d in new}
-        taken = suspicions(known, others)
+        taken = suspicions(known, others, attachment.name)
         for op in taken.keys() & fresh:
             held[op] = f"{taken[op]}; {held[op]}" if op in held else taken[op]
         return held

@@ -14,6 +14,7 @@ from remit_broker.hop.inspect_result import release, spoken
 from remit_broker.hop.parts import Gathering
 from remit_broker.hop.resolve import resolve
 from remit_broker.hop.revoked import nothing_stops
+from remit_broker.hop.vaulted import keep_arguments
 from remit_broker.ports import MAX_FRAMES, CallerCancelled, Channel, Parties, Ports, Withdrawn
 from remit_schemas.envelope import (
     Accepted,
@@ -50,6 +51,7 @@ async def dispatch(hop: Hop, ports: Ports) -> Hop:
     parties = Parties(
         hop.ask.caller, aim.callee, (*hop.chain, aim.callee), hop.held.claims.sub, hop.resource, record.tenant
     )
+    await keep_arguments(hop, ports)
     if hop.request.detach:
         return await detach(hop, ports)
     async with ports.bus.channel(parties, record.txn, hop.id) as channel:

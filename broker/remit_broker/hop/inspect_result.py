@@ -29,7 +29,7 @@ async def inspect_result(hop: Hop, ports: Ports) -> Hop:
     if isinstance(final, Result):
         _fits(hop, ports, final)
     hop = await at_the_end(hop, ports)
-    value = _content(final)
+    value = content_of(final)
     seen = await weighed(lambda: _look(hop, ports, value), hop.final_size, hop, ports)
     across = between(hop.heard, value, ports.detectors)
     seen = seen._replace(findings=(*seen.findings, *across))
@@ -184,7 +184,8 @@ def canonical_result(value: Any, callee: str) -> bytes:
 Final = Result | Error | InputRequired
 
 
-def _content(final: Final | None) -> Any:
+def content_of(final: Final | None) -> Any:
+    """What a final frame says, without what only frames it."""
     if isinstance(final, Result):
         return final.value
     if isinstance(final, InputRequired):

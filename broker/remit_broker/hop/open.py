@@ -121,7 +121,7 @@ def idempotency(hop: Hop, ports: Ports) -> str | None:
 def idempotency_of(hop: Hop, ports: Ports, resource: str, key: str) -> str:
     """As :func:`idempotency`, for any call under the grant that ``hop`` was asked for with."""
     named = canonical(["idem", hop.held.jti.hop, hop.ask.caller, resource, key])
-    return ports.digester.digest(hop.ask.txn, named)
+    return ports.digester.mark(hop.ask.txn, named)
 
 
 def _not_repeated(hop: Hop, ports: Ports, fold: Fold) -> None:

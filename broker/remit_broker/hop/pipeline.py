@@ -29,6 +29,7 @@ from remit_broker.hop.refuse import answer_of, refuse
 from remit_broker.hop.request import request
 from remit_broker.hop.resolve import resolve
 from remit_broker.hop.transform import transform
+from remit_broker.hop.vaulted import keep_answer
 from remit_broker.hop.verify import verify
 from remit_broker.ledger_port import LostRace
 from remit_broker.ports import Ports, Recipient
@@ -124,9 +125,8 @@ async def _close(hop: Hop, ports: Ports, body: ErrorBody | None) -> Closed:
     record: HopClosed | HopParked | None
     # An input that nobody heard is not lost with the work: the hop waits for another attempt.
     unheard = body if hop.parked is not None and body is not None and body.effect == "none" else None
-    asks = body is None and isinstance(hop.final, InputRequired)
     try:
-        record = await _shielded(park(hop, ports, unheard) if asks or unheard else _end(hop, ports, body))
+        record = await _shielded(_end(hop, ports, body, unheard))
     except (Exception, asyncio.CancelledError) as error:
         # The record is missing, so the result is not released; the scan closes the hop later and charges what it held.
         ports.observer.fault("close", error)
@@ -145,7 +145,13 @@ async def _close(hop: Hop, ports: Ports, body: ErrorBody | None) -> Closed:
     return Closed(hop=hop, record=record, frame=frame)
 
 
-async def _end(hop: Hop, ports: Ports, body: ErrorBody | None) -> HopClosed | None:
+async def _end(
+    hop: Hop, ports: Ports, body: ErrorBody | None, unheard: ErrorBody | None
+) -> HopClosed | HopParked | None:
+    if body is None:
+        await keep_answer(hop, ports)
+    if unheard is not None or (body is None and isinstance(hop.final, InputRequired)):
+        return await park(hop, ports, unheard)
     if not hop.request.keep:
         return await close(hop, ports, body)
     if body is None:

@@ -1,7 +1,10 @@
-"""A server that asks, logs and tells of changes of its own accord, also what is none of its caller's business. stdio."""
+"""A server that asks, logs and tells of changes of its own accord, also what is none of its caller's business. stdio, or
+``http PORT``, where each question comes on the stream of its call.
+"""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import anyio
@@ -23,7 +26,7 @@ async def call_tool(ctx: Any, params: types.CallToolRequestParams) -> types.Call
     text = str((params.arguments or {}).get("text", ""))
     if params.name == "ask":
         schema = {"type": "object", "properties": {"name": {"type": "string"}}}
-        found = await ctx.session.elicit_form(text, schema)
+        found = await ctx.session.elicit_form(text, schema, related_request_id=ctx.request_id)
         return said(f"{found.action}: {found.content}")
     if params.name == "roots":
         return said(str(await ctx.session.list_roots()))
@@ -64,6 +67,12 @@ server: Any = Server(
 
 
 async def main() -> None:
+    if sys.argv[1:2] == ["http"]:
+        import uvicorn
+
+        app = server.streamable_http_app(host="127.0.0.1")
+        await uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="error")).serve()
+        return
     async with stdio_server() as (read, write):
         await server.run(read, write, server.create_initialization_options())
 

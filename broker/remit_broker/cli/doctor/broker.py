@@ -92,6 +92,12 @@ def servers(states: list[dict[str, Any]]) -> Iterator[Finding]:
         if waiting := state.get("waiting"):
             what = f"{state['name']}: {', '.join(waiting[:5])}{' …' if len(waiting) > 5 else ''} cannot be called until accepted"
             yield note("servers", what, f"remit servers accept {state['name']}")
+        for name, same in state.get("collisions", {}).items():
+            if state["name"] == min(one.split("/")[1] for one in same):
+                yield note(
+                    "servers", f"{name} at /mcp is the name of several tools, and none of them is called there: {', '.join(same)}",
+                    "rename one of the servers, or have clients use /mcp/<server>",
+                )  # fmt: skip
     if states and not any(state.get("state") == "failed" for state in states):
         yield ok("servers", ", ".join(str(state["name"]) for state in states))
 

@@ -18,7 +18,7 @@ from remit_broker.core.listing import ChainFilter
 from remit_broker.core.near import meant
 from remit_broker.core.registry import Principal
 from remit_broker.core.times import rfc3339, utc
-from remit_broker.edges.http import log, policy, secrets
+from remit_broker.edges.http import log, policy, secrets, vault
 from remit_broker.edges.http.approvals import Approvals, Say, approver
 from remit_broker.edges.http.bodies import Delegate, NewAgent, Revocation
 from remit_broker.edges.http.changed import accepted, registered, removed
@@ -85,6 +85,7 @@ class Api:
             *log.ROUTES,
             *policy.ROUTES,
             *secrets.ROUTES,
+            *vault.ROUTES,
         ]
         described = document([Offered(verb, path, need) for verb, path, need, _ in table], TOLD)
 
@@ -113,6 +114,7 @@ class Api:
             self._decide,
             *policy.READS,
             *secrets.READS,
+            *vault.READS,
         )
 
         async def handler(request: Request) -> Response:
@@ -125,13 +127,22 @@ class Api:
             if not reads:
                 await _no_body(request)
             if audited:
-                if "{txn}" in audited:
-                    self._txn(request)
-                await call.desk.log.noted(call.who, call.tenant, audited.format_map(request.path_params))
+                if audited == "evidence" and self._payloads(request) is not None:
+                    require(caller, "administer")
+                await call.desk.log.noted(call.who, call.tenant, self._read(audited, request))
             async with noticing(path, call):
                 return JSONResponse(msgspec.to_builtins(await do(request, call)))
 
         return handler
+
+    def _read(self, what: str, request: Request) -> str:
+        """What is read, as it is recorded."""
+        if what == "evidence":
+            payloads = self._payloads(request)
+            return f"evidence of {self._txn(request)}" + (f" with contents of {payloads[:256]}" if payloads else "")
+        of = {"contents": "hop", "approval": "id"}.get(what)
+        # An id may be anything that a caller writes.
+        return f"{what} of {str(request.path_params[of])[:64]}" if of else what
 
     async def _grant(self, request: Request, at: Call) -> Any:
         wish, caller = await typed(request, Delegate), at.caller
@@ -272,7 +283,22 @@ class Api:
         return {"txn": txn, "records": [entry["record"] for entry in entries], "refusals": refused}
 
     async def _export(self, request: Request, at: Call) -> Any:
-        return await self._evidence(at.tenant, self._txn(request))
+        found = await self._evidence(at.tenant, self._txn(request))
+        if (wanted := self._payloads(request)) is None:
+            return found
+        hops = None if wanted == "all" else wanted.split(",")
+        return {**found, "payloads": await at.desk.vault.disclosed(found["records"], hops)}
+
+    def _payloads(self, request: Request) -> str | None:
+        """Of which hops contents are wanted, or None. Refuses MALFORMED."""
+        wanted = {key: value for key, value in request.query_params.items() if key != PARAMETER}
+        payloads = wanted.pop("payloads", None)
+        if wanted or payloads == "":
+            raise refusal(
+                Code.MALFORMED, "evidence is asked for with payloads, or without", rule="api.query",
+                ask="payloads is all, or hops separated by commas",
+            )  # fmt: skip
+        return payloads
 
     async def _checkpoint(self, request: Request, at: Call) -> Any:
         # The log is one for all tenants: how many records it has is told to whoever may read, and nothing of them.
@@ -400,8 +426,13 @@ def _described(principal: Principal, at: Call) -> dict[str, Any]:
 
 
 def _quarantined(name: str, at: Call) -> dict[str, Any]:
-    waiting = _waiting(name, at)
-    return {"waiting": waiting, "quarantined": len(waiting)}
+    waiting, shared = _waiting(name, at), at.desk.directory.tool_names().shared()
+    collisions = {
+        mapped: [f"mcp/{one.server}/{one.name}" for one in same]
+        for mapped, same in shared.items()
+        if any(one.server == name for one in same)
+    }
+    return {"waiting": waiting, "quarantined": len(waiting), "collisions": collisions}
 
 
 def _waiting(name: str, at: Call) -> list[str]:

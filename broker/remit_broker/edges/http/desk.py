@@ -14,6 +14,7 @@ from remit_broker.edges.http.operators import Caller, elsewhere
 from remit_broker.edges.http.policy import PolicyDesk
 from remit_broker.edges.http.revocations import KillSwitch
 from remit_broker.edges.http.secrets import Connects, Vault
+from remit_broker.edges.http.vault import VaultDesk
 from remit_broker.operator_ports import AdminLog, Directory
 from remit_broker.ports import Ports
 from remit_schemas.errors import Code, refusal
@@ -46,6 +47,7 @@ class Desk:
     log: LogDesk
     secrets: Vault
     connects: Connects
+    vault: VaultDesk
     admin: AdminLog
 
 

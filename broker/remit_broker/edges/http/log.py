@@ -23,19 +23,20 @@ if TYPE_CHECKING:
 
 AUDITED: Final = {
     "/api/records": "records", "/api/records/{hop}": "records", "/api/find/{prefix}": "records", "/api/chains": "chains",
-    "/api/chains/{txn}": "chains", "/api/chains/{txn}/evidence": "evidence of {txn}", "/api/policy/decisions": "decisions",
-    "/api/policy/rulings": "rulings", "/api/approvals": "approvals", "/api/approvals/{id}": "approval {id}",
-    "/api/revocations": "revocations", "/api/budgets": "budgets", "/api/accesses": "accesses",
+    "/api/chains/{txn}": "chains", "/api/chains/{txn}/evidence": "evidence", "/api/vault": "vault",
+    "/api/vault/{hop}": "contents",
+    "/api/policy/decisions": "decisions", "/api/policy/rulings": "rulings", "/api/approvals": "approvals",
+    "/api/approvals/{id}": "approval", "/api/revocations": "revocations", "/api/budgets": "budgets", "/api/accesses": "accesses",
 }  # fmt: skip
 """Routes that read what happened, and what is recorded of that."""
 STATE: Final = frozenset({
     "/api/status", "/api/agents", "/api/servers", "/api/servers/{name}/changes", "/api/checkpoint", "/api/secrets", "/api/openapi.json",
 })  # fmt: skip
 """Routes that read what is there now, and nothing of what anybody did (test_every_read_is_of_what_is_or_is_recorded)."""
+EACH: Final = ("evidence", "contents")
+"""What is recorded each time that it is read."""
 HOUR: Final = 3600
 REMEMBERED: Final = 10_000
-LONGEST: Final = 64
-"""Characters of what was read that are recorded: an id may be anything that a caller writes."""
 
 
 class LogDesk:
@@ -48,13 +49,13 @@ class LogDesk:
         self._noted: dict[tuple[str, str], int] = {}
 
     async def noted(self, who: str, tenant: str, what: str) -> None:
-        """Record that ``who`` reads ``what``: evidence each time, anything else once an hour. Refuses LEDGER_UNAVAILABLE.
+        """Record that ``who`` reads ``what``: evidence and contents each time, anything else once an hour. Refuses LEDGER_UNAVAILABLE.
 
         INVARIANT: nobody reads what happened without a record of that (test_reading_the_records_is_itself_recorded).
         """
-        now, key = self._clock.now(), (who, what := what[:LONGEST])
+        now, key = self._clock.now(), (who, what)
         hour = int(now // HOUR)
-        if self._noted.get(key) == hour and not what.startswith("evidence"):
+        if self._noted.get(key) == hour and not what.startswith(EACH):
             return
         await self._accesses.append(
             Entry(kind="audit", name=what, who=who, at=rfc3339(now), state="read", tenant=tenant)

@@ -16,6 +16,7 @@ from remit_broker.edges.http.pins import Acceptance
 from remit_broker.edges.http.policy import Allow, Observe, Withdraw
 from remit_broker.edges.http.revocations import Stop
 from remit_broker.edges.http.secrets import NewSecret, Place
+from remit_broker.edges.http.vault import Person
 
 
 class BudgetQuery(msgspec.Struct, kw_only=True):
@@ -29,6 +30,12 @@ class ApprovalQuery(msgspec.Struct, kw_only=True):
     """``GET /api/approvals``."""
 
     state: Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(STATES)})$")] = "waiting"
+
+
+class EvidenceQuery(msgspec.Struct, kw_only=True):
+    """``GET /api/chains/{txn}/evidence``: ``payloads`` is ``all``, or hops separated by commas."""
+
+    payloads: Annotated[str, msgspec.Meta(min_length=1)] | None = None
 
 
 class DecisionQuery(msgspec.Struct, kw_only=True):
@@ -58,7 +65,9 @@ TOLD: Final[dict[str, Told]] = {
     "GET /api/chains": Told("A page of tasks, newest first.", ("chains", "cursor"), query=ChainFilter),
     "GET /api/chains/{txn}": Told("Records and refusals of one task.", ("txn", "records", "refusals")),
     "GET /api/chains/{txn}/evidence": Told(
-        "The evidence of one task, which verifies offline.", ("v", "txn", "records", "grants")
+        "The evidence of one task, which verifies offline; with payloads, which takes an administrator, what was sent and answered.",
+        ("v", "txn", "records", "grants"),
+        query=EvidenceQuery,
     ),
     "POST /api/chains/{txn}/close": Told("Close a task.", ("txn", "state", "spent")),
     "GET /api/checkpoint": Told("The newest signed checkpoint of the log."),
@@ -83,6 +92,17 @@ TOLD: Final[dict[str, Told]] = {
     "POST /api/secrets": Told("Set a secret.", ("server", "user", "service", "at"), NewSecret),
     "POST /api/secrets/remove": Told("Forget a secret.", ("server", "user", "service"), Place),
     "POST /api/secrets/connect": Told("Where a user logs in at a server.", ("server", "user", "url"), Place),
+    "GET /api/vault": Told(
+        "What is kept of contents for how long, who is held, and who was erased.", ("on", "keeps", "holds", "erased")
+    ),
+    "GET /api/vault/{hop}": Told(
+        "What was sent to a hop and what it answered, as far as it is kept.", ("txn", "hop", "user", "contents")
+    ),
+    "POST /api/vault/erase": Told(
+        "Destroy the key of a user and what is kept under it.", ("user", "state", "key", "messages"), Person
+    ),
+    "POST /api/vault/hold": Told("Nothing of a user is erased or forgotten from now on.", ("user", "state"), Person),
+    "POST /api/vault/release": Told("Lift a hold.", ("user", "state"), Person),
     "GET /api/accesses": Told("Who read the records, in a chain of sealed records.", ("accesses", "chain")),
     "POST /api/policy/simulate": Told("What policy would decide.", ("outcome", "rules"), WhatIf),
     "GET /api/policy/decisions": Told(

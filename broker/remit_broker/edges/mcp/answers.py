@@ -14,6 +14,13 @@ ERROR: Final = "dev.remit/error"
 """The key in ``_meta`` (and in the data of an error) under which the body of a refusal is."""
 TXN: Final = "dev.remit/txn"
 HOP: Final = "dev.remit/hop"
+_SERVER: Final = "io.modelcontextprotocol/serverInfo"
+_LISTED: Final = 5000
+_CACHED: Final = {
+    "server/discover": _LISTED, "tools/list": _LISTED, "resources/list": _LISTED, "resources/templates/list": _LISTED,
+    "prompts/list": _LISTED, "resources/read": 0,
+}  # fmt: skip
+"""Milliseconds for which a result may be kept by whoever asked. A listing that is kept permits nothing: each call is decided."""
 
 
 def text_of(body: ErrorBody) -> str:
@@ -65,3 +72,15 @@ def fault_of(body: ErrorBody, code: int | None = None) -> Fault:
     return Fault(
         SURFACES[body.code].jsonrpc if code is None else code, f"{body.code}: {body.message}", {ERROR: plain(body)}
     )
+
+
+def shaped(method: str, value: dict[str, Any], server: dict[str, Any]) -> dict[str, Any]:
+    """A result as the generation 2026-07-28 has it.
+
+    INVARIANT: what is filtered for one principal is cached for that one alone (test_what_is_listed_is_cached_for_its_principal_alone).
+    """
+    meta = value.get("_meta")
+    told = {"resultType": "complete", **value, "_meta": {**(meta if isinstance(meta, dict) else {}), _SERVER: server}}
+    if method in _CACHED and told["resultType"] == "complete":
+        told |= {"ttlMs": _CACHED[method], "cacheScope": "private"}
+    return told

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from remit_broker.core.policy import PolicyRequest
 from remit_broker.core.registry import Attachment, Definition, Target
+from remit_broker.core.tool_names import Named, joined
 from remit_broker.edges.mcp.access import Holder, Who
 from remit_broker.edges.mcp.jsonrpc import INVALID_PARAMS, Fault
 from remit_broker.edges.mcp.tasks import Rules
@@ -22,11 +21,7 @@ from remit_schemas.scope import Scope
 
 PAGE: Final = 250
 """Entries of one page of a listing."""
-MAX_NAME: Final = 60
-"""Characters of a name in the view of all servers: clients put a prefix of their own before it, and allow 64 in all."""
-BETWEEN: Final = "__"
 _NOBODY: Final[tuple[str, ...]] = ()
-_ODD: Final = re.compile(r"[^A-Za-z0-9_-]")
 
 
 class Shown(NamedTuple):
@@ -39,6 +34,9 @@ class Shown(NamedTuple):
 
 class Catalogue:
     """What one client sees: of one server, or of all."""
+
+    searches = False
+    """Whether the client sees three tools that search, describe and call, in the place of all."""
 
     def __init__(self, server: str | None, who: Who, rules: Rules, ports: Ports, directory: Directory) -> None:
         self._server, self._who, self._rules, self._ports, self._directory = server, who, rules, ports, directory
@@ -60,45 +58,52 @@ class Catalogue:
         (test_a_listing_shows_what_grant_and_policy_permit_and_no_more).
         """
         found = [shown for shown in self._all() if self._visible(shown.resource)]
-        names = [shown.name for shown in found]
-        return [shown for shown in found if names.count(shown.name) == 1] if self._server is None else found
+        if self._server is not None:
+            return found
+        shared = self._directory.tool_names().shared()
+        return [shown for shown in found if shown.name not in shared]
 
-    def collisions(self) -> list[list[str]]:
-        """Tools that are left out because they would have one name, as lists of resources."""
-        by_name: dict[str, list[str]] = {}
-        for shown in self._all():
-            by_name.setdefault(shown.name, []).append(str(shown.resource))
-        return [same for same in by_name.values() if len(same) > 1]
+    def collisions(self) -> dict[str, list[str]]:
+        """Names that several tools would have, with those of them that may be seen; such tools are left out, and not called."""
+        if self._server is not None:
+            return {}
+        return {name: seen for name in self._directory.tool_names().shared() if (seen := self.sharing(name))}
+
+    def sharing(self, name: str) -> list[str]:
+        """The tools with a name that several have, as far as they may be seen."""
+        same = self._directory.tool_names().shared().get(name, []) if self._server is None else []
+        return [str(one) for named in same if self._visible(one := _tool(named))]
 
     def resolve(self, name: str) -> Resource | None:
         """The tool that a client means; None where this view has none of that name. Whether it may be called is for the pipeline."""
         if self._server is not None:
             return Resource("mcp", self._server, name)
-        same = [shown.resource for shown in self._all() if shown.name == name]
-        return same[0] if len(same) == 1 else None
+        found = self._directory.tool_names().only(name)
+        return _tool(found) if found is not None else None
+
+    def schema(self, name: str) -> dict[str, Any] | None:
+        """The schema of the arguments of a tool; None where there is none of that name."""
+        return next((one.definition.input_schema for one in self._all() if one.name == name), None)
 
     def offered(self, what: str) -> list[dict[str, Any]]:
         """The ``resources``, ``templates`` or ``prompts`` of this view, of servers whose own operation may be seen."""
         op = "$prompt" if what == "prompts" else "$resource"
-        found = []
+        found, shared = [], self._directory.prompt_names().shared()
         for attachment in self.servers():
             if self._visible(Resource("mcp", attachment.name, op)):
                 for one in attachment.offers.get(what, []):
-                    named = what == "prompts" and self._server is None
-                    found.append({**one, "name": joined(attachment.name, str(one.get("name")))} if named else one)
+                    if what != "prompts" or self._server is not None:
+                        found.append(one)
+                    elif (name := joined(attachment.name, str(one.get("name")))) not in shared:
+                        found.append({**one, "name": name})
         return found
 
     def prompt(self, name: str) -> tuple[str, str] | None:
         """The server of a prompt and its own name there; None where this view has none, or several, of that name."""
         if self._server is not None:
             return self._server, name
-        same = [
-            (attachment.name, own)
-            for attachment in self._attached()
-            for one in attachment.offers.get("prompts", [])
-            if joined(attachment.name, own := str(one.get("name"))) == name
-        ]
-        return same[0] if len(same) == 1 else None
+        found = self._directory.prompt_names().only(name)
+        return (found.server, found.name) if found is not None else None
 
     def server_of_uri(self, uri: str) -> str | None:
         """The server that has a resource, or else a template that begins as the URI does; None where none or several have."""
@@ -154,17 +159,8 @@ class Catalogue:
         )  # fmt: skip
 
 
-def joined(server: str, op: str) -> str:
-    """The name of a tool in the view of all servers: at most :data:`MAX_NAME` letters, digits, ``_`` and ``-``.
-
-    A name that has others, or is longer, gets a few digits of its digest, so that two such names stay two.
-    """
-    plain = f"{server}{BETWEEN}{op}"
-    made = _ODD.sub("_", plain)
-    if made == plain and len(made) <= MAX_NAME:
-        return made
-    mark = hashlib.sha256(plain.encode()).hexdigest()[:8]
-    return f"{made[: MAX_NAME - 9]}_{mark}"
+def _tool(named: Named) -> Resource:
+    return Resource("mcp", named.server, named.name)
 
 
 def described(shown: Shown) -> dict[str, Any]:

@@ -24,6 +24,22 @@ class Ended(NamedTuple):
     hop: str
 
 
+class Aim(NamedTuple):
+    """What is called, with what."""
+
+    resource: Resource
+    args: dict[str, Any]
+
+
+class Waits(NamedTuple):
+    """A hop that waits for what ``asked`` says."""
+
+    asked: Any
+    held: Holding
+    running: Running
+    aim: Aim
+
+
 class Hops:
     """The hops of one session. ``seconds`` is the longest that one call may take, and a client to answer a question; ``asks`` is
     whether a question reaches it before its request is answered.
@@ -55,21 +71,31 @@ class Hops:
             grant=held.grant, args=args, want=Want(ttl_ms=int(self._seconds * 1000)), parts=True, trace=_trace(meta)
         )
         running = self._begin(at, held, resource, request)
+        return await self._to_the_end(at, held, running, Aim(resource, args), meta, tell)
+
+    async def _to_the_end(
+        self, at: Id, held: Holding, running: Running, aim: Aim, meta: dict[str, Any], tell: Tell
+    ) -> Ended:
         while True:
             frame = await self._until_end(running, meta, tell)
             if not isinstance(frame, InputRequired):
                 return Ended(frame, held.txn, running.hop)
-            hop, answers = running.hop, await self._answers(at, frame.request, tell)
+            hop, answers = running.hop, await self._answers(at, Waits(frame.request, held, running, aim), tell)
             if at in self._session.unwanted or answers is None:
                 running.give_up()
-                return Ended(Error(error=_not_answered(resource, cancelled=answers is not None)), held.txn, hop)
-            # The input goes through the whole pipeline: it is data that leaves, as the arguments are.
-            held = await self._session.task.holding()
-            again = Request(
-                grant=held.grant, args=args, want=Want(ttl_ms=int(self._seconds * 1000)), parts=True, resume=hop,
-                input={"answers": answers},
-            )  # fmt: skip
-            running = self._begin(at, held, resource, again)
+                return Ended(
+                    Error(error=_not_answered(aim.resource, cancelled=at in self._session.unwanted)), held.txn, hop
+                )
+            held, running = await self._resume(at, hop, aim, answers)
+
+    async def _resume(self, at: Id, hop: str, aim: Aim, answers: dict[str, Any]) -> tuple[Holding, Running]:
+        # The input goes through the whole pipeline: it is data that leaves, as the arguments are.
+        held = await self._session.task.holding()
+        again = Request(
+            grant=held.grant, args=aim.args, want=Want(ttl_ms=int(self._seconds * 1000)), parts=True, resume=hop,
+            input={"answers": answers},
+        )  # fmt: skip
+        return held, self._begin(at, held, aim.resource, again)
 
     def _begin(self, at: Id, held: Holding, resource: Resource, request: Request) -> Running:
         running = self._calls.begin(held.caller, held.txn, resource, request)
@@ -103,13 +129,13 @@ class Hops:
         params = said.get("params")
         if said.get("method") == "notifications/message" and isinstance(params, dict):
             level = params.get("level")
-            if level in LEVELS and LEVELS.index(level) >= LEVELS.index(self._session.level):
+            wanted = self._session.level
+            if level in LEVELS and wanted in LEVELS and LEVELS.index(level) >= LEVELS.index(wanted):
                 await tell(notification("notifications/message", params))
 
-    async def _answers(self, at: Id, asked: Any, tell: Tell) -> dict[str, Any] | None:
+    async def _answers(self, at: Id, waits: Waits, tell: Tell) -> dict[str, Any] | None:
         """What the client says to each question; None where it is none that an MCP client can be asked."""
-        asks = asked.get("asks") if isinstance(asked, dict) else None
-        if not isinstance(asks, dict):
+        if (asks := asks_of(waits.asked)) is None:
             return None
         answers = {}
         for key, question in asks.items():
@@ -119,6 +145,12 @@ class Hops:
                 continue
             answers[key] = await self._session.ask(at, str(method), params, tell, self._seconds)
         return answers
+
+
+def asks_of(asked: Any) -> dict[str, dict[str, Any]] | None:
+    """The questions of a parked hop by their keys; None where it asks for something that no MCP client knows."""
+    asks = asked.get("asks") if isinstance(asked, dict) else None
+    return asks if isinstance(asks, dict) and all(isinstance(one, dict) for one in asks.values()) else None
 
 
 def meta_of(params: dict[str, Any]) -> dict[str, Any]:

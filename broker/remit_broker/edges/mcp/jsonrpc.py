@@ -13,6 +13,8 @@ METHOD_NOT_FOUND: Final = -32601
 INVALID_PARAMS: Final = -32602
 INTERNAL_ERROR: Final = -32603
 RESOURCE_NOT_FOUND: Final = -32002
+RESULT_REFUSED: Final = -1
+"""What MCP's own clients answer where their user refused (2025-11-25, Sampling, "Error handling")."""
 
 MAX_MESSAGE: Final = 1024 * 1024
 """Largest message of a client in bytes: the arguments of a hop have to fit an envelope of 900 KiB anyway."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from remit_broker import __version__
+from remit_broker.edges.mcp import finder
 from remit_broker.edges.mcp.answers import fault_of, refused_tool, tool_result
 from remit_broker.edges.mcp.catalogue import Catalogue, Pages, described
 from remit_broker.edges.mcp.hops import LEVELS, Ended, Hops
@@ -17,6 +18,9 @@ from remit_schemas.names import Resource, is_op, normalize
 
 VERSIONS: Final = ("2025-11-25", "2025-06-18", "2025-03-26")
 """Revisions of the protocol that a session may have, the newest first."""
+
+COLLISIONS: Final = "dev.remit/collisions"
+"""The key in ``_meta`` of a listing under which the tools are that share a name."""
 
 _LISTS: Final = {
     "resources/list": ("resources", "resources"),
@@ -42,7 +46,7 @@ class Methods:
             case "ping":
                 return {}
             case "tools/list":
-                return self._page("tools", "tools", [described(one) for one in self._catalogue.tools()], call)
+                return self._tools(call)
             case "tools/call":
                 return await self._call_tool(call, tell)
             case "resources/list" | "resources/templates/list" | "prompts/list":
@@ -68,11 +72,25 @@ class Methods:
         some, after = self._pages.page(what, whose, entries, call.params.get("cursor"))
         return {shown: some} if after is None else {shown: some, "nextCursor": after}
 
+    def _tools(self, call: Call) -> dict[str, Any]:
+        if self._catalogue.searches:
+            return {"tools": finder.TOOLS}
+        told = self._page("tools", "tools", [described(one) for one in self._catalogue.tools()], call)
+        if call.params.get("cursor") is None and (shared := self._catalogue.collisions()):
+            # Not hidden: whoever misses a tool finds out why.
+            told["_meta"] = {COLLISIONS: shared}
+        return told
+
     async def _call_tool(self, call: Call, tell: Tell) -> dict[str, Any]:
         name, args = call.params.get("name"), call.params.get("arguments")
         args = {} if args is None else args
         if not isinstance(name, str) or not isinstance(args, dict):
             raise Fault(INVALID_PARAMS, "tools/call needs the name of a tool, and an object as its arguments")
+        if self._catalogue.searches:
+            said = finder.answer(name, args, self._catalogue)
+            if not isinstance(said, finder.Meant):
+                return said
+            name, args = said
         resource = self._tool(name)
         try:
             return tool_result(*await self._hops.run(call, resource, args, tell))
@@ -85,6 +103,11 @@ class Methods:
         # INVARIANT: what is no name of a tool is none of a resource either, and reaches nothing
         # (test_a_hostile_name_of_a_tool_is_an_unknown_tool).
         resource = self._catalogue.resolve(op) if is_op(op) and not op.startswith("$") else None
+        if resource is None and (same := self._catalogue.sharing(op)):
+            raise Fault(
+                INVALID_PARAMS, f"{op} is the name of several tools, so none is called: {', '.join(same)}. "
+                "Use /mcp/<server>, or ask an operator to rename a server", {COLLISIONS: {op: same}},
+            )  # fmt: skip
         if resource is None:
             raise Fault(INVALID_PARAMS, f"Unknown tool: {name[:64]}")
         return resource

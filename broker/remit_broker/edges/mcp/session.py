@@ -23,7 +23,8 @@ Tell = Callable[[dict[str, Any]], Awaitable[None]]
 """Sends a message to the client while one of its requests is being worked on."""
 CANCELLED: Final = -32020
 """As the table of errors has it."""
-_NEEDS: Final = {"sampling/createMessage": "sampling", "elicitation/create": "elicitation", "roots/list": "roots"}
+NEEDS: Final = {"sampling/createMessage": "sampling", "elicitation/create": "elicitation", "roots/list": "roots"}
+"""What a client has to say it can, to be asked a question of this method."""
 SUBSCRIBED: Final = 1000
 OUTBOX: Final = 256
 """Messages that wait for a client that listens slowly, or not at all; of more, the oldest go."""
@@ -126,7 +127,7 @@ class Session:
         INVARIANT: a client is asked nothing that it did not say it can be asked
         (test_a_client_is_asked_only_what_it_can_be_asked).
         """
-        if _NEEDS.get(method, "") not in self.can:
+        if NEEDS.get(method, "") not in self.can:
             return {"error": {"code": METHOD_NOT_FOUND, "message": f"the client cannot be asked for {method}"}}
         self._count += 1
         name: Id = f"remit-{self._count}"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
+import re
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
@@ -16,6 +19,11 @@ VERSION: Final = "mcp-protocol-version"
 ACCEPT: Final = "application/json, text/event-stream"
 UNREACHABLE: Final = -32018
 """As the table of errors has TARGET_UNAVAILABLE."""
+CLAIM: Final = "dev.remit/session"
+CARRIED: Final = "remit-carried"
+"""The header by which the broker knows that no client repeated arguments in headers, since its own has none."""
+_REVISION: Final = "io.modelcontextprotocol/protocolVersion"
+_PLAIN: Final = re.compile(r"(?!\s|=\?base64\?)[\x20-\x7e]*(?<!\s)")
 AGAIN: Final = (0.2, 5.0)
 """First and last pause, in seconds, between attempts to listen again."""
 
@@ -43,6 +51,9 @@ class Bridge:
         self._tasks: set[asyncio.Task[None]] = set()
         self._listening: asyncio.Task[None] | None = None
         self._anew = asyncio.Lock()
+        self._alone: dict[Any, asyncio.Task[None]] = {}
+        self._claim = secrets.token_hex(16)
+        """What says that all requests without a session that come through here belong together."""
 
     async def run(self, lines: AsyncIterator[bytes]) -> None:
         """Until the client closes its end. What it asked before is still answered."""
@@ -67,19 +78,36 @@ class Bridge:
             self._hello = message
             await self._carry(message)
         elif "method" in message and "id" in message:
-            self._spawn(self._carry(message))
+            task = self._spawn(self._carry(message))
+            if is_alone(message):
+                self._alone[message["id"]] = task
+                task.add_done_callback(lambda _: self._alone.pop(message["id"], None))
+        elif (alone := self._cancelled(message)) is not None:
+            # Without a session there is nothing to cancel it in: hanging up is what says so.
+            alone.cancel()
         else:
             # In order: what is said must not overtake what was said before it.
             await self._carry(message)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _cancelled(self, message: dict[str, Any]) -> asyncio.Task[None] | None:
+        params = message.get("params")
+        if message.get("method") != "notifications/cancelled" or not isinstance(params, dict):
+            return None
+        wanted = params.get("requestId")
+        return self._alone.get(wanted) if isinstance(wanted, str | int) else None
 
     async def _carry(self, message: dict[str, Any]) -> None:
         """Send a message, and write what comes back. Where it cannot be sent, the client hears why."""
         try:
+            if is_alone(message):
+                await self._post(claiming(message, self._claim), "")
+                return
             session = self._session
             if await self._post(message, session):
                 return
@@ -108,7 +136,7 @@ class Bridge:
                     await self._say_raw(said)
                 return True
             body = await response.aread()
-            if response.status_code != 200:
+            if response.status_code != 200 and not (is_alone(message) and _answers(message, body)):
                 raise Broken(_why(response.status_code, body))
             if hello:
                 self._welcomed(response, json.loads(body))
@@ -120,7 +148,7 @@ class Bridge:
         """The answer to a message. A broker that was started again may be elsewhere, and have another token."""
         try:
             async with self._http.stream(
-                "POST", self._where().url, headers=self._headers(session), json=message
+                "POST", self._where().url, headers=self._headers(session, message), json=message
             ) as response:
                 if response.status_code != 401:
                     yield response
@@ -129,7 +157,7 @@ class Bridge:
             pass  # nothing was sent
         self._at = None
         async with self._http.stream(
-            "POST", self._where().url, headers=self._headers(session), json=message
+            "POST", self._where().url, headers=self._headers(session, message), json=message
         ) as response:
             yield response
 
@@ -138,8 +166,10 @@ class Bridge:
             self._at = self._find()
         return self._at
 
-    def _headers(self, session: str) -> dict[str, str]:
+    def _headers(self, session: str, message: dict[str, Any] | None = None) -> dict[str, str]:
         found = {"Authorization": f"Bearer {self._where().token}", "Accept": ACCEPT}
+        if message is not None and is_alone(message):
+            return found | repeated(message)
         if session:
             found |= {SESSION: session, VERSION: self._version}
         return found
@@ -197,6 +227,43 @@ class Bridge:
     async def _say_raw(self, message: bytes) -> None:
         # One message a line: JSON has no line ends of its own but for those between its tokens.
         await self._write(message.replace(b"\n", b" ") + b"\n")
+
+
+def is_alone(message: dict[str, Any]) -> bool:
+    """Whether a request stands for itself, as those of the generation 2026-07-28 do."""
+    params = message.get("params")
+    meta = params.get("_meta") if isinstance(params, dict) else None
+    return isinstance(meta, dict) and _REVISION in meta and message.get("method") != "initialize" and "id" in message
+
+
+def claiming(message: dict[str, Any], claim: str) -> dict[str, Any]:
+    """The request, as one of all those that come from here, unless its client says otherwise."""
+    params = message["params"]
+    return {**message, "params": {**params, "_meta": {CLAIM: claim, **params["_meta"]}}}
+
+
+def repeated(message: dict[str, Any]) -> dict[str, str]:
+    """The headers in which a request over HTTP repeats what is in it (MCP 2026-07-28, Streamable HTTP)."""
+    params = message["params"]
+    found = {VERSION: params["_meta"][_REVISION], "mcp-method": message["method"], CARRIED: "stdio"}
+    found["mcp-name"] = params.get("uri") if message["method"] == "resources/read" else params.get("name")
+    return {
+        name: value if _PLAIN.fullmatch(value) else _wrapped(value)
+        for name, value in found.items()
+        if isinstance(value, str)
+    }
+
+
+def _wrapped(value: str) -> str:
+    return f"=?base64?{base64.b64encode(value.encode('utf-8', 'surrogatepass')).decode()}?="
+
+
+def _answers(message: dict[str, Any], body: bytes) -> bool:
+    try:
+        said = json.loads(body)
+    except ValueError:
+        return False
+    return isinstance(said, dict) and said.get("jsonrpc") == "2.0" and said.get("id") == message.get("id")
 
 
 class Broken(Exception):  # noqa: N818 - an answer

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -18,12 +17,12 @@ from remit_broker.edges.http.operators import Operator, bearer
 from remit_broker.edges.inside import Calls
 from remit_broker.edges.mcp.access import Holder, Who, as_holder, as_user, presented, tenant_of
 from remit_broker.edges.mcp.catalogue import Catalogue, Pages
+from remit_broker.edges.mcp.envelope import REVISION, is_stateless
 from remit_broker.edges.mcp.hops import Hops
 from remit_broker.edges.mcp.jsonrpc import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
     INVALID_REQUEST,
-    MAX_MESSAGE,
     Answer,
     Call,
     Fault,
@@ -34,18 +33,17 @@ from remit_broker.edges.mcp.jsonrpc import (
 )
 from remit_broker.edges.mcp.methods import VERSIONS, Methods, agreed, refused, welcome
 from remit_broker.edges.mcp.session import Session, Sessions
-from remit_broker.edges.mcp.tasks import Agents, Continued, Opened, Rules, narrowed
+from remit_broker.edges.mcp.stateless import Client, Stateless
+from remit_broker.edges.mcp.tasks import Agents, Continued, Opened, Rules, Task, narrowed
+from remit_broker.edges.mcp.wire import JSON, NO_STORE, QUIET, SSE, STILL_HERE, accepted, body_of, event, whole
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.names import is_principal
 
 SESSION: Final = "mcp-session-id"
 VERSION: Final = "mcp-protocol-version"
-JSON: Final = "application/json"
-SSE: Final = "text/event-stream"
-QUIET: Final = 15.0
-"""Seconds of silence after which a stream says that it is still there."""
-
-encode = msgspec.json.Encoder().encode
+VIEW: Final = "view"
+VIEW_HEADER: Final = "remit-view"
+VIEWS: Final = ("tools", "search")
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,7 @@ class Place:
     calls: Calls
     agents: Agents
     seed: str
+    searches: bool = False
 
 
 class Streamable:
@@ -79,6 +78,7 @@ class Streamable:
         clock = next(iter(places.values())).desk.ports.clock
         self._sessions = Sessions(clock.monotonic, self._end)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._stateless = Stateless(self._pages, seconds, secret, self._spawn, fault)
 
     def routes(self) -> list[Route]:
         """For one server, and for all."""
@@ -93,6 +93,7 @@ class Streamable:
         """End what streams; tasks stay open, for whoever comes back, until they are idle."""
         for session in self._sessions.all():
             session.hush()
+        self._stateless.stop()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -115,7 +116,8 @@ class Streamable:
                     session.tell(notification("notifications/resources/updated", {"uri": uri}))
 
     def _of(self, tenant: str, server: str) -> list[Session]:
-        return [one for one in self._sessions.all() if one.key[1] == tenant and one.view in (None, server)]
+        everyone = (*self._sessions.all(), *self._stateless.listening())
+        return [one for one in everyone if one.key[1] == tenant and one.view in (None, server)]
 
     def _end(self, session: Session) -> None:
         self._spawn(session.end())
@@ -133,10 +135,10 @@ class Streamable:
                     response.headers["WWW-Authenticate"] = self._challenge(request.url.path, known)
                 return response
             except Fault as fault:
-                return _json(failed(None, fault), 400)
+                return whole(failed(None, fault), 400)
             except Exception as error:
                 self._fault("mcp", error)
-                return _json(failed(None, Fault(INTERNAL_ERROR, "the broker failed; its log says why")), 500)
+                return whole(failed(None, Fault(INTERNAL_ERROR, "the broker failed; its log says why")), 500)
 
         return answer
 
@@ -166,7 +168,14 @@ class Streamable:
                 Code.UNKNOWN_TARGET, f"no MCP server is called {view[:64]!r}", rule="mcp.server",
                 ask="remit servers list shows them; /mcp is all of them",
             )  # fmt: skip
-        return who, place, view
+        return who, replace(place, searches=self._searches(request, view)), view
+
+    def _searches(self, request: Request, view: str | None) -> bool:
+        """Whether three tools that search are shown in the place of all: as the client says, else as it is configured."""
+        said = request.query_params.get(VIEW) or request.headers.get(VIEW_HEADER)
+        if said not in (None, *VIEWS):
+            raise Fault(INVALID_REQUEST, f"{VIEW} is one of {', '.join(VIEWS)}")
+        return (said or (self._rules.view if view is None else VIEWS[0])) == "search"
 
     def _is_server(self, name: str, place: Place) -> bool:
         found = place.desk.directory.principal(name) if is_principal(name) else None
@@ -174,14 +183,17 @@ class Streamable:
 
     async def _post(self, request: Request) -> Response:
         who, place, view = await self._known(request)
-        accepts = _accepts(request)
+        accepts = accepted(request)
         if JSON not in accepts and SSE not in accepts:
-            return _json(failed(None, Fault(INVALID_REQUEST, f"accept {JSON} and {SSE}")), 406)
+            return whole(failed(None, Fault(INVALID_REQUEST, f"accept {JSON} and {SSE}")), 406)
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
-            return _json(failed(None, Fault(INVALID_REQUEST, f"send {JSON}")), 415)
-        message = parse(await _body(request))
+            return whole(failed(None, Fault(INVALID_REQUEST, f"send {JSON}")), 415)
+        message = parse(await body_of(request))
         if isinstance(message, Call) and message.method == "initialize" and message.id is not None:
             return self._initialize(message, who, place, view)
+        if isinstance(message, Call) and is_stateless(request.headers.get(VERSION), message):
+            client = Client(who, view, self._catalogue(view, who, place), place.calls, lambda: self._task(who, place))
+            return await self._stateless.answer(request, message, client)
         session = self._session(request, who, view)
         if isinstance(session, Response):
             return session
@@ -197,17 +209,20 @@ class Streamable:
         return self._rules if isinstance(who, Holder) else narrowed(self._rules, who)
 
     def _catalogue(self, view: str | None, who: Who, place: Place) -> Catalogue:
-        return Catalogue(view, who, self._rules_for(who), place.desk.ports, place.desk.directory)
+        found = Catalogue(view, who, self._rules_for(who), place.desk.ports, place.desk.directory)
+        found.searches = place.searches
+        return found
+
+    def _task(self, who: Who, place: Place) -> Task:
+        if isinstance(who, Holder):
+            return Continued(who)
+        return Opened(who, self._rules_for(who), place.desk.ports, place.agents, place.seed)
 
     def _initialize(self, call: Call, who: Who, place: Place, view: str | None) -> Response:
         wanted = call.params.get("protocolVersion")
         if not isinstance(wanted, str) or not isinstance(call.params.get("capabilities"), dict):
-            return _json(failed(call.id, Fault(INVALID_PARAMS, "initialize needs protocolVersion and capabilities")))
-        task = (
-            Continued(who)
-            if isinstance(who, Holder)
-            else Opened(who, self._rules_for(who), place.desk.ports, place.agents, place.seed)
-        )
+            return whole(failed(call.id, Fault(INVALID_PARAMS, "initialize needs protocolVersion and capabilities")))
+        task = self._task(who, place)
         about = call.params.get("clientInfo")
         session = Session(
             who.key, view, task, version=agreed(wanted), client=about if isinstance(about, dict) else {},
@@ -217,20 +232,20 @@ class Streamable:
         found = self._catalogue(view, who, place).servers()
         told = welcome(session.version, view, found[0].server if found else {}, [one.offers for one in found])
         assert call.id is not None  # noqa: S101 - asked by the caller
-        return _json(result(call.id, told), headers={SESSION: session.id})
+        return whole(result(call.id, told), headers={SESSION: session.id})
 
     def _session(self, request: Request, who: Who, view: str | None) -> Session | Response:
         given = request.headers.getlist(SESSION)
         if len(given) != 1:
-            return _json(
+            return whole(
                 failed(None, Fault(INVALID_REQUEST, f"send one {SESSION}; a session begins with initialize")), 400
             )
         said = request.headers.get(VERSION)
         if said is not None and said not in VERSIONS:
-            return _json(failed(None, Fault(INVALID_REQUEST, f"unsupported {VERSION}; {', '.join(VERSIONS)} are")), 400)
+            return whole(failed(None, Fault(INVALID_REQUEST, f"unsupported {VERSION}; {', '.join(VERSIONS)} are")), 400)
         session = self._sessions.find(given[0], who.key, view)
         if session is None:
-            return _json(failed(None, Fault(INVALID_REQUEST, "there is no such session: initialize another one")), 404)
+            return whole(failed(None, Fault(INVALID_REQUEST, "there is no such session: initialize another one")), 404)
         if isinstance(who, Holder) and isinstance(session.task, Continued):
             session.task.holder = who
         return session
@@ -255,8 +270,8 @@ class Streamable:
         task = self._spawn(work())
         first = await told.get()
         if not streams:
-            return _json(await task)
-        return StreamingResponse(self._events(first, told, task), media_type=SSE, headers=_NO_STORE)
+            return whole(await task)
+        return StreamingResponse(self._events(first, told, task), media_type=SSE, headers=NO_STORE)
 
     async def _answered(self, methods: Methods, call: Call, tell: Any) -> dict[str, Any]:
         assert call.id is not None  # noqa: S101 - requests only
@@ -285,22 +300,26 @@ class Streamable:
                         said = await told.get()
                     break
                 except TimeoutError:
-                    yield b": still here\n\n"
+                    yield STILL_HERE
         yield event(await task)
 
     async def _get(self, request: Request) -> Response:
         who, _, view = await self._known(request)
-        if SSE not in _accepts(request):
-            return _json(failed(None, Fault(INVALID_REQUEST, f"accept {SSE}")), 406)
+        if request.headers.get(VERSION) == REVISION:
+            return Response(status_code=405, headers={"Allow": "POST"})
+        if SSE not in accepted(request):
+            return whole(failed(None, Fault(INVALID_REQUEST, f"accept {SSE}")), 406)
         session = self._session(request, who, view)
         if isinstance(session, Response):
             return session
         if session.listening:
-            return _json(failed(None, Fault(INVALID_REQUEST, "this session is listened to already")), 409)
-        return StreamingResponse(_listen(session), media_type=SSE, headers=_NO_STORE)
+            return whole(failed(None, Fault(INVALID_REQUEST, "this session is listened to already")), 409)
+        return StreamingResponse(_listen(session), media_type=SSE, headers=NO_STORE)
 
     async def _delete(self, request: Request) -> Response:
         who, _, view = await self._known(request)
+        if request.headers.get(VERSION) == REVISION:
+            return Response(status_code=405, headers={"Allow": "POST"})
         session = self._session(request, who, view)
         if isinstance(session, Response):
             return session
@@ -320,55 +339,12 @@ class Streamable:
             self._fault("mcp", error)
 
 
-_LINE_ENDS: Final = tuple((end.encode(), f"\\u{ord(end):04x}".encode()) for end in "\x85\u2028\u2029")
-_NO_STORE: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-
-
-def event(message: dict[str, Any]) -> bytes:
-    """One message of a stream (WHATWG HTML, server-sent events). JSON has no line ends of its own.
-
-    INVARIANT: what some clients take for line ends beside those of the standard is written as an escape
-    (test_a_stream_holds_one_message_a_line).
-    """
-    data = encode(message)
-    for raw, escaped in _LINE_ENDS:
-        data = data.replace(raw, escaped)
-    return b"event: message\ndata: " + data + b"\n\n"
-
-
 async def _listen(session: Session) -> AsyncIterator[bytes]:
     session.listening = True
     try:
         yield b": listening\n\n"
         while not session.ended:
             said = await session.next(QUIET)
-            yield b": still here\n\n" if said is None else event(said)
+            yield STILL_HERE if said is None else event(said)
     finally:
         session.listening = False
-
-
-def _json(value: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(encode(value), status, {**_NO_STORE, **(headers or {})}, JSON)
-
-
-def _accepts(request: Request) -> frozenset[str]:
-    """Which of the two kinds of answers a client takes."""
-    said = {
-        part.partition(";")[0].strip().lower() for line in request.headers.getlist("accept") for part in line.split(",")
-    }
-    if "*/*" in said or not said - {""}:
-        return frozenset({JSON, SSE})
-    if "application/*" in said:
-        said.add(JSON)
-    return frozenset(said & {JSON, SSE})
-
-
-async def _body(request: Request) -> bytes:
-    data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > MAX_MESSAGE:
-            raise refusal(
-                Code.TOO_LARGE, "the message is too large", rule="mcp.size", ask=f"at most {MAX_MESSAGE} bytes"
-            )
-    return bytes(data)

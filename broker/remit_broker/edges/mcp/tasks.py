@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final, NamedTuple, Protocol
+from collections.abc import Callable, Coroutine, Hashable
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -21,6 +22,9 @@ from remit_schemas.scope import Detail, Scope
 
 IDLE: Final = 900.0
 """Seconds without a call after which the next one begins another task."""
+PER_PRINCIPAL: Final = 200
+CLAIMED: Final = 2000
+"""Tasks at once that clients without sessions say they go on with, of one principal and of all; of more, the longest idle end."""
 RECORDS: Final = 2000
 """Records of a task, from which on the next call begins another one. One call has two, one that waits for inputs more."""
 
@@ -41,6 +45,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     budget: Budget
     ttl: int = MAX_TTL
     idle: float = IDLE
+    view: str = "tools"
+    """What is shown of all servers where a client does not say: their tools, or tools that ``search`` them."""
 
 
 def narrowed(rules: Rules, user: User) -> Rules:
@@ -178,6 +184,36 @@ class Opened:
                 Code.CONFLICT, f"{name} is an MCP server, and clients call as an agent of that name", rule="mcp.agent",
                 ask="give clients another name: agent under [mcp] in remit.toml",
             )  # fmt: skip
+
+
+class Claims:
+    """Tasks of clients without sessions: one for each request, or for all that their client says belong together."""
+
+    def __init__(self, spawn: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self._spawn = spawn
+        self._tasks: dict[tuple[Hashable, ...], Task] = {}
+
+    def task(self, whose: tuple[str, ...], view: str | None, claim: str, begin: Callable[[], Task]) -> Task:
+        """The task for a request; with the same ``claim`` of the same principal at the same address it is the same.
+
+        INVARIANT: what a client says of its requests is worth nothing to anybody else (test_a_claimed_session_is_its_users_alone).
+        """
+        if not claim:
+            return begin()
+        key = (whose, view, claim)
+        found = self._tasks.pop(key, None) or begin()
+        if isinstance(found, Continued):
+            return found
+        self._tasks[key] = found  # the last used is the last to go
+        mine = [one for one in self._tasks if one[0] == whose]
+        spare = mine[: max(0, len(mine) - PER_PRINCIPAL)] or list(self._tasks)[: max(0, len(self._tasks) - CLAIMED)]
+        for one in spare:
+            self._spawn(self._tasks.pop(one).end())
+        return found
+
+    def holds(self, task: Task) -> bool:
+        """Whether further requests may belong to it."""
+        return any(one is task for one in self._tasks.values())
 
 
 def is_over(no: Refusal) -> bool:
