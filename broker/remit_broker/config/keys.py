@@ -113,12 +113,15 @@ class SecretsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where checkpoints of the log go: to ``witnesses`` (the verifier key of each, by its URL), and appended to ``file``.
 
-    ``witness_allow`` are networks that are not public and may be sent to all the same.
+    ``witness_allow`` are networks that are not public and may be sent to all the same. ``tsa`` is the URL of an authority that stamps
+    them with the time (RFC 3161), at most every ``tsa_every`` seconds.
     """
 
     witnesses: dict[str, str] = {}
     witness_allow: tuple[str, ...] = ()
     file: str = ""
+    tsa: str = ""
+    tsa_every: Annotated[float, msgspec.Meta(ge=10, le=7 * 86400)] = 3600.0
 
 
 class KeepsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
