@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from remit_broker.adapters.errors import ConfigError
-from remit_broker.cli.chains import whole
+from remit_broker.cli.chains import the_hop, whole
 from remit_broker.cli.client import BrokerClient
 from remit_broker.cli.common import REFUSED, Config, Json, Tenant, command, typed
 from remit_broker.cli.printing import line, out, say
@@ -57,7 +57,7 @@ def export(
     if hop and not with_payloads:
         raise ConfigError("--hop says of which hops contents are disclosed", "say --with-payloads too")
     client = BrokerClient(load(config), tenant)
-    payloads = (",".join(hop) if hop else "all") if with_payloads else None
+    payloads = (",".join(the_hop(client, one) for one in hop) if hop else "all") if with_payloads else None
     found = client.get(f"/api/chains/{whole(client, txn)}/evidence", payloads=payloads)
     output.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     if as_json:

@@ -11,6 +11,7 @@ import msgspec
 
 from remit_broker.core.backends import scrubbed, worth_hiding
 from remit_broker.edges.attach.conversation import Asked, Conversation, Heard
+from remit_broker.edges.attach.outbound import CAN
 from remit_broker.edges.attach.session import OnProgress, finite, invalid, unavailable
 from remit_schemas.callee import Seen, answer_subject, check_dispatch
 from remit_schemas.canonical import loads
@@ -47,6 +48,7 @@ PATIENCE: Final = 900.0
 """Seconds for which a server waits here for what it asked."""
 
 _MESSAGE: Final = 1000
+_RESERVED: Final = ("dev.remit/", "io.modelcontextprotocol/")
 _SAID: Final = 64 * 1024
 
 Publish = Callable[[str, Frame], Awaitable[None]]
@@ -387,8 +389,10 @@ def meta_of(dispatch: Dispatch, grant: Grant) -> dict[str, Any]:
     """What a server is told in ``_meta`` (MCP, General fields; keys under a domain of ours): for whom, through whom, and the proof.
 
     A server that wants to be sure verifies ``dev.remit/grant`` with the published keys; the rest is for those that only log it.
+    What the caller's own client wrote stands beside it, under other keys.
     """
     return {
+        **{key: said for key, said in dispatch.meta.items() if key == CAN or not key.startswith(_RESERVED)},
         "dev.remit/grant": grant.token,
         "dev.remit/user": grant.claims.sub,
         "dev.remit/chain": list(grant.chain),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from remit_broker.edges.inside import Calls, Running
+from remit_broker.edges.mcp.envelope import passed_on
 from remit_broker.edges.mcp.jsonrpc import METHOD_NOT_FOUND, Call, Id, notification
 from remit_broker.edges.mcp.session import Session, Tell
 from remit_broker.edges.mcp.tasks import Holding, is_over
@@ -68,7 +69,12 @@ class Hops:
         held = await self._session.task.holding()
         meta = meta_of(call.params)
         request = Request(
-            grant=held.grant, args=args, want=Want(ttl_ms=int(self._seconds * 1000)), parts=True, trace=_trace(meta)
+            grant=held.grant,
+            args=args,
+            want=Want(ttl_ms=int(self._seconds * 1000)),
+            parts=True,
+            trace=_trace(meta),
+            meta=passed_on(meta, self._session.can),
         )
         running = self._begin(at, held, resource, request)
         return await self._to_the_end(at, held, running, Aim(resource, args), meta, tell)

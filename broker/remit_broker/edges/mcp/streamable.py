@@ -189,11 +189,11 @@ class Streamable:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
             return whole(failed(None, Fault(INVALID_REQUEST, f"send {JSON}")), 415)
         message = parse(await body_of(request))
-        if isinstance(message, Call) and message.method == "initialize" and message.id is not None:
-            return self._initialize(message, who, place, view)
         if isinstance(message, Call) and is_stateless(request.headers.get(VERSION), message):
             client = Client(who, view, self._catalogue(view, who, place), place.calls, lambda: self._task(who, place))
             return await self._stateless.answer(request, message, client)
+        if isinstance(message, Call) and message.method == "initialize" and message.id is not None:
+            return self._initialize(message, who, place, view)
         session = self._session(request, who, view)
         if isinstance(session, Response):
             return session
@@ -227,7 +227,7 @@ class Streamable:
         session = Session(
             who.key, view, task, version=agreed(wanted), client=about if isinstance(about, dict) else {},
         )  # fmt: skip
-        session.can = frozenset(call.params["capabilities"])
+        session.can = call.params["capabilities"]
         self._sessions.add(session)
         found = self._catalogue(view, who, place).servers()
         told = welcome(session.version, view, found[0].server if found else {}, [one.offers for one in found])
