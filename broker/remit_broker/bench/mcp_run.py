@@ -19,6 +19,8 @@ ROUNDS: Final = ((1, 100), (16, 480))
 """In flight, and calls of one round at scale 1."""
 SLOW: Final = frozenset({"peer_http"})
 _SERVER: Final = Path(__file__).with_name("mcp_server.py")
+PATIENCE: Final = 120.0
+"""Seconds for a server to be there."""
 _BUDGET: Final = "usd=100000,tokens=10000000000,calls=1000000"
 
 
@@ -77,7 +79,7 @@ async def _server(stack: AsyncExitStack) -> int:
         await running.wait()
 
     stack.push_async_callback(end)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while True:
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -90,7 +92,7 @@ async def _server(stack: AsyncExitStack) -> int:
 
 async def _attached(place: Site) -> None:
     """Wait until both servers are there."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while True:
             told = (await place.http.get("/api/servers")).raise_for_status().json()["servers"]
             if {one["name"] for one in told if one["state"] == "running"} >= {"web", "pipe"}:
