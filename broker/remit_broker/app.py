@@ -77,6 +77,7 @@ from remit_broker.projection import Projection
 from remit_broker.retention import Retention, open_vault
 from remit_broker.signin import Signin, backends
 from remit_broker.tenants import Tenant, without_tenant
+from remit_broker.timestamping import Timestamping
 from remit_broker.upkeep import Upkeep
 from remit_broker.witnesses import Witnesses
 from remit_schemas.names import DEFAULT_TENANT
@@ -193,6 +194,12 @@ class Broker:
             self.observer.watch("remit_witness_signed", "Checkpoints that a witness signed", lambda: witnesses.signed)
             self.observer.watch("remit_witness_failed", "Checkpoints that none did", lambda: witnesses.failed)
             self._task(witnesses.run())
+        if told.tsa:
+            outbound = Outbound(map(network, told.witness_allow), named="log.witness_allow")
+            stamps = Timestamping(told.tsa, told.tsa_every, outbound, self.index, SystemClock(), self.observer)
+            self.observer.watch("remit_timestamps", "Checkpoints that an authority stamped", lambda: stamps.stamped)
+            self.observer.watch("remit_timestamps_failed", "Checkpoints that it did not", lambda: stamps.failed)
+            self._task(stamps.run())
 
     def _bind_http(self) -> HttpServer:
         held = self.place.http

@@ -73,6 +73,8 @@ auth = {auth:<22}# "local": the OS user, by the token in data/keys/local.token; 
 # witnesses = {{}}             # {{ "https://witness.example" = "name+id+base64" }}: C2SP tlog-witness
 # witness_allow = []         # ["10.1.0.0/16"]: networks that are not public and may be sent to all the same
 # file = ""                  # each is appended to it: best on a disk where nothing is written over
+# tsa = ""                   # "https://tsa.example/tsr": an authority that stamps checkpoints with the time (RFC 3161)
+# tsa_every = 3600.0         # seconds between two stamps at least
 
 [vault]                      # arguments and results, kept encrypted for the user of each task; see docs/audit.md
 # on = false

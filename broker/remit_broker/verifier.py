@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Check an evidence file with the published keys alone. One file, nothing but Python's standard library, no part of the broker.
 
-    python3 remit_verify.py EVIDENCE --keys JWKS [--witness VKEY]… [--json]
+    python3 remit_verify.py EVIDENCE --keys JWKS [--witness VKEY]… [--tsa PEM] [--json]
 
 It was written apart from the broker's own check (``remit evidence verify``), so that neither has to be believed. It looks at what
 matters to the proof, and not at what a record means: accounts and scopes are judged by the broker's check. Ed25519 is that of
@@ -17,9 +17,14 @@ import base64
 import hashlib
 import hmac
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any
 
 # --- Ed25519 (RFC 8032 §5.1, §6) ------------------------------------------------------------------------------------
@@ -393,7 +398,50 @@ def witnesses(evidence: Evidence, keys: Keys, wanted: list[str]) -> str:
     return ", ".join(seen) or "none was named: nobody outside vouches for when this was so"
 
 
-def verify(data: bytes, jwks: bytes, wanted: list[str] | None = None) -> list[tuple[str, bool, str]]:
+def timestamps(evidence: Evidence, tsa: str | None) -> str:
+    """An authority that the verifier named stamped the checkpoint (RFC 3161). That takes openssl, which checks the signature."""
+    told = evidence.get("timestamps") or []
+    if not isinstance(told, list) or not all(isinstance(one, str) for one in told) or len(told) > 16:
+        raise Bad("they are not of the form that time stamps have")
+    if tsa is None:
+        return f"{len(told)} of authorities that nobody named: not looked at" if told else "none"
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        raise Bad("not checked: install openssl, 1.1.1 or newer")
+    digest, why = hashlib.sha256(evidence["checkpoint"].encode()).hexdigest(), "there is none"
+    with tempfile.TemporaryDirectory() as folder:
+        for one in told:
+            answer = os.path.join(folder, "answer.tsr")
+            with open(answer, "wb") as file:
+                file.write(b64(one))
+            shown = _openssl(openssl, "-reply", "-in", answer, "-text")
+            said = re.search(r"^Time stamp: (\w{3}) +(\d+ [0-9:]{8})(?:\.\d+)? (\d{4}) GMT$", shown.stdout, re.M)
+            if said is None:
+                why = "it is no time stamp"
+                continue
+            at = datetime.strptime(" ".join(said.groups()), "%b %d %H:%M:%S %Y").replace(tzinfo=timezone.utc)  # noqa: UP017 - older Pythons know no datetime.UTC
+            # As of then: an authority whose certificate has expired since said what it said.
+            when = ("-attime", str(int(at.timestamp())))
+            if _openssl(openssl, "-verify", "-digest", digest, "-in", answer, "-CAfile", tsa, *when).returncode == 0:
+                return f"an authority that was named had the checkpoint at {at.isoformat()}"
+            why = "it is signed by somebody else, or over something else"
+    raise Bad(f"no authority that was named stamped this checkpoint: {why}")
+
+
+def _openssl(program: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - words of this file, and names of files
+        [program, "ts", *words],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={"PATH": os.environ.get("PATH", ""), "OPENSSL_CONF": os.devnull},
+    )
+
+
+def verify(
+    data: bytes, jwks: bytes, wanted: list[str] | None = None, tsa: str | None = None
+) -> list[tuple[str, bool, str]]:
     """Every check as ``(name, ok, where)``. Never raises for what a file contains."""
     try:
         keys = keys_of(parse(jwks))
@@ -411,6 +459,7 @@ def verify(data: bytes, jwks: bytes, wanted: list[str] | None = None) -> list[tu
         ("approvals", lambda: approvals(evidence, keys)),
         ("proof", lambda: log(evidence, keys)),
         ("witnesses", lambda: witnesses(evidence, keys, wanted or [])),
+        ("timestamps", lambda: timestamps(evidence, tsa)),
         ("complete", lambda: complete(evidence)),
         ("payloads", lambda: payloads(evidence)),
         ("rules", lambda: rules(evidence)),
@@ -422,7 +471,16 @@ def verify(data: bytes, jwks: bytes, wanted: list[str] | None = None) -> list[tu
             found.append((name, True, check()))
         except Bad as no:
             found.append((name, False, str(no)))
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as odd:
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            IndexError,
+            RecursionError,
+            OSError,
+            subprocess.SubprocessError,
+        ) as odd:
             found.append((name, False, f"it is not of the form that evidence has ({type(odd).__name__})"))
     return found
 
@@ -435,10 +493,13 @@ def main() -> None:
     parser.add_argument(
         "--witness", action="append", default=[], metavar="VKEY", help="name+id+base64; may be repeated"
     )
+    parser.add_argument(
+        "--tsa", metavar="PEM", help="certificates of the authority whose time stamp is wanted; takes openssl"
+    )
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     with open(given.evidence, "rb") as file, open(given.keys, "rb") as jwks:
-        found = verify(file.read(), jwks.read(), given.witness)
+        found = verify(file.read(), jwks.read(), given.witness, given.tsa)
     well = all(ok for _, ok, _ in found)
     if given.json:
         checks = [{"check": name, "ok": ok, "where": where} for name, ok, where in found]

@@ -56,7 +56,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     ``resume`` is a parked hop that goes on with ``input``; resource and arguments are those of its opening. ``detach`` asks for
     a task of its own in which the caller can make this call. ``parts`` says that the caller takes a result in parts, ``window``
     how many frames of output it takes ahead of what it has said it has read. ``keep`` asks the broker to keep the end for a
-    while: whoever holds the same grant finds it by the hop, or by the ``key``, without which nothing is kept.
+    while: whoever holds the same grant finds it by the hop, or by the ``key``, without which nothing is kept. ``meta`` is what an
+    MCP client wrote into ``_meta`` for the server: searched and redacted as arguments are, and in no digest.
     """
 
     v: int = VERSION
@@ -73,6 +74,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     resume: Annotated[str, msgspec.Meta(max_length=16)] | None = None
     input: Any = None
     detach: bool = False
+    meta: dict[str, Any] = {}
 
 
 def _version() -> int:
@@ -90,7 +92,8 @@ class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     """A governed call, from the broker to a callee. Who asks, for whom and within what is in ``grant``.
 
     ``parts`` is how many bytes of JSON a result may have that comes in parts (0: none may); ``window`` is the caller's.
-    ``resumed`` is there where the hop was parked before: it carries the input that the callee had asked for.
+    ``resumed`` is there where the hop was parked before: it carries the input that the callee had asked for. ``meta`` is what
+    the caller's own client wrote for an MCP server.
     """
 
     # A factory, since only plain defaults are left out: a dispatch always says its version.
@@ -105,6 +108,7 @@ class Dispatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     parts: Annotated[int, msgspec.Meta(ge=0)] = 0
     window: Annotated[int, msgspec.Meta(ge=1, le=MAX_WINDOW)] | None = None
     resumed: Resumed | None = None
+    meta: dict[str, Any] = {}
 
 
 class Accepted(msgspec.Struct, frozen=True, tag="accepted", tag_field="frame", kw_only=True):

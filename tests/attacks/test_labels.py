@@ -21,6 +21,7 @@ from remit_broker.hop.txn import Opened
 from remit_broker.testing import running_broker
 from remit_schemas.envelope import Error, Event, Frame, InputRequired, Progress, Result, Started
 from remit_schemas.errors import Code, ErrorBody
+from remit_schemas.grant import parse
 from remit_schemas.parts import split
 from tests.attacks.test_budget_race import everything, known, two_replicas
 from tests.support.raw import Arena, RawAgent, Taken, arena_on, error_of, skill, tool
@@ -477,6 +478,23 @@ async def test_what_a_caller_may_not_have_is_not_asked_for(stage: Stage) -> None
     assert (await stage.carol.error(FETCH, root.txn, carol.taken.grant)).rule == "labels.ceiling"
     await carol.end()
     await bob.end()
+
+
+async def test_a_resumption_that_says_nothing_of_labels_keeps_the_ceiling_of_the_hop(stage: Stage) -> None:
+    """Nor does one that says more; and by then it has gone on before."""
+    root = await stage.root()
+    bob = await stage.call(stage.alice, stage.bob, WORK, root, want={"labels": ["internal"]})
+    heard = await bob.say(Started(connection=stage.bob.connection), InputRequired(request="and then?"))
+    parked = getattr(heard[0], "hop", "")
+    for wish in ({}, {"want": {"labels": ["*"]}}, {"want": {"labels": ["internal", "web"]}}):
+        again = await stage.call(stage.alice, stage.bob, WORK, root, resume=parked, input="go on", **wish)
+        assert parse(again.taken.grant).claims.labels == ("internal",)
+        assert (await stage.bob.error(FETCH, root.txn, again.taken.grant)).rule == "labels.ceiling"
+        await again.say(Started(connection=stage.bob.connection), InputRequired(request="and then?"))
+    # A resumption may narrow it further.
+    last = await stage.call(stage.alice, stage.bob, WORK, root, resume=parked, input="go on", want={"labels": []})
+    assert parse(last.taken.grant).claims.labels == ()
+    await last.end()
 
 
 async def test_no_answer_above_its_ceiling_reaches_a_caller(stage: Stage) -> None:

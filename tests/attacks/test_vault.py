@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,13 +20,14 @@ from remit_broker.core.issuers import ABILITIES, OperatorRole
 from remit_broker.core.report import page
 from remit_broker.core.revocations import Entry
 from remit_broker.core.user_tokens import Identity
+from remit_broker.core.vault import Slot
 from remit_broker.edges.http.operators import Caller, LocalToken
 from remit_broker.edges.http.vault import Person
 from remit_broker.testing import running_broker
 from remit_broker.verifier import verify as offline
 from remit_schemas.errors import Refusal
 from remit_schemas.keys import KeySet
-from tests.support.raw import Arena, RawAgent, arena_on, tool
+from tests.support.raw import Arena, RawAgent, arena_on, skill, tool
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -34,6 +37,8 @@ CONFIG = {
     "tenants": {OTHER: {}},
     "vault": {"on": True, "tenants": {OTHER: {"arguments": 3600.0, "results": 0.0}}},
 }
+SLOT = Slot("default", "ann", "results", "a" * 32, "b" * 16, "c" * 64)
+LARGE = {"path": "a large file"}
 LEAK = {"path": "a file with a key in it"}
 SECRET = "AKIA" + "IOSFODNN7EXAMPLZ"
 
@@ -98,7 +103,8 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
             files = await arena.agent("files", "mcp", tenant=tenant)
 
             async def read(taken: Any) -> None:
-                await taken.done({"key": SECRET} if taken.dispatch.args == LEAK else SAID)
+                said = {"key": SECRET} if taken.dispatch.args == LEAK else SAID
+                await taken.done({"answer": "x" * 700_000} if taken.dispatch.args == LARGE else said)
 
             files.handlers["read"] = read
             await files.serve(tool("read"))
@@ -132,6 +138,29 @@ async def test_what_is_shown_is_what_the_record_commits_to(stage: Stage, monkeyp
     shown = (await stage.told("GET", f"/api/vault/{txn}.{hop}"))["contents"]
     assert [(one["kept"], one["value"]) for one in shown] == [(False, None)] * 2
     assert shown[0]["why"] == "what is kept is not what the record commits to"
+
+
+async def test_what_a_parked_call_asks_for_and_is_given_is_kept_too(stage: Stage) -> None:
+    caller, _ = stage.people["default"]
+    worker = await stage.arena.agent()
+    await worker.serve(skill("work"))
+    resource = f"agent/{worker.name}/work"
+    root = await stage.lab.grant(caller.name, "agent/**", user="pam")
+    calling = asyncio.ensure_future(caller.call(resource, root.txn, root.grant, ASKED))
+    taken = await worker.took(root.txn)
+    await taken.park({"question": "which one?"})
+    await calling
+    hop = taken.dispatch.hop
+    calling = asyncio.ensure_future(caller.call(resource, root.txn, root.grant, ASKED, resume=hop, input="the second"))
+    await (await worker.took(root.txn, 2)).done(SAID)
+    await calling
+    assert await stage.values(f"{root.txn}.{hop}") == [ASKED, {"question": "which one?"}, "the second", SAID]
+
+
+async def test_a_large_answer_is_kept_whole(stage: Stage) -> None:
+    txn, hop = await stage.called("lea", args=LARGE)
+    assert await stage.values(f"{txn}.{hop}") == [LARGE, {"answer": "x" * 700_000}]
+    assert len([key for key in await stage.bytes_of() if f".results.{txn}." in key]) == 2, "in two pieces"
 
 
 async def test_reading_contents_is_recorded_each_time(stage: Stage) -> None:
@@ -324,14 +353,32 @@ async def test_a_report_shows_no_forged_content(stage: Stage) -> None:
     assert "never said" not in page(found, verify_evidence(found, keys), str)
 
 
+async def test_an_empty_vault_and_one_whose_end_was_erased_are_kept_up(tmp_path: Path) -> None:
+    async with running_broker(tmp_path, {"vault": {"on": True, "arguments": 0.0}}) as lab:
+        vault, now, slot = lab.broker.vault, lab.broker.ports.clock.now, SLOT
+        assert vault is not None
+        assert await lab.broker.desks[0].vault.upkeep() == 0
+        for user in ("ann", "bob", "eve"):
+            assert await vault.put(slot._replace(user=user), b"1")
+        assert not await vault.put(slot._replace(kind="arguments"), b"1"), "that class is not kept"
+        assert await vault.shred("default", "eve", lambda: None) == (True, 1)
+        assert await vault.expire("default", "results", now() + 1, frozenset({"bob"})) == 1
+        assert await vault.expire("default", "results", now() + 1, frozenset()) == 1
+        assert await vault.expire("default", "results", now() + 1, frozenset()) == 0
+
+
 async def test_who_is_erased_is_named_with_a_reason(stage: Stage) -> None:
     for body in ({"user": "", "reason": "r"}, {"user": "ann", "reason": " "}, {"user": "a\x00", "reason": "r"}, {}):
         assert (await stage.ask("POST", "/api/vault/erase", body)).status_code == 400
     assert (await stage.ask("POST", "/api/vault/release", {"user": "nobody", "reason": "r"})).status_code == 404
 
 
-async def test_without_a_vault_nothing_is_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_without_a_vault_nothing_is_kept_or_erased(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("off")
     async with running_broker(folder) as lab:
-        assert lab.broker.vault is None and not (folder / "data" / "vault").exists()
-        assert lab.broker.ports.vault is None
+        assert lab.broker.vault is None and lab.broker.ports.vault is None
+        assert not (folder / "data" / "vault").exists()
+        desk = lab.broker.desks[0].vault
+        with pytest.raises(Refusal, match="switched off"):
+            await desk.erase(Person(user="ann", reason="asked for it"), "a")
+        assert (await desk.told())["erased"] == []

@@ -14,6 +14,10 @@ from remit_broker.starter import write_starter
 from tests.chaos import broker as shifted
 from tests.chaos.processes import Process
 
+OTHER = "acme"
+"""The tenant beside the default one: agents of the same names, in an account of their own."""
+APPROVAL_TTL, APPROVAL_USE = 8.0, 4.0
+"""Seconds that a request waits, and that an approval can be used: short, so that both end while things die."""
 CAPS = {("user", "ann", "month"): {"calls": 1500}, ("tool", "default", "month"): {"calls": 20_000}}
 GRACE = 1.0
 SECONDS = 40.0
@@ -50,7 +54,16 @@ class Broker(Process):
             f'"{kind}".{name if name == "default" else json.dumps(name)}.{window} = "calls={cap["calls"]}"\n'
             for (kind, name, window), cap in CAPS.items()
         )
-        self.config.write_text(text.replace("[caps]", f"[caps]\n{caps}#", 1), encoding="utf-8")
+        text = text.replace("[caps]", f"[caps]\n{caps}#", 1)
+        text = text.replace("[approvals]", f"[approvals]\nttl = {APPROVAL_TTL}\nuse = {APPROVAL_USE}", 1)
+        self.config.write_text(f"{text}\n[tenants.{OTHER}]\n", encoding="utf-8")
+
+    def edit(self, text: str) -> None:
+        """Put ``text`` into its policies, as an operator's editor does; what they say stays the same."""
+        file = self.home / "policies" / "default.cedar"
+        fresh = file.with_suffix(".new")
+        fresh.write_text(f"{file.read_text(encoding='utf-8')}\n// {text}\n", encoding="utf-8")
+        fresh.rename(file)
 
     def command(self) -> list[str]:
         return ["-m", "tests.chaos.broker", str(self.clock), "up", "--json", "--quiet", "-c", str(self.config)]

@@ -176,6 +176,14 @@ async def cut_network(town: Town) -> str:
     return proxy.url
 
 
+async def edit_policies(town: Town) -> str:
+    """The policies change, at one broker after the other: what was approved under the old ones is of no use any more."""
+    text = f"edited {town.rng.getrandbits(32):08x}"
+    for broker in town.brokers:
+        town.later(town.rng.uniform(0.0, 1.5), functools.partial(broker.edit, text))
+    return text
+
+
 FAULTS: dict[Fault, int] = {
     kill_broker: 5,
     freeze_broker: 4,
@@ -189,6 +197,7 @@ FAULTS: dict[Fault, int] = {
     part_servers: 3,
     slow_network: 2,
     cut_network: 2,
+    edit_policies: 1,
 }
 """How often each is chosen, beside the others."""
 

@@ -5,6 +5,7 @@ of the broker in them. Each may be killed or frozen at any time; whoever watches
 
 - ``clerk``: an agent or, as ``files``, a server of tools. Works for some milliseconds, reports a cost, fails now and then, and
   now and then never answers at all.
+- ``approver``: a person who decides over ``/api/approvals``, for both tenants, and now and then for the wrong one.
 - ``planner``: an agent on the SDK that hands parts of its work to the other two.
 - ``desk``: opens tasks over HTTP at whichever broker answers, calls side by side with a key each, repeats what had no effect,
   cancels, revokes, and closes its tasks.
@@ -29,10 +30,13 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from tests.chaos.brokers import OTHER
 from tests.chaos.journal import Journal
 
 Json = dict[str, Any]
 OBJECT = {"type": "object"}
+CAREFUL = "mcp/files/write"
+"""A tool that destroys, so that by the starter policies each of its calls needs an approval."""
 USERS = ("ann", "ann", "bob", "carl", "dora", "eve")
 FINAL = ("result", "error", "input_required")
 PATIENCE = 4.0
@@ -48,6 +52,7 @@ class Raw:
         self.journal = Journal(folder / "journals", name)
         told = json.loads((folder / "credentials" / f"{name}.json").read_text(encoding="utf-8"))
         self.name, self.kind, self._key, self._bus = told["agent"], told["kind"], told["nkey_seed"], told["bus"]
+        self.tenant = OTHER if name.startswith(f"{OTHER}-") else "default"
         self.connection = secrets.token_hex(12)
         self.nc = Client()
 
@@ -77,7 +82,14 @@ class Raw:
     async def attach(self, *names: str) -> None:
         """Serve ``names``: ask again until some broker has taken it down."""
         what = "tools" if self.kind == "mcp" else "skills"
-        definitions = [{"name": name, "inputSchema": OBJECT, "annotations": {"readOnlyHint": True}} for name in names]
+        definitions = [
+            {
+                "name": name,
+                "inputSchema": OBJECT,
+                "annotations": {"readOnlyHint": name == "read", "destructiveHint": name != "read"},
+            }
+            for name in names
+        ]
         if self.kind != "mcp":
             definitions = [{"name": name, "inputSchema": OBJECT} for name in names]
         request = json.dumps({"v": 1, "args": {what: definitions}}).encode()
@@ -104,14 +116,14 @@ class Clerk(Raw):
     async def run(self) -> None:
         await self.connect()
         await self.nc.subscribe(f"svc.{self.kind}.{self.name}.>", self.name, cb=self._on_work)
-        await self.attach("read" if self.kind == "mcp" else "work")
+        await self.attach(*(("read", "write") if self.kind == "mcp" else ("work",)))
         await asyncio.Event().wait()
 
     async def _on_work(self, message: Msg) -> None:
         call = json.loads(message.data)
         fields = {name: call[name] for name in ("txn", "hop", "grant", "deadline", "replica")}
         # INVARIANT of this test: written down before anything is done about it.
-        self.journal.write("dispatched", **fields)
+        self.journal.write("dispatched", tenant=self.tenant, resource=call["resource"], **fields)
         key = (call["txn"], call["hop"], call["grant"])
         if time.time() * 1000 >= call["deadline"] or key in self._taken:
             return
@@ -212,6 +224,7 @@ class Desk(Raw):
                 await asyncio.sleep(0.2)
 
     async def _api(self, path: str, body: Json) -> Json:
+        path = f"{path}?tenant={self.tenant}"
         brokers = json.loads((self.folder / "brokers.json").read_text(encoding="utf-8"))
         at = self.rng.choice(brokers)
         headers = {"Authorization": f"Bearer {at['token']}"}
@@ -227,7 +240,8 @@ class Desk(Raw):
         wish = {"user": self.rng.choice(USERS), "agent": self.name, "scopes": scopes, "budget": budget, "ttl": 120}
         told = await self._api("/api/grants", wish)
         txn, grant = told["txn"], told["grant"]
-        self.journal.write("acked", txn=txn, kind="txn.opened")
+        self.journal.write("acked", txn=txn, kind="txn.opened", tenant=self.tenant)
+        self._lose(txn, grant)
         calls = asyncio.Semaphore(4)
 
         async def one() -> None:
@@ -252,18 +266,21 @@ class Desk(Raw):
             self.journal.write("acked", txn=txn, kind="grant.revoked")
 
     async def _call(self, txn: str, grant: str) -> None:
-        resource, args = self.rng.choice(
-            (
-                ("agent/planner/plan", {"parts": self.rng.randrange(1, 5)}),
-                ("agent/clerk/work", {}),
-                ("mcp/files/read", {}),
-            )
-        )
+        if self.rng.random() < 0.05:
+            await self._cross(txn)
+        choices: list[tuple[str, Json]] = [("agent/clerk/work", {}), ("mcp/files/read", {})] * 2
+        choices.append((CAREFUL, {"what": self.rng.randrange(1000)}))
+        if self.tenant == "default":
+            choices += [("agent/planner/plan", {"parts": self.rng.randrange(1, 5)})] * 2
+        resource, args = self.rng.choice(choices)
         calls = 12 if resource == "agent/planner/plan" else 2
         request = {
             "v": 1, "grant": grant, "args": args, "key": secrets.token_hex(8),
             "want": {"ttl_ms": self.rng.randrange(1200, 4000), "budget": {"usd_micros": 3000, "tokens": 3000, "calls": calls}},
         }  # fmt: skip
+        if resource == CAREFUL:
+            await self._insist(txn, resource, request)
+            return
         for _ in range(3):
             frames = await self._attempt(txn, resource, request)
             final = frames[-1] if frames and frames[-1]["frame"] in FINAL else None
@@ -278,6 +295,42 @@ class Desk(Raw):
                 return
             # Nothing happened, or nobody knows: the same call under the same key, which happens at most once.
             await asyncio.sleep(self.rng.uniform(0.05, 0.5))
+
+    async def _insist(self, txn: str, resource: str, request: Json) -> None:
+        """Repeat the identical call until a person has decided, or several of it at once; now and then another one in its name."""
+        named: Json = {}
+        for _ in range(8):
+            calls = [
+                self._attempt(txn, resource, {**request, **named}) for _ in range(2 if self.rng.random() < 0.2 else 1)
+            ]
+            errors = [frames[-1].get("error", {}) if frames else {} for frames in await asyncio.gather(*calls)]
+            asked = [error["approval"] for error in errors if error.get("code") == "APPROVAL_REQUIRED"]
+            if len(asked) < len(calls) or self.stopping.is_set():
+                return
+            await asyncio.sleep(self.rng.uniform(0.1, 0.8))
+            if self.rng.random() < 0.5:
+                named = {"approval": asked[0]}
+            if self.rng.random() < 0.15:
+                other = {"approval": asked[0], "args": {"what": "else"}, "key": secrets.token_hex(8)}
+                await self._attempt(txn, resource, {**request, **other})
+
+    def _lose(self, txn: str, grant: str) -> None:
+        """Leave a grant lying where somebody of another tenant finds it."""
+        (self.folder / f"{self.tenant}.lost").write_text(f"{txn} {grant}", encoding="utf-8")
+
+    async def _cross(self, mine: str) -> None:
+        """Try what was found of another tenant's: under its task, and under one's own."""
+        found = [path for path in self.folder.glob("*.lost") if path.stem != self.tenant]
+        if not found:
+            return
+        words = found[0].read_text(encoding="utf-8").split()
+        if len(words) != 2:
+            return  # it was just being written
+        txn, grant = words
+        where = f"{self.rng.choice((txn, mine))}.{self.rng.choice(('agent.clerk.work', 'remit.txn.close', 'mcp.files.read'))}"
+        request = {"v": 1, "grant": grant, "args": {}, "deadline": int(time.time() * 1000) + 2000}
+        frames = await self._ask(f"req.{self.name}.{where}", request, 3)
+        self.journal.write("crossed", txn=txn, tenant=self.tenant, frames=[frame["frame"] for frame in frames])
 
     async def _answer(self, txn: str, resource: str, request: Json, frames: list[Json]) -> None:
         """Give what was asked for, or leave it parked."""
@@ -340,13 +393,58 @@ class Desk(Raw):
             await self._revoke({"grant": f"{txn}.{frame['hop']}.1"}, txn)
 
 
+class Approver(Raw):
+    """A person, at whichever broker answers: looks at what waits in each tenant, and decides on most of it."""
+
+    def __init__(self, folder: Path, name: str, seed: str) -> None:
+        self.folder, self.rng = folder, random.Random(f"{seed}/{name}")
+        self.journal = Journal(folder / "journals", name)
+        self._http = httpx.AsyncClient(timeout=4, trust_env=False)
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(self.rng.uniform(0.05, 0.2))
+            with contextlib.suppress(httpx.HTTPError, OSError, ValueError, KeyError):
+                await self._look(self.rng.choice(("default", OTHER)))
+
+    async def _look(self, tenant: str) -> None:
+        waiting = (await self._api("GET", "/api/approvals", tenant, state="waiting"))["approvals"]
+        for row in self.rng.sample(waiting, min(len(waiting), 6)):
+            lot, mine = self.rng.random(), tenant
+            if lot < 0.08:
+                mine = OTHER if tenant == "default" else "default"
+            shown = await self._api("GET", f"/api/approvals/{row['id']}", tenant)
+            said = {
+                "verdict": "deny" if lot > 0.88 else "approve",
+                "args_digest": shown["args_digest"],
+                "reason": "chaos",
+            }
+            try:
+                await self._api("POST", f"/api/approvals/{row['id']}", mine, said)
+            except httpx.HTTPStatusError as no:
+                self.journal.write("undecided", id=row["id"], status=no.response.status_code)
+                continue
+            self.journal.write("decided", id=row["id"], txn=row["txn"], tenant=tenant, by=mine, verdict=said["verdict"])
+            if mine == tenant:
+                self.journal.write("acked", txn=row["txn"], kind="approval.decided")
+
+    async def _api(self, method: str, path: str, tenant: str, body: Json | None = None, **query: str) -> Json:
+        at = self.rng.choice(json.loads((self.folder / "brokers.json").read_text(encoding="utf-8")))
+        answer = await self._http.request(
+            method, at["http"] + path, json=body, params={"tenant": tenant, **query},
+            headers={"Authorization": f"Bearer {at['token']}"},
+        )  # fmt: skip
+        told: Json = answer.raise_for_status().json()
+        return told
+
+
 async def main(role: str, folder: str, name: str, seed: str) -> None:
     """Play a role until somebody ends this process."""
     logging.disable(logging.CRITICAL)
     if role == "planner":
         await planner(Path(folder), name, seed)
     else:
-        await {"clerk": Clerk, "desk": Desk}[role](Path(folder), name, seed).run()
+        await {"clerk": Clerk, "desk": Desk, "approver": Approver}[role](Path(folder), name, seed).run()
 
 
 if __name__ == "__main__":

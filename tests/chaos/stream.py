@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import nats
 import nats.js.errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from tests.chaos.journal import Journal
@@ -20,11 +21,12 @@ Json = dict[str, Any]
 
 
 class Stored(NamedTuple):
-    """A message of a stream: its sequence, when the server took it (Unix seconds), and its JSON."""
+    """A message of a stream: its sequence, when the server took it (Unix seconds), its JSON, and its subject."""
 
     seq: int
     stored: float
     body: Json
+    subject: str
 
 
 async def _quiet(_: Exception) -> None:
@@ -60,7 +62,7 @@ async def after(nc: Client, stream: str, seq: int) -> AsyncIterator[list[Stored]
         try:
             while seq < state.last_seq:
                 found = await puller.fetch(256, timeout=2)
-                batch = [_stored(message.reply, message.data) for message in found]
+                batch = [_stored(message) for message in found]
                 seq = batch[-1].seq
                 yield batch
         finally:
@@ -68,11 +70,11 @@ async def after(nc: Client, stream: str, seq: int) -> AsyncIterator[list[Stored]
                 await puller.unsubscribe()
 
 
-def _stored(reply: str, data: bytes) -> Stored:
-    parts = reply.split(".")
+def _stored(message: Msg) -> Stored:
+    parts = message.reply.split(".")
     # $JS.ACK.[domain.account.]stream.consumer.delivered.stream_seq.consumer_seq.time.pending[.token]
     at = 5 if len(parts) == 9 else 7
-    return Stored(int(parts[at]), int(parts[at + 2]) / 1e9, json.loads(data))
+    return Stored(int(parts[at]), int(parts[at + 2]) / 1e9, json.loads(message.data), message.subject)
 
 
 async def everything(urls: str, seed: str, stream: str, seconds: float = 60) -> list[Stored]:

@@ -20,7 +20,7 @@ import httpx
 
 from remit_broker.adapters.keyfiles import KeyFiles
 from remit_broker.credentials import credentials_file
-from tests.chaos.brokers import Broker
+from tests.chaos.brokers import OTHER, Broker
 from tests.chaos.journal import Journal
 from tests.chaos.network import POSSIBLE, Network, network
 from tests.chaos.processes import Person, Process, children, signal_to, state_of
@@ -28,8 +28,13 @@ from tests.chaos.stream import follow
 from tests.support.cluster import Cluster
 from tests.support.proxy import Proxy
 
-PEOPLE = {"clerk": "clerk", "clerk2": "clerk", "files": "clerk", "planner": "planner", "desk": "desk", "front": "desk"}
-"""Processes by name, and the role each plays. ``clerk2`` is a second process of the agent ``clerk``."""
+PEOPLE = {
+    "clerk": "clerk", "clerk2": "clerk", "files": "clerk", "planner": "planner", "desk": "desk", "front": "desk",
+    f"{OTHER}-clerk": "clerk", f"{OTHER}-files": "clerk", f"{OTHER}-desk": "desk", "approver": "approver",
+}  # fmt: skip
+"""Processes by name, and the role each plays. ``clerk2`` is a second process of the agent ``clerk``; the agents of the other
+tenant have the same names as those of the first.
+"""
 RECOVERY = 180.0
 """Seconds that a broker has to be ready again once all is whole; far more than it needs, as the machine may be busy with others."""
 STAGES = ("admit", "verify", "narrow", "approve", "open", "sent", "started", "dispatch", "inspect_result", "close")
@@ -129,7 +134,10 @@ class Town:
     async def _busy(self, results: int = 20) -> None:
         """Wait until calls come to their end, and every callee has been called."""
         journals = self.folder / "journals"
-        desk, callees = journals / "desk.jsonl", [journals / f"{name}.jsonl" for name in ("clerk", "files", "planner")]
+        desk = journals / "desk.jsonl"
+        callees = [
+            journals / f"{name}.jsonl" for name in ("clerk", "files", "planner", f"{OTHER}-clerk", f"{OTHER}-files")
+        ]
         async with asyncio.timeout(120):
             while not all(path.exists() and path.stat().st_size for path in callees):
                 await asyncio.sleep(0.2)
@@ -151,7 +159,7 @@ class Town:
         if POSSIBLE:
             self.network = await self._stack.enter_async_context(network(3))
             places = self.network.places
-        cluster = Cluster(self.folder, places=places)
+        cluster = Cluster(self.folder, places=places, tenants=(OTHER,))
         self._stack.push_async_callback(cluster.close)
         await cluster.start()
         self.servers, self.urls = list(cluster.nodes), cluster.url
@@ -180,10 +188,15 @@ class Town:
             if name == "clerk2":
                 shutil.copy2(self.folder / "credentials" / "clerk.json", self.folder / "credentials" / "clerk2.json")
                 continue
-            kind = "mcp" if name == "files" else "agent"
-            _, public = credentials_file(self.folder / "credentials", name, kind, known)  # type: ignore[arg-type]
-            body = {"name": name, "nkey": public, "kind": kind, "tier": "standard"}
-            await self.brokers[0].api("POST", "/api/agents", body)
+            if name == "approver":
+                continue
+            agent, tenant = name.removeprefix(f"{OTHER}-"), OTHER if name.startswith(f"{OTHER}-") else "default"
+            kind = "mcp" if agent == "files" else "agent"
+            folder = self.folder / "credentials"
+            _, public = credentials_file(folder / tenant, agent, kind, known)  # type: ignore[arg-type]
+            (folder / tenant / f"{agent}.json").rename(folder / f"{name}.json")
+            body = {"name": agent, "nkey": public, "kind": kind, "tier": "standard"}
+            await self.brokers[0].api("POST", f"/api/agents?tenant={tenant}", body)
 
     def _tell(self) -> None:
         """Where callers find the HTTP edges."""

@@ -13,8 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from tests.chaos.brokers import CAPS
+from tests.chaos.brokers import CAPS, OTHER
 from tests.chaos.journal import read
+from tests.chaos.people import CAREFUL
 from tests.chaos.stream import Stored, everything
 from tests.chaos.town import Town
 from tests.support.ledger_checker import Checker, Violation
@@ -55,7 +56,10 @@ async def judge(town: Town) -> Report:
     await _settled(town, seed)
     refusals = await everything(town.urls, seed, "REFUSALS")
     await asyncio.sleep(3)  # what was leased and not used goes back after two
-    accounts = (await town.ask("/api/budgets"))["budgets"]
+    accounts = [
+        {**row, "tenant": tenant} for tenant in ("default", OTHER)
+        for row in (await town.ask(f"/api/budgets?tenant={tenant}"))["budgets"]
+    ]  # fmt: skip
     jwks = await town.ask("/.well-known/jwks.json")
     keys = {key["kid"]: base64.urlsafe_b64decode(key["x"] + "=") for key in jwks["keys"]}
     events = sorted(read(town.folder / "journals"), key=itemgetter("at"))
@@ -69,13 +73,18 @@ async def judge(town: Town) -> Report:
             checker.event(event)
     found += checker.finish(refusals=[one.body["record"] for one in refusals], accounts=accounts)
     found += _halts(town.folder)
+    found += borders(entries, refusals, events) + unapproved(entries)
     found += [
         Violation("broker.fault", f"{event['txn']}.{event.get('hop')}", json.dumps(event["frame"]["error"]))
         for event in events
         if event["what"] == "heard" and event["frame"].get("error", {}).get("rule") == "broker.fault"
     ]
     flight = in_flight(entries, events)
-    counts = _counts(town, checker, events, flight)
+    counts = _counts(town, checker, events, flight) | {
+        "approvals used": sum(bool(entry.body["record"].get("approval")) for entry in entries),
+        "approvals pending when something died or froze": pending(entries, events),
+        "ids of another tenant tried": sum(event["what"] == "crossed" for event in events),
+    }
     proof = "" if sum(flight.values()) else "nothing was in flight when something died or froze"
     if not checker.counts["hop.opened"]:
         proof = "no hop was opened"
@@ -134,13 +143,62 @@ def in_flight(entries: list[Stored], events: list[dict[str, Any]]) -> Counter[st
     return found
 
 
+def pending(entries: list[Stored], events: list[dict[str, Any]]) -> int:
+    """How many requests for approvals waited for people when something died or froze, over all of these."""
+    spans: dict[str, list[float]] = {}
+    for entry in entries:
+        record = entry.body["record"]
+        if record["kind"] == "approval.requested":
+            spans[record["id"]] = [entry.stored, float(record["exp"])]
+        elif record["kind"] == "approval.decided" and record["settled"] and record["id"] in spans:
+            spans[record["id"]][1] = entry.stored
+    died = [event["at"] for event in events if event["what"] in ("death", "freeze")]
+    return sum(began <= at < ended for at in died for began, ended in spans.values())
+
+
+def unapproved(entries: list[Stored]) -> list[Violation]:
+    """The starter policies want an approval for each call of the tool that destroys: nothing of it is opened without one."""
+    careful: dict[str, str] = {}
+    found = []
+    for record in (entry.body["record"] for entry in entries):
+        if record["kind"] == "hop.opened":
+            careful[record["hop"]] = record["resource"]
+        asked = careful.get(record["hop"]) == CAREFUL
+        if asked and record["kind"] in ("hop.opened", "hop.resumed") and not record["approval"]:
+            found.append(Violation("approval.none", f"{record['txn']}.{record['hop']}", "nobody was asked"))
+    return found
+
+
+def borders(entries: list[Stored], refusals: list[Stored], events: list[dict[str, Any]]) -> list[Violation]:
+    """What is one tenant's is stored, sent and answered as that one's, and as nobody else's."""
+    found: list[Violation] = []
+    owner: dict[str, str] = {}
+    for entry in [*entries, *refusals]:
+        record = entry.body["record"]
+        _, mine, *of = entry.subject.split(".")
+        where = f"{record['tenant']} {record['txn']}.{record['hop']}"
+        if [mine, *of] != [record["tenant"], *([record["txn"]] if of else [])]:
+            found.append(Violation("tenant.subject", where, f"it stands in {entry.subject}"))
+        if of and owner.setdefault(record["txn"], record["tenant"]) != record["tenant"]:
+            found.append(Violation("tenant.record", where, f"that task is {owner[record['txn']]}'s"))
+    for event in events:
+        txn, tenant = str(event.get("txn")), event.get("tenant")
+        if event["what"] in ("acked", "dispatched") and tenant and owner.get(txn, tenant) != tenant:
+            found.append(Violation(f"tenant.{event['what']}", txn, f"it is {owner[txn]}'s, {tenant} has it"))
+        if event["what"] == "crossed" and {"accepted", "result"} & set(event["frames"]):
+            found.append(Violation("tenant.crossed", txn, f"{tenant} reached it: {event['frames']}"))
+        if event["what"] == "decided" and event["by"] != tenant:
+            found.append(Violation("tenant.crossed", txn, f"an approver of {event['by']} decided on it"))
+    return found
+
+
 def _concerns(event: dict[str, Any], record: dict[str, Any]) -> bool:
     if event["kind"] == "server":
         return True
     if event["kind"] == "broker":
         return bool(event["replica"]) and record["by"] == event["replica"]
-    name = event["name"].rstrip("2")
-    return name in (record["caller"], record["resource"].split("/")[1])
+    name, mine = event["name"].rstrip("2"), "" if record["tenant"] == "default" else f"{record['tenant']}-"
+    return name in (mine + record["caller"], mine + record["resource"].split("/")[1])
 
 
 def _counts(town: Town, checker: Checker, events: list[dict[str, Any]], flight: Counter[str]) -> dict[str, int]:
@@ -157,6 +215,8 @@ def _counts(town: Town, checker: Checker, events: list[dict[str, Any]], flight: 
         "parked": seen["hop.parked"],
         "resumed": seen["hop.resumed"],
         "grants renewed": seen["grant.renewed"],
+        "approvals asked for": seen["approval.requested"],
+        "decisions on them": seen["approval.decided"],
         "calls refused": seen["hop.refused"],
         "refused, and stored all the same": seen["refused.unknown"],
         "dispatches received": seen["dispatched"],

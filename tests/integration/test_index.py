@@ -219,6 +219,7 @@ async def test_a_file_of_an_older_version_finds_what_it_holds(tmp_path: Path) ->
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         for at in (
             "DROP TABLE mark",
+            "DROP TABLE stamp",
             "DROP INDEX record_by_tenant",
             "DROP INDEX refusal_by_tenant",
             "PRAGMA user_version = 6",

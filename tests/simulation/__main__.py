@@ -18,6 +18,10 @@ SHOWN: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("replica crashes", ("replica crashed",)), ("freezes", ("replica frozen",)), ("partitions", ("replica cut off",)),
     ("leader changes", ("leader changed",)), ("server restarts", ("server restarted",)), ("power cuts", ("power cut",)),
     ("connections cut", ("connection cut",)), ("people crashed", ("callee crashed", "caller crashed")),
+    ("approvals asked for", ("approval.requested",)), ("decisions on them", ("approval.decided",)),
+    ("approvals used", ("approvals used",)),
+    ("approvals waited for when something died", ("approvals pending",)), ("policies changed", ("policies changed",)),
+    ("ids of another tenant tried", ("crossed ids",)),
     ("something in flight when something died", ("in flight",)),
 )  # fmt: skip
 

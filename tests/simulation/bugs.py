@@ -6,9 +6,8 @@ comment says by which promise it is seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, Final
+from contextlib import ExitStack
+from typing import Any
 
 import msgspec
 
@@ -27,30 +26,10 @@ from remit_broker.ledger_port import LostRace
 from remit_schemas.budget import ZERO
 from remit_schemas.callee import check_dispatch
 from remit_schemas.errors import Code, Refusal
+from tests.simulation import bugs_of_consent
+from tests.simulation.planting import BUGS, bug, planted, put
 
-Bug = Callable[[ExitStack], None]
-BUGS: Final[dict[str, Bug]] = {}
-
-
-@contextmanager
-def planted(name: str) -> Iterator[None]:
-    """The product with the bug ``name``."""
-    with ExitStack() as stack:
-        BUGS[name](stack)
-        yield
-
-
-def bug(work: Bug) -> Bug:
-    BUGS[work.__name__.replace("_", "-")] = work
-    return work
-
-
-def put(stack: ExitStack, where: Any, name: str, value: Any) -> Any:
-    """``value`` in the place of what was there, which is returned."""
-    before = getattr(where, name) if not isinstance(where, type) else where.__dict__[name]
-    setattr(where, name, value)
-    stack.callback(setattr, where, name, before)
-    return before
+__all__ = ["BUGS", "bugs_of_consent", "planted"]
 
 
 async def nothing(*_: Any, **__: Any) -> None:

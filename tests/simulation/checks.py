@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from tests.simulation.borders import Borders, tenant_of
+from tests.simulation.consent import Consent
 from tests.simulation.loop import Process, SimulatedLoop
 from tests.simulation.nats_server import Peer
 from tests.simulation.replicas import BRINGS
@@ -34,6 +36,7 @@ class _Call(msgspec.Struct):
     txn: str = ""
     hop: str = ""
     resource: str = ""
+    args: msgspec.Raw = msgspec.Raw(b"{}")
     resumed: dict[str, Any] | None = None
 
 
@@ -72,10 +75,10 @@ class Checks:
         self._n: collections.Counter[str] = collections.Counter()
         self._began: collections.Counter[tuple[str, int]] = collections.Counter()
         self._hop_of: dict[str, tuple[str, str]] = {}
-        self._requests: collections.Counter[str] = collections.Counter()
-        self._services: collections.Counter[str] = collections.Counter()
-        self._opens: collections.Counter[str] = collections.Counter()
-        self._refused: collections.Counter[str] = collections.Counter()
+        self._requests: collections.Counter[tuple[str, str]] = collections.Counter()
+        self._services: collections.Counter[tuple[str, str]] = collections.Counter()
+        self._opens: collections.Counter[tuple[str, str]] = collections.Counter()
+        self._refused: collections.Counter[tuple[str, str]] = collections.Counter()
         self._counted: dict[str, dict[str, int]] = {}
         """What each hop counts for in the accounts now, beside what it has used up before it was parked."""
         self._used: dict[str, dict[str, int]] = {}
@@ -98,6 +101,7 @@ class Checks:
         self._floor: dict[str, tuple[int, int]] = {}
         """By hop: the sequence of its last resumption, and the number of the first grant that counts since."""
         self.refusals: list[dict[str, Any]] = []
+        self.consent, self.borders = Consent(self), Borders(self)
         self._heard: dict[tuple[str, str], frozenset[str]] = {}
         """Labels of what a principal has heard in a txn, by what was published."""
 
@@ -167,16 +171,18 @@ class Checks:
         self._digest.update(kept.data)
         if stream.name == LEDGER:
             entry = _json(kept.data)
+            self.borders.stored(kept.subject, entry["record"])
             _, tenant, txn = kept.subject.split(".", 2)
             self.checker.entry({"at": kept.seq if self.strict else None, "stored": kept.at, **entry})
             self._look()
             self._record((tenant, txn), kept.seq, entry["record"])
         elif stream.name == "REFUSALS":
             record = _json(kept.data)["record"]
+            self.borders.stored(kept.subject, record)
             self.refusals.append(record)
             if record["code"] == "INTERNAL":
                 self.broken("fault", record["hop"], f"refused by {record['rule']}: {record['cause']}")
-            self._refused[record["caller"]] += record["count"]
+            self._refused[record["tenant"], record["caller"]] += record["count"]
             self.totals[f"refused {record['code']}"] += record["count"]
             self.say("refused", record["caller"], record["resource"], record["code"], record["rule"], record["count"])
 
@@ -194,7 +200,7 @@ class Checks:
         if kind == "hop.opened":
             self._opened[hop] = seq
             self._about[hop] = record
-            self._opens[record["caller"]] += 1
+            self._opens[key[0], record["caller"]] += 1
         elif kind == "hop.closed":
             self._closed[hop] = seq
             self._uncount(hop, record)
@@ -211,9 +217,10 @@ class Checks:
                 "exp": record["exp"],
                 "deadline": record["deadline"],
             }
-            self._opens[self._about[hop]["caller"]] += 1
+            self._opens[key[0], self._about[hop]["caller"]] += 1
             self._n[hop] += 1
             self._floor[hop] = seq, int(record["jti"].rsplit(".", 1)[1])
+        self.consent.stored(self.books(key), record, self._about.get(hop, record))
 
     def _closed_rightly(self, hop: str, record: dict[str, Any]) -> None:
         if self.timely and record["outcome"] == "unknown" and record["rule"] == "close.abandoned":
@@ -271,7 +278,8 @@ class Checks:
             caller, _, kind = subject.split(".")[1:4]
             if reply and (token := _json(data).get("grant")):
                 self._asked[reply] = token
-            (self._services if kind == "remit" else self._requests)[caller] += 1
+            tenant = tenant_of(peer.who[0]) if peer.who is not None else ""
+            (self._services if kind == "remit" else self._requests)[tenant, caller] += 1
         elif head.startswith("_INBOX_") and peer.who is not None and peer.who[1] == "broker":
             self._answer(peer, subject, data)
 
@@ -296,6 +304,10 @@ class Checks:
         if self._dispatched[turn] > (2 if call.resumed else 1):
             self.broken("hop.dispatched-twice", call.hop, f"{who} sent it again")
         key, record = self.stored[seq][0], self._about[call.hop]
+        if peer.who is not None:
+            self.borders.sent("dispatch", peer.who[0], call.txn, call.hop)
+        intent = self.stored[seq][1]
+        self.consent.dispatched(intent, record["resource"], bytes(call.args))
         self._within_caps(call.hop, record, key)
         self._not_revoked(call, key, who)
 
@@ -306,6 +318,8 @@ class Checks:
             self._hop_of[subject] = (frame["txn"], frame["hop"])
             self._by_a_grant_that_counts(subject, frame["hop"])
         txn, hop = self._hop_of.get(subject, ("", ""))
+        if peer.who is not None:
+            self.borders.sent("answer", peer.who[0], txn, hop)
         if hop and kind in ("progress", "event", "part", "result", "input_required"):
             self._labelled(txn, hop, kind)
         if kind == "result" and hop:
@@ -370,18 +384,18 @@ class Checks:
             for (of, who, _), cap in self.caps.items():
                 if of == kind and (who == name or (who == "default" and (kind, name, _) not in self.caps)):
                     for unit, amount in cap.items():
-                        spent = self._spent(kind, name, unit)
+                        spent = self._spent(key[0], kind, name, unit)
                         if spent > amount:
                             self.broken("account.overspent", hop, f"{kind} {name} has {spent} {unit} of {amount}")
 
-    def _spent(self, kind: str, name: str, unit: str) -> int:
+    def _spent(self, tenant: str, kind: str, name: str, unit: str) -> int:
         total = 0
         for counts in (self._counted, self._used):
             for hop, counted in counts.items():
                 seq = self._opened.get(hop)
-                if seq is not None and (kind, name) in self._accounts(
-                    self._about[hop], self.books(self.stored[seq][0]).user
-                ):
+                if seq is None or self.stored[seq][0][0] != tenant:
+                    continue
+                if (kind, name) in self._accounts(self._about[hop], self.books(self.stored[seq][0]).user):
                     total += counted[unit]
         return total
 
@@ -396,8 +410,12 @@ class Checks:
         account = self.books(key).accounts.get(call.hop)
         if account is None or not self.revoked:
             return
-        names = {("agent", above.holder) for above in account.upwards()}
-        names |= {("user", self.books(key).user), ("tool", call.resource), ("all", "everything")}
+        # What is revoked by name in a run is so in the default tenant.
+        names: set[tuple[str, str]] = set()
+        if key[0] == "default":
+            names = {("agent", above.holder) for above in account.upwards()}
+            names |= {("user", self.books(key).user), ("tool", call.resource)}
+        names.add(("all", "everything"))
         for what in sorted(names):
             since = self.revoked.get(what)
             if since is None or self.loop.now - since < REVOCATION_SECONDS + SLACK:
@@ -407,6 +425,33 @@ class Checks:
             self.broken(
                 "use.after-revoke", call.hop, f"{what} was revoked {self.loop.now - since:.2f} s before, {who} sent it"
             )
+
+    def account(self, tenant: str, row: dict[str, Any]) -> None:
+        """What an account says of itself when nothing runs."""
+        where = f"{tenant}: {row['kind']} {row['name']}"
+        if any(row["held"].values()):
+            self.broken("account.held", where, f"{row['held']} is held by nobody")
+        if not self.exact or "calls" not in row["cap"]:
+            return
+        least, most = self._calls_of(tenant, (row["kind"], row["name"]))
+        if not least <= row["spent"]["calls"] <= most:
+            self.broken(
+                "account.differs", where, f"it has {row['spent']['calls']} calls, by the tenant's own ledger {least}"
+            )
+
+    def _calls_of(self, tenant: str, account: tuple[str, str]) -> tuple[int, int]:
+        """How many calls the ledger of a tenant says that an account has spent: at least, and at most."""
+        least = most = 0
+        for key, record in self.stored.values():
+            about = self._about.get(record["hop"])
+            if about is None or key[0] != tenant or account not in self._accounts(about, self.books(key).user):
+                continue
+            if record["kind"] in ("hop.opened", "hop.resumed"):
+                least += 1
+                most += record["budget"]["calls"] if about["resource"].startswith("mcp/") else 1
+            elif record["kind"] in ("hop.closed", "hop.parked"):
+                most += record["cost"]["calls"]
+        return least, most
 
     def deadline_of(self, hop: str) -> float:
         """Until when a hop may run, in Unix seconds."""
@@ -433,18 +478,22 @@ class Checks:
         """Each request became at most one hop or one refusal; ``exactly``: one of them."""
         for caller in sorted(self._requests):
             requests, services = self._requests[caller], self._services[caller]
-            # Where nobody could know in time whether its intent is stored, a call is refused and is a hop all the same. A refusal
-            # that stands for several names one of their hops.
-            both = sum(
-                one["count"] if one["rule"] == "ledger.unreachable" else int(one["hop"] in self._opened)
-                for one in self.refusals
-                if one["caller"] == caller
+            # Where nobody could know in time whether its intent is stored, a call is refused and is a hop all the same; or it only
+            # asked for an approval. A refusal that stands for several names one of their hops.
+            mine = [one for one in self.refusals if (one["tenant"], one["caller"]) == caller]
+            least = sum(one["hop"] in self._opened for one in mine)
+            most = sum(
+                one["count"] if one["rule"] == "ledger.unreachable" else one["hop"] in self._opened for one in mine
             )
-            ended = self._opens[caller] + self._refused[caller] - both
-            if ended > requests + services:
-                self.broken("refusal.counted-twice", caller, f"{requests} requests became {ended} hops and refusals")
-            if exactly and ended < requests:
-                self.broken("refusal.uncounted", caller, f"{requests} requests became {ended} hops and refusals")
+            ended = self._opens[caller] + self._refused[caller]
+            who, became = (
+                " ".join(caller),
+                f"{requests} requests became {ended} hops and refusals, {least} to {most} both",
+            )
+            if ended - most > requests + services:
+                self.broken("refusal.counted-twice", who, became)
+            if exactly and ended - least < requests:
+                self.broken("refusal.uncounted", who, became)
 
     def compare(self, key: tuple[str, str], nodes: Any) -> None:
         """What a replica makes of a txn is what the books say."""

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from remit_broker.hop.txn import Opened
+from tests.simulation.borders import named
 from tests.simulation.core import CoreReplica, Plain
 from tests.simulation.disk import Disk
 from tests.simulation.loop import SimulatedLoop
@@ -13,6 +14,9 @@ from tests.simulation.plans import Act, Plan
 from tests.simulation.run import Run
 from tests.simulation.seeded import EPOCH, Drawn
 from tests.simulation.town import Base, Town
+from tests.simulation.world import KeptHere
+
+AGENTS = ("planner", "worker", "leaf")
 
 
 class CoreScene(Base):
@@ -21,14 +25,15 @@ class CoreScene(Base):
     def __init__(self, loop: SimulatedLoop, town: Town, drawn: Drawn) -> None:
         super().__init__(loop, town, drawn)
         told = self.checks.told
-        disk = Disk(self.rng)
+        disk, kept = Disk(self.rng), KeptHere()
         self.replicas = [
-            CoreReplica(f"r{n}", self.server, disk, self.config, self._fault, self._late, not town.clustered)
+            CoreReplica(f"r{n}", self.server, disk, self.config, self._fault, self._late, not town.clustered, kept)
             for n in range(town.replicas)
         ]
-        self.agents = {name: Plain(name, self.server, told) for name in ("planner", "worker", "leaf")}
-        self.callers = {"desk": Plain("desk", self.server, told)}
-        self.odd = {name: Plain(name, self.server, told) for name in ("odd", "tools")}
+        self.agents, self.callers, self.odd = {}, {}, {}
+        for tenant in town.tenants:
+            for where, names in ((self.agents, AGENTS), (self.callers, ("desk",)), (self.odd, ("odd", "tools"))):
+                where |= {named(name, tenant): Plain(name, self.server, told, tenant) for name in names}
 
     async def set_up(self) -> None:
         """Replicas serve, everybody is there."""
@@ -59,6 +64,11 @@ class CoreScene(Base):
 class CoreRun(Run):
     """A story acted by plain clients."""
 
+    async def crossed_call(self, desk: Any, call: Plan) -> str:
+        trying: asyncio.Task[str] = desk.process.run(desk.crossed(call))
+        await asyncio.wait({trying}, timeout=5)
+        return trying.result() if trying.done() and not trying.cancelled() else "silence"
+
     async def _desk(self, desk: Any, opened: Opened, plan: Plan) -> None:
         calls = [asyncio.ensure_future(desk.call(opened.txn, opened.grant, call)) for call in plan["calls"]]
         if plan["close"] == "early":
@@ -69,7 +79,7 @@ class CoreRun(Run):
             await desk.close(opened.txn, opened.grant)
 
     async def _act(self, act: Act) -> None:
-        if act.what in ("revoke hop", "revoke txn"):
+        if act.what in ("revoke hop", "revoke txn", "policies", "cross"):
             await super()._act(act)
 
     async def _indexes(self) -> None:

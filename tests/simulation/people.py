@@ -23,13 +23,27 @@ from remit.caller import Call, Caller
 from remit.credentials import Credentials
 from remit.errors import InputNeeded, Refused, ToolFailed
 from remit.schema import skill_of
+from remit_schemas import subjects
 from remit_schemas.budget import Budget
 from remit_schemas.canonical import MAX_INTEGER
-from remit_schemas.envelope import Dispatch, Error, Frame, Progress, Result, Started, encode
+from remit_schemas.envelope import (
+    Dispatch,
+    Error,
+    Frame,
+    InputRequired,
+    Progress,
+    Request,
+    Result,
+    Started,
+    Want,
+    encode,
+)
 from remit_schemas.errors import Code, ErrorBody
 from remit_schemas.subjects import inbox_prefix, reply
+from tests.simulation.borders import named
 from tests.simulation.loop import PROCESS, Process
 from tests.simulation.replicas import ISSUER, KEYS, URL, seed_of
+from tests.simulation.seeded import wall
 
 Plan = dict[str, Any]
 Told = Callable[..., None]
@@ -39,16 +53,16 @@ STALE: Plan = {"to": "agent/odd/do", "plan": {}, "budget": [1, 1, 1], "ttl": 1.0
 """A call that nobody may make."""
 
 
-def credentials(name: str) -> Credentials:
-    return Credentials(name, URL, ISSUER, KEYS, seed_of(name), Path(name))
+def credentials(name: str, tenant: str = "default") -> Credentials:
+    return Credentials(name, URL, ISSUER, KEYS, seed_of(named(name, tenant)), Path(tenant) / name)
 
 
 @contextlib.contextmanager
 def known() -> Any:
     """While a run lasts, the credentials of every agent are known without a file."""
     changes: dict[str, Any] = {
-        "find_credentials": lambda name, where=None: Path(name),
-        "read_credentials": lambda path, name: credentials(name),
+        "find_credentials": lambda name, where=None: Path(where or "default") / name,
+        "read_credentials": lambda path, name: credentials(name, path.parent.name),
     }
     before = {name: getattr(remit_agent, name) for name in changes}
     for name, value in changes.items():
@@ -82,7 +96,7 @@ async def do(hop: Any, plan: dict[str, Any]) -> Any:
     return value
 
 
-SKILL = skill_of(do)
+SKILLS = {name: skill_of(do, name=name) for name in ("do", "careful")}
 
 
 async def follow(hop: Any, plan: Plan) -> Any:
@@ -135,6 +149,7 @@ def call_of(caller: Caller, call: Plan) -> Call:
     return caller.call(
         call["to"], args={"plan": call["plan"]}, budget=_budget(call), ttl=call.get("ttl"), key=call.get("key"),
         retry=call.get("retry", 0), window=call.get("window"), keep=call.get("keep", False),
+        labels=call.get("labels"), approval=call.get("approval"), wait_for_approval="2s" if call.get("waits") else False,
     )  # fmt: skip
 
 
@@ -159,10 +174,22 @@ async def answered(caller: Caller, call: Plan) -> None:
             await detached.result()
         return
     work: Any = call_of(caller, call)
+    again = call.get("again", 0)
     while True:
         try:
             await work
             return
+        except Refused as no:
+            if no.code is not Code.APPROVAL_REQUIRED or not again:
+                raise
+            again -= 1
+            await asyncio.sleep(call.get("pause", 0.2))
+            named_ = no.approval if call.get("names") else None
+            if named_ and call.get("twist") and again % 2:
+                other = {**call, "plan": {**call["plan"], "other": again}, "approval": named_}
+                with contextlib.suppress(Refused, ToolFailed, InputNeeded):
+                    await call_of(caller, other)
+            work = call_of(caller, {**call, "approval": named_})
         except InputNeeded as need:
             await asyncio.sleep(call.get("think", 0.1))
             if call.get("reply", "answer") == "cancel":
@@ -181,7 +208,8 @@ async def one_call(caller: Caller, call: Plan) -> str:
         await asyncio.sleep(call["wait"])
     try:
         async with asyncio.timeout(call.get("patience")):
-            await answered(caller, call)
+            # Several at once, each as if it were the only one.
+            await asyncio.gather(*(answered(caller, call) for _ in range(call.get("eager", 1))))
     except (Refused, ToolFailed) as no:
         word = word_of(no)
     except TimeoutError:
@@ -190,6 +218,30 @@ async def one_call(caller: Caller, call: Plan) -> str:
         word = "value"
     process.told("answered", call["to"], word)
     return word
+
+
+async def crossed(agent: Agent, call: Plan) -> str:
+    """A call with a grant and ids of another tenant's, past all that the SDK would know better; what came of it in a word."""
+    link = agent._client
+    if link is None:
+        return "not connected"
+    kind, name, op = call["to"].split("/")
+    resume = call.get("resume")
+    request = Request(
+        grant=call["grant"], args=call.get("args") or {"plan": call["plan"]}, want=Want(budget=Budget(1, 1, 1)),
+        deadline=int((wall() + 2.0) * 1000), approval=call.get("approval"), resume=resume,
+        input={"word": "yes"} if resume else None,
+    )  # fmt: skip
+    try:
+        frames = await link.ask(subjects.request(agent.name, call["txn"], kind, name, op), request)
+        while True:
+            frame = await frames.next()
+            if isinstance(frame, Result | InputRequired):
+                return "value"
+            if isinstance(frame, Error):
+                return frame.error.code.value
+    except Refused as no:
+        return no.code.value
 
 
 def word_of(error: Refused | ToolFailed | InputNeeded) -> str:
@@ -205,19 +257,19 @@ def word_of(error: Refused | ToolFailed | InputNeeded) -> str:
 class Person:
     """An agent on the SDK. ``serves`` says whether it offers its skill; whoever does not is a caller only."""
 
-    def __init__(self, name: str, told: Told, *, serves: bool = True) -> None:
-        self.name, self.told, self.serves = name, told, serves
-        self.process = PersonProcess(name, told)
+    def __init__(self, name: str, told: Told, *, serves: bool = True, tenant: str = "default") -> None:
+        self.name, self.told, self.serves, self.tenant = name, told, serves, tenant
+        self.process = PersonProcess(named(name, tenant), told)
         self.agent: Agent | None = None
 
     def start(self) -> asyncio.Task[None]:
         """Run it, in a new process."""
         skew = self.process.skew
-        self.process = process = PersonProcess(self.name, self.told)
+        self.process = process = PersonProcess(named(self.name, self.tenant), self.told)
         process.skew = skew
-        self.agent = agent = Agent(self.name)
+        self.agent = agent = Agent(self.name, credentials=self.tenant)
         if self.serves:
-            agent.skills["do"] = SKILL
+            agent.skills.update(SKILLS)
         process.kept.append(agent)
 
         async def begin() -> None:
@@ -235,15 +287,15 @@ class Person:
 class Raw:
     """A callee with a raw client, honest or not: answers twice, late, with absurd costs, with rubbish, or never."""
 
-    def __init__(self, name: str, kind: str, told: Told) -> None:
-        self.name, self.kind, self.told = name, kind, told
-        self.process = PersonProcess(name, told)
+    def __init__(self, name: str, kind: str, told: Told, tenant: str = "default") -> None:
+        self.name, self.kind, self.told, self.tenant = name, kind, told, tenant
+        self.process = PersonProcess(named(name, tenant), told)
         self._connections = 0
 
     def start(self) -> asyncio.Task[None]:
         """Run it, in a new process."""
         skew = self.process.skew
-        self.process = process = PersonProcess(self.name, self.told)
+        self.process = process = PersonProcess(named(self.name, self.tenant), self.told)
         process.skew = skew
         self._connections += 1
         return process.run(self._begin(f"{self.name}{self._connections:020d}"))
@@ -251,7 +303,8 @@ class Raw:
     async def _begin(self, connection: str) -> None:
         prefix = inbox_prefix(self.name, connection)
         options: dict[str, Any] = {
-            "name": connection, "nkeys_seed_str": seed_of(self.name), "inbox_prefix": prefix, "max_reconnect_attempts": -1,
+            "name": connection, "nkeys_seed_str": seed_of(named(self.name, self.tenant)), "inbox_prefix": prefix,
+            "max_reconnect_attempts": -1,
             "reconnect_time_wait": 0.1, "connect_timeout": 2, "error_cb": _quiet,
         }  # fmt: skip
         nc: Client | None = None

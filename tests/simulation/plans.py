@@ -16,6 +16,10 @@ FAULTS = (
 )  # fmt: skip
 
 
+CROSSINGS = ("call", "smuggle", "close", "wait", "approval", "resume", "decide", "revoke", "shut")
+"""What somebody of one tenant tries with the grants and ids of another."""
+
+
 class Act(NamedTuple):
     """Something that an operator does ``at`` seconds after the start."""
 
@@ -25,20 +29,31 @@ class Act(NamedTuple):
 
 
 class Story(NamedTuple):
-    """A run: ``txns`` as (user, budget, ttl), calls of the desk in each, acts, faults, and for how long there are any."""
+    """A run: ``txns`` as (user, budget, ttl), calls of the desk in each, acts, faults, and for how long there are any.
+
+    ``people`` is after how many seconds, on average, somebody looks at what waits for an approval.
+    """
 
     txns: list[Plan]
     acts: list[Act]
     faults: frozenset[str]
     seconds: float
+    people: float
 
 
-def story(rng: random.Random, *, clustered: bool) -> Story:
+def story(rng: random.Random, *, clustered: bool, tenants: tuple[str, ...] = ("default",)) -> Story:
     """A story for a town."""
     seconds = rng.choice((1.0, 2.0, 4.0, 4.0, 8.0))
     faults = _faults(rng, clustered)
-    txns = [_txn(rng, seconds) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
-    return Story(txns, _acts(rng, seconds), faults, seconds)
+    count = rng.choice((1, 1, 1, 2, 3))
+    txns = [_txn(rng, seconds) for _ in range(max(count, len(tenants)))]
+    for number, plan in enumerate(txns):
+        # The same names in each: only the account that they come from says whose they are.
+        plan["tenant"] = tenants[number % len(tenants)]
+    acts = _acts(rng, seconds)
+    if len(tenants) > 1:
+        acts += [Act(rng.random() * seconds, "cross", rng.choice(CROSSINGS)) for _ in range(rng.choice((2, 4, 8)))]
+    return Story(txns, sorted(acts), faults, seconds, rng.choice((0.03, 0.1, 0.3)))
 
 
 def _faults(rng: random.Random, clustered: bool) -> frozenset[str]:
@@ -81,6 +96,8 @@ def call(rng: random.Random, depth: int, seconds: float, chain: tuple[str, ...] 
         to, plan = "mcp/tools/read", _odd(rng)
     else:
         to, plan = rng.choice(("agent/nobody/do", "agent/leaf/forbidden", "agent/desk/do", "agent/planner/do")), {}
+    careful = rng.random() < 0.3 and CAREFULLY.get(to)
+    to = careful or to
     found: Plan = {"to": to, "plan": plan, "wait": rng.random() * seconds if depth == 0 else rng.random() * 0.02}
     if rng.random() < 0.85:
         found["budget"] = [rng.randrange(250), rng.randrange(400), rng.randrange(1, 5)]
@@ -91,9 +108,34 @@ def call(rng: random.Random, depth: int, seconds: float, chain: tuple[str, ...] 
         found["retry"] = 2
     if rng.random() < 0.1:
         found["patience"] = rng.random() * 0.6
-    if kind < 0.66:
+    if careful:
+        _careful(rng, found)
+    if kind < 0.66 and not (careful and depth):
         _long(rng, found)
     return found
+
+
+CAREFULLY = {
+    "agent/worker/do": "agent/worker/careful", "agent/leaf/do": "agent/leaf/careful", "mcp/tools/read": "mcp/tools/write",
+}  # fmt: skip
+
+
+def _careful(rng: random.Random, found: Plan) -> None:
+    """A call that needs an approval: how often it is repeated until somebody has given one, and what else is tried."""
+    found.pop("key", None)
+    found["again"], found["pause"] = rng.choice((2, 5, 8)), rng.choice((0.05, 0.2, 0.6, 1.5))
+    found["ttl"] = rng.choice((2.0, 4.0))
+    draw = rng.random()
+    if draw < 0.4:
+        found["names"] = True
+    if draw < 0.15:
+        found["twist"] = True
+    elif draw < 0.3:
+        found["reuse"] = True
+    elif draw < 0.4:
+        found["waits"] = True
+    if rng.random() < 0.4:
+        found["eager"] = rng.choice((2, 2, 3))
 
 
 def _long(rng: random.Random, found: Plan) -> None:
@@ -115,6 +157,9 @@ def _long(rng: random.Random, found: Plan) -> None:
     elif draw < 0.38:
         found["keep"], found["key"] = True, rng.choice(("k1", "k2", "k3"))
     if "ask" in plan or "park" in plan:
+        if rng.random() < 0.25:
+            # It may be told no more than that, also when it goes on and its caller says nothing of it any more.
+            found["labels"] = rng.choice(((), ("odd",)))
         found["think"] = rng.choice((0.0, 0.1, 0.6, 3.0))
         found["reply"] = rng.choices(("answer", "cancel", "leave"), (70, 15, 15))[0]
 
@@ -166,6 +211,8 @@ def _acts(rng: random.Random, seconds: float) -> list[Act]:
         acts.append(Act(began, f"revoke {kind}", name))
         if rng.random() < 0.5:
             acts.append(Act(began + 0.5 + rng.random() * seconds, f"reinstate {kind}", name))
+    if rng.random() < 0.3:
+        acts += [Act(at(), "policies", f"{rng.getrandbits(256):064x}") for _ in range(rng.choice((1, 1, 3)))]
     if rng.random() < 0.07:
         began = at(0.7)
         acts += [

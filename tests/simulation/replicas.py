@@ -1,7 +1,7 @@
 """Broker replicas: the real wiring of ``remit_broker.app``, started in a process of its own on a simulated machine.
 
-Left out is what no hop passes through: the embedded server, the callout's cryptography, HTTP, attached servers. Policy permits,
-detectors see nothing: what they decide is tried elsewhere, and here it would only take time.
+Left out is what no hop passes through: the embedded server, the callout's cryptography, HTTP, attached servers. Policy is a table
+(:mod:`tests.simulation.rules`), detectors see nothing: what they decide is tried elsewhere, and here it would only take time.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from remit_broker import app, commons, projection
 from remit_broker.adapters.json_schema import JsonSchemas
 from remit_broker.adapters.keyfiles import NATS_SEEDS, DatedKey, KeyFiles
 from remit_broker.config import Config, Settings
-from remit_broker.core import nkey
-from remit_broker.core.arguments import NOTHING, Arguments
+from remit_broker.core import nkey, tenant_user
 from remit_broker.core.label_sources import parse_sources
-from remit_broker.core.policy import PolicyRequest, Verdict
 from remit_broker.core.registry import Principal
 from remit_broker.ports import Ports
 from remit_schemas.keys import CHECKPOINT, KeySet, SigningKey
 from remit_schemas.names import Kind
-from remit_schemas.records import Decision
+from tests.simulation.borders import OTHER, account_of, named
 from tests.simulation.disk import Disk
 from tests.simulation.loop import PROCESS, Process
+from tests.simulation.rules import Rules
 
 KEY = SigningKey.from_seed(bytes(range(32)))
 KEYS = KeySet([KEY.public])
@@ -49,6 +48,9 @@ ACCOUNTS = {
 }
 
 
+ACCOUNTS[nkey.public_of("U", tenant_user.seed_of(_FILES.seed("bus"), OTHER))] = account_of(OTHER)
+
+
 @functools.cache
 def seed_of(name: str) -> str:
     """The nkey seed of an agent or server."""
@@ -61,31 +63,13 @@ def public_of(name: str) -> str:
     return nkey.public_of("U", seed_of(name))
 
 
-def principal(name: str, kind: Kind = "agent") -> Principal:
-    return Principal(name=name, kind=kind, nkey=public_of(name))
+def principal(name: str, kind: Kind = "agent", tenant: str = "default") -> Principal:
+    return Principal(name=name, kind=kind, nkey=public_of(named(name, tenant)), tenant=tenant)
 
 
 BRINGS: Final = {"mcp/tools/read": frozenset({"untrusted", "web"}), "agent/odd/do": frozenset({"odd"})}
 """What the world's sources bring: known to whoever judges, too."""
 LABELS: Final = parse_sources({name: tuple(labels) for name, labels in sorted(BRINGS.items())}, {})
-
-
-class Permissive:
-    """Permits everything but the resources called ``forbidden``."""
-
-    revision = "r" * 64
-    labels = False
-    _yes = Verdict(allowed=True, decision=Decision(effect="allow", rules=("all",), revision="r" * 64))
-    _no = Verdict(allowed=False, decision=Decision(effect="deny", rules=("forbidden",), revision="r" * 64))
-
-    def arguments(self, *_: Any) -> Arguments:
-        return NOTHING
-
-    def decide(self, request: PolicyRequest) -> Verdict:
-        return self._no if request.resource.op == "forbidden" else self._yes
-
-
-_POLICY = Permissive()
 
 
 class Blind:
@@ -137,15 +121,15 @@ async def _left_out(*_: Any, **__: Any) -> None:
 class SimBroker(app.Broker):
     """The broker as it is wired, without its edges to the outside."""
 
-    def __init__(self, settings: Settings, told: Callable[[str, BaseException], None]) -> None:
+    def __init__(self, settings: Settings, told: Callable[[str, BaseException], None], rules: Rules) -> None:
         super().__init__(settings)
-        self._told = told
+        self._told, self._rules = told, rules
 
     def _observe(self) -> Any:
         return Witness(self._told)
 
     def _police(self) -> Any:
-        return _POLICY
+        return self._rules
 
     async def _serve(self, server: Any) -> None:
         pass
@@ -197,6 +181,7 @@ class Replica:
 
     def __init__(self, name: str, disk: Disk, config: Config, told: Callable[[str, str, BaseException], None]) -> None:
         self.name, self.disk = name, disk
+        self.rules = Rules()
         self._config, self._told = config, told
         self.process = ReplicaProcess(name, disk)
         self.broker: SimBroker | None = None
@@ -209,6 +194,11 @@ class Replica:
         """Of the broker that runs."""
         assert self.broker is not None
         return self.broker.ports
+
+    def ports_of(self, tenant: str) -> Ports:
+        """Of the broker that runs, for one tenant."""
+        assert self.broker is not None
+        return self.broker.ports_of(tenant)
 
     @property
     def serves(self) -> bool:
@@ -227,7 +217,7 @@ class Replica:
             file=Path("remit.toml"), config=self._config, data=Path("data"), policies=Path("policies"), prices={},
             cycles=frozenset(), caps=app_caps(self._config), labels=LABELS,
         )  # fmt: skip
-        self.broker = broker = SimBroker(settings, lambda where, error: self._told(self.name, where, error))
+        self.broker = broker = SimBroker(settings, lambda where, error: self._told(self.name, where, error), self.rules)
         process.kept.append(broker)
 
         async def begin() -> None:

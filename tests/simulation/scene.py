@@ -15,6 +15,7 @@ import msgspec
 
 from remit_broker.core.registry import Attachment, Definition
 from remit_broker.edges.callout import Admitted, Refused
+from tests.simulation.borders import account_of, named
 from tests.simulation.disk import Disk
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.nats_server import Unanswered, Who
@@ -26,6 +27,7 @@ from tests.simulation.town import Base, Town
 
 AGENTS = ("planner", "worker", "leaf")
 CALLERS = ("desk",)
+ODD = (("odd", "agent"), ("tools", "mcp"))
 
 
 class Scene(Base):
@@ -35,9 +37,11 @@ class Scene(Base):
         super().__init__(loop, town, drawn)
         told = self.checks.told
         self.replicas = [Replica(f"r{n}", Disk(self.rng), self.config, self._fault) for n in range(town.replicas)]
-        self.agents = {name: Person(name, told) for name in AGENTS}
-        self.callers = {name: Person(name, told, serves=False) for name in CALLERS}
-        self.odd = {"odd": Raw("odd", "agent", told), "tools": Raw("tools", "mcp", told)}
+        self.agents, self.callers, self.odd = {}, {}, {}
+        for tenant in town.tenants:
+            self.agents |= {named(name, tenant): Person(name, told, tenant=tenant) for name in AGENTS}
+            self.callers |= {named(name, tenant): Person(name, told, serves=False, tenant=tenant) for name in CALLERS}
+            self.odd |= {named(name, tenant): Raw(name, kind, told, tenant) for name, kind in ODD}
         self.server.authorize = self._authorize
 
     def _authorize(self, options: dict[str, Any]) -> Who | None:
@@ -50,25 +54,17 @@ class Scene(Base):
         broker = self.rng.choice(serving).broker
         assert broker is not None
         try:
-            found = Admitted(broker.registry, broker.revocations, broker.connected).by_nkey(nkey)
+            found = Admitted(broker.registries, broker.revocations, broker.connected).by_nkey(nkey)
         except Refused:
             return None
-        return None if found is None else ("BUS", found.name)
+        return None if found is None else (account_of(found.tenant), found.name)
 
     # Setting up
 
     async def set_up(self) -> None:
         """Replicas serve, agents are attached."""
-        self.js._create("KV_registry", {
-            "name": "KV_registry", "subjects": ["$KV.registry.>"], "max_msgs_per_subject": 5, "allow_rollup_hdrs": True,
-            "deny_delete": True, "allow_direct": True, "discard": "new", "max_bytes": -1, "num_replicas": 1, "storage": "file",
-            "retention": "limits", "max_age": 0, "max_consumers": -1, "max_msgs": -1, "max_msg_size": -1,
-        })  # fmt: skip
-        for name in (*AGENTS, *CALLERS, *self.odd):
-            self._put(f"principal.{name}", principal(name, "mcp" if name == "tools" else "agent"))
-        for name, kind, op in (("odd", "agent", "do"), ("tools", "mcp", "read")):
-            definitions = (Definition(op=op, input_schema={"type": "object"}),)
-            self._put(f"attachment.{name}", Attachment(name=name, kind=kind, definitions=definitions))  # type: ignore[arg-type]
+        for tenant in self.town.tenants:
+            self._register(tenant)
         for replica in self.replicas:
             replica.start()
         await self.until(lambda: all(replica.ready for replica in self.replicas), 20)
@@ -78,9 +74,24 @@ class Scene(Base):
         await asyncio.wait(starting)
         await asyncio.sleep(0.2)
 
-    def _put(self, key: str, value: Any) -> None:
-        stream = self.js.streams["KV_registry"]
-        stream.store(Proposal(f"$KV.registry.{key}", "", b"", msgspec.json.encode(value), None, None))
+    def _register(self, tenant: str) -> None:
+        """The names of a tenant, which are those of any other, each with a key of its own."""
+        bucket = "registry" if tenant == "default" else f"registry_{tenant}"
+        self.js._create(f"KV_{bucket}", {
+            "name": f"KV_{bucket}", "subjects": [f"$KV.{bucket}.>"], "max_msgs_per_subject": 5, "allow_rollup_hdrs": True,
+            "deny_delete": True, "allow_direct": True, "discard": "new", "max_bytes": -1, "num_replicas": 1, "storage": "file",
+            "retention": "limits", "max_age": 0, "max_consumers": -1, "max_msgs": -1, "max_msg_size": -1,
+        })  # fmt: skip
+
+        def put(key: str, value: Any) -> None:
+            stream = self.js.streams[f"KV_{bucket}"]
+            stream.store(Proposal(f"$KV.{bucket}.{key}", "", b"", msgspec.json.encode(value), None, None))
+
+        for name in (*AGENTS, *CALLERS, *(name for name, _ in ODD)):
+            put(f"principal.{name}", principal(name, "mcp" if name == "tools" else "agent", tenant))
+        for name, kind, ops in (("odd", "agent", ("do",)), ("tools", "mcp", ("read", "write"))):
+            definitions = tuple(Definition(op=op, input_schema={"type": "object"}) for op in ops)
+            put(f"attachment.{name}", Attachment(name=name, kind=kind, definitions=definitions))  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,11 +67,21 @@ def seeded(loop: SimulatedLoop, seed: int, *, grant_ttl: int = 60) -> Iterator[D
     put(socket, "gethostname", lambda: "simulated")
     put(uuid, "uuid4", lambda: uuid.UUID(int=drawn.getrandbits(128), version=4))
     put(sys, "unraisablehook", lambda _: None)
+
+    def dropped(message: Warning | str, *_: Any, **__: Any) -> None:
+        # While a run lasts, somebody who lives has let go of work that was never begun: what it was for gets no answer. Once it
+        # is over that is all that is left of whoever died or was still at it.
+        if loop.is_running():
+            loop.faults.append(str(message))
+
     logging.disable(logging.CRITICAL)
     collecting = gc.isenabled()
     gc.disable()
     try:
-        yield drawn
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", RuntimeWarning)
+            warnings.showwarning = dropped
+            yield drawn
     finally:
         for where, name, value in reversed(kept):
             setattr(where, name, value)

@@ -21,6 +21,7 @@ SOON = (
     "a-lost-race-counts-as-won", "after-a-lost-race-only-the-append-is-repeated", "what-is-left-is-the-whole-limit",
     "a-hold-is-never-released", "a-hop-is-closed-without-its-children", "a-refusal-is-counted-twice",
     "a-result-is-released-before-its-close-is-known", "a-hop-is-dispatched-twice", "labels-come-with-the-close-alone",
+    "an-approval-is-used-twice", "all-tenants-are-one-in-the-subjects-of-the-ledger", "all-tenants-share-one-account",
 )  # fmt: skip
 """Planted bugs that are found within a few runs; ``make simulate-bugs`` finds all of them."""
 
@@ -33,6 +34,7 @@ def test_no_run_breaks_a_promise():
     # A run in which nothing was contended, or nothing was in flight when something died, proves nothing.
     assert total.runs == 40 and total.counts["in flight"] > 5 and total.counts["10071"] > 40
     assert total.counts["labelled frames"] > 20, "frames of which somebody must have had the labels"
+    assert total.counts["approvals used"] > 10 and total.counts["crossed ids"] > 10
     assert total.counts["releases"] > 60 and total.counts["replica crashed"] > 0 and total.counts["leader changed"] > 0
 
 

@@ -12,7 +12,9 @@ from nats.errors import Error as NatsError
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.jetstream import ApiError, Unreachable
 from remit_broker.config import BusConfig, Config, LimitsConfig
+from remit_broker.config.keys import ApprovalsConfig, TenantConfig
 from remit_schemas.errors import Code, Refusal
+from tests.simulation.borders import OTHER
 from tests.simulation.checks import Caps, Checks
 from tests.simulation.jetstream import JetStreams
 from tests.simulation.loop import SimulatedLoop
@@ -25,6 +27,9 @@ _UNCERTAIN = (Code.LEDGER_UNAVAILABLE, Code.GRANT_CLOSED)
 """Refusals that a replica may meet in its own work when the ledger is away, or another was first."""
 
 
+APPROVAL_TTL: Final = 4.0
+APPROVAL_USE: Final = 1.5
+"""Seconds that a request waits, and that an approval can be used: short, so that a run sees both end."""
 NO_CAPS: Final[Mapping[str, Any]] = {}
 
 
@@ -38,6 +43,7 @@ class Town(NamedTuple):
     grace: float = 2.0
     grant_ttl: int = 60
     """How long a grant lives before it has to be renewed; short, so that a run sees it."""
+    tenants: tuple[str, ...] = ("default",)
 
 
 TOWNS = (
@@ -49,6 +55,9 @@ TOWNS = (
     Town("trio", 3, clustered=True, grant_ttl=2),
     Town("single", 2, clustered=False, caps={"tenant": {"default": {"day": "calls=30"}}}),
     Town("alone", 1, clustered=False),
+    Town("shared", 2, clustered=True, tenants=("default", OTHER), caps={
+        "user": {"default": {"day": "calls=40"}}, "tool": {"mcp/tools/read": {"day": "calls=6,tokens=700"}},
+    }),
 )  # fmt: skip
 
 
@@ -80,7 +89,11 @@ class Base:
         self.checks = Checks(loop, caps_of(town))
         self.halt_allowed = False
         limits = LimitsConfig(orphan_grace=town.grace, drain=3.0)
-        self.config = Config(bus=BusConfig(url=URL), limits=limits, caps=dict(town.caps), issuer=ISSUER)
+        self.config = Config(
+            bus=BusConfig(url=URL), limits=limits, caps=dict(town.caps), issuer=ISSUER,
+            approvals=ApprovalsConfig(ttl=APPROVAL_TTL, use=APPROVAL_USE),
+            tenants={name: TenantConfig() for name in town.tenants if name != "default"},
+        )  # fmt: skip
         self.server.watchers.append(self.checks.published)
         self.server.on_connected.append(self._connected)
         self.js.on_stored.append(self.checks.stored_in)

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from tests.simulation.consent import waiting
 from tests.simulation.network import SERVER
 from tests.simulation.plans import Story
 from tests.simulation.replicas import Replica
@@ -55,6 +56,7 @@ class Troubles:
         self.at.checks.say("trouble", what)
         if self.at.checks.open_hops():
             self.totals["in flight"] += 1
+        self.totals["approvals pending"] += len(waiting(self.at.checks.checker.books()))
 
     async def _leaders(self) -> None:
         for _ in range(self.rng.choice((1, 2))):

@@ -121,8 +121,12 @@ class Node:
 class Cluster:
     """The nodes, and questions about what they agreed on."""
 
-    def __init__(self, folder: Path, size: int = SIZE, places: Sequence[Place] = (), **options: Any) -> None:
-        """``options`` are fields of the server's configuration, such as ``sync``; ``places`` where each node is, if not on loopback."""
+    def __init__(
+        self, folder: Path, size: int = SIZE, places: Sequence[Place] = (), tenants: Sequence[str] = (), **options: Any
+    ) -> None:
+        """``options`` are fields of the server's configuration, such as ``sync``; ``places`` where each node is, if not on loopback;
+        ``tenants`` those beside the default one.
+        """
         places = places or [Place("127.0.0.1")] * size
         self.keys = KeyFiles.open(folder / "data", create=True)
         ports = _free_ports(2 * size)
@@ -132,7 +136,7 @@ class Cluster:
             Node(
                 folder / f"n{number + 1}",
                 ServerConfig(
-                    keys=public_keys(self.keys),
+                    keys=public_keys(self.keys, tenants),
                     store_dir=str(folder / f"n{number + 1}" / "store"),
                     server_name=f"n{number + 1}",
                     host=places[number].host,

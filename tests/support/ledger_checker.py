@@ -70,6 +70,8 @@ class Checker:
         self._by_seq: dict[int, str] = {}
         self._last_at = 0
         self._jtis: set[str] = set()
+        self._ceilings: dict[str, set[str]] = {}
+        """By txn and hop: which labels may reach its holder, by its newest grant."""
         self._taken: dict[str, Any] = {}
         self._ended: set[str] = set()
         self._results: dict[str, Json] = {}
@@ -129,10 +131,19 @@ class Checker:
         for name, value in wanted.items():
             if claims.get(name) != value:
                 self._say("grant.unbound", where, f"its grant says {name} {claims.get(name)!r}, the record {value!r}")
+        self._no_wider(where, str(record.get("kind")), claims)
         if claims.get("jti") in self._jtis:
             self._say("grant.unbound", where, f"{claims['jti']} was minted before")
         self._jtis.add(str(claims.get("jti")))
         return None
+
+    def _no_wider(self, where: str, kind: str, claims: Json) -> None:
+        """What goes on after it waited for an input may be told no more than before."""
+        hop = str(claims.get("jti")).rpartition(".")[0]
+        labels, before = set(claims.get("labels") or ()), self._ceilings.get(hop)
+        if kind == "hop.resumed" and before is not None and "*" not in before and not labels <= before:
+            self._say("grant.wider", where, f"it goes on with the ceiling {sorted(labels)}, and had {sorted(before)}")
+        self._ceilings[hop] = labels
 
     # What the outside saw
 
@@ -240,7 +251,8 @@ class Checker:
     def finish(
         self, *, refusals: Iterable[Json] = (), accounts: Iterable[Json] = (), settled: bool = True
     ) -> list[Violation]:
-        """All violations. ``refusals`` are records, ``accounts`` rows as ``/api/budgets`` gives them.
+        """All violations. ``refusals`` are records, ``accounts`` rows as ``/api/budgets`` gives them; one with a
+        ``tenant`` is that tenant's, else the default one's.
 
         ``settled`` says that everything had the time to end: then no hop may be open; one that waits for an input may be parked.
         """
@@ -275,7 +287,7 @@ class Checker:
                     self._say("hop.left-open", f"{books.key[1]}.{account.hop}", f"it is {account.state} in the end")
 
     def _used(self) -> Counter[tuple[CapKey, str, str]]:
-        """At least what each account has used, by (account, window, unit): each hop by itself, in the window it was opened in."""
+        """At least what each account has used, by (account, tenant and window, unit): each hop by itself, when it was opened."""
         used: Counter[tuple[CapKey, str, str]] = Counter()
         for books in self._books.values():
             running: dict[str, Json] = {}
@@ -303,7 +315,7 @@ class Checker:
             own = (what, mine, window) in self._caps
             if mine is not None and (who == mine or (who == "default" and not own)):
                 for unit in cap:
-                    used[(what, mine, window), _window(window, opened["at"]), unit] += cost[unit]
+                    used[(what, mine, window), f"{books.key[0]} {_window(window, opened['at'])}", unit] += cost[unit]
 
     def _capped(self, key: tuple[CapKey, str, str], amount: int) -> None:
         (kind, name, window), which, unit = key
@@ -313,13 +325,13 @@ class Checker:
 
     def _row(self, row: Json, used: Counter[tuple[CapKey, str, str]]) -> None:
         """What an account says of itself: never over its cap, never less than what the ledger says was used."""
-        which = _window(row["window"], row["ends"], before=True)
+        which, tenant = _window(row["window"], row["ends"], before=True), row.get("tenant", "default")
         for unit, cap in row["cap"].items():
             taken = row["spent"][unit] + row["held"][unit] + row["leased"][unit]
             where = f"{row['kind']} {row['name']} {which}"
             if taken > cap:
                 self._say("account.overspent", where, f"{taken} {unit} of {cap} are taken")
-            mine = used[(row["kind"], row["name"], row["window"]), which, unit]
+            mine = used[(row["kind"], row["name"], row["window"]), f"{tenant} {which}", unit]
             if mine > taken:
                 self._say("account.forgotten", where, f"the ledger says {mine} {unit}, the account {taken}")
 

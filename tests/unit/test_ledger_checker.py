@@ -14,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.support.ledger_books import Json, sealed
-from tests.support.ledger_checker import Checker
+from tests.support.ledger_checker import Checker, claims_of
 
 TXN = "ab" * 16
 START = 1_800_000_000
@@ -174,6 +174,14 @@ def test_an_honest_story_has_no_violation() -> None:
     assert checker.counts["hop.refused"] == 3
 
 
+def test_an_account_of_another_tenant_is_not_that_of_the_first() -> None:
+    story = honest()
+    story.accounts.append({**row(), "tenant": "acme"})
+    assert story.check().violations == []
+    story.accounts.append(row())
+    assert {one.rule for one in story.check().violations} == {"account.forgotten"}
+
+
 def test_what_a_real_broker_wrote_has_no_violation() -> None:
     page = (Path(__file__).parents[2] / "docs" / "life-of-a-hop.md").read_text(encoding="utf-8")
     records = [json.loads(text) for text in re.findall(r"```json\n(\{\"kind\".*?)\n```", page, re.DOTALL)]
@@ -205,6 +213,13 @@ def _change(index: int, **fields: Any) -> Callable[[Story], None]:
 
 def _unsealed(story: Story) -> None:
     story.entries[6]["record"]["at"] = stamp(99)
+
+
+def _higher_ceiling(story: Story) -> None:
+    for entry in story.entries:
+        if entry["record"]["hop"] == "h1" and (held := entry.get("grant")):
+            resumed = entry["record"]["kind"] == "hop.resumed"
+            entry["grant"] = token({**claims_of(held), "labels": ["mail", "web"] if resumed else ["web"]})
 
 
 def _lost_record(story: Story) -> None:
@@ -371,6 +386,7 @@ PLANTED: dict[str, tuple[str, Callable[[Story], None]]] = {
     "a hop left open": ("hop.left-open", _left_open),
     "a child that outlives its parent": ("grant.wider", _change(2, exp=START + 61)),
     "a child that goes deeper": ("grant.wider", _change(2, max_depth=5)),
+    "a resumption with a higher ceiling of labels": ("grant.wider", _higher_ceiling),
     "a renewal that outlives the parent": ("grant.wider", _change(4, exp=START + 61)),
     "a renewal that skips a number": ("grant.unbound", _change(4, jti=f"{TXN}.h1.3")),
     "a caller that does not hold the grant": ("grant.unbound", _change(2, caller="thief")),

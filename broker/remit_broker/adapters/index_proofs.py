@@ -96,7 +96,9 @@ def _proofs(db: sqlite3.Connection, record: Mapping[str, Any], refusals: Sequenc
     if sealed is None:
         return None
     (steps,) = index_tree.inclusion(db, jetstream_ledger.STREAM, [place], sealed.size)
-    found = Proofs(checkpoint=sealed.note, proof=Place(place, steps), cosignatures=sealed.cosignatures)
+    found = Proofs(
+        checkpoint=sealed.note, proof=Place(place, steps), cosignatures=sealed.cosignatures, timestamps=sealed.stamps
+    )
     return found if not refusals else _with_refusals(db, found, refusals)
 
 

@@ -29,6 +29,8 @@ class Sealed(NamedTuple):
     at: str
     note: str
     cosignatures: tuple[str, ...] = ()
+    stamps: tuple[bytes, ...] = ()
+    """Answers of time-stamping authorities."""
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -107,33 +109,45 @@ def seal(db: sqlite3.Connection, tree: str, sign: Sign, at: str) -> None:
     # One that somebody outside has signed is kept, and so is the last one of each minute: what was said once stays to be compared.
     db.execute(
         "DELETE FROM checkpoint WHERE tree = ? AND size = ? AND substr(at, 1, ?) = substr(?, 1, ?) "
-        "AND NOT EXISTS (SELECT 1 FROM cosignature c WHERE (c.tree, c.size) = (checkpoint.tree, checkpoint.size))",
+        "AND NOT EXISTS (SELECT 1 FROM cosignature c WHERE (c.tree, c.size) = (checkpoint.tree, checkpoint.size)) "
+        "AND NOT EXISTS (SELECT 1 FROM stamp s WHERE (s.tree, s.size) = (checkpoint.tree, checkpoint.size))",
         (tree, last[0] if last else 0, _KEPT, at, _KEPT),
     )
     db.execute("INSERT INTO checkpoint VALUES (?,?,?,?)", (tree, size, at, note))
 
 
 def newest(db: sqlite3.Connection, tree: str, least: int = 0) -> Sealed | None:
-    """The checkpoint to show for a leaf before ``least``: the newest that somebody outside signed, else the newest."""
+    """The checkpoint to show for a leaf before ``least``: the newest that a witness signed, else that was stamped, else the newest."""
     query = (
-        "SELECT size, at, note, (SELECT count(*) FROM cosignature c WHERE (c.tree, c.size) = (p.tree, p.size)) > 0 AS seen "
-        "FROM checkpoint p WHERE tree = ? AND size >= ? ORDER BY seen DESC, size DESC LIMIT 1"
+        "SELECT size, at, note, (SELECT count(*) FROM cosignature c WHERE (c.tree, c.size) = (p.tree, p.size)) > 0 AS seen, "
+        "(SELECT count(*) FROM stamp s WHERE (s.tree, s.size) = (p.tree, p.size)) > 0 AS stamped "
+        "FROM checkpoint p WHERE tree = ? AND size >= ? ORDER BY seen DESC, stamped DESC, size DESC LIMIT 1"
     )
     row = db.execute(query, (tree, least)).fetchone()
-    return Sealed(tree, row[0], row[1], row[2], cosignatures(db, tree, row[0])) if row else None
+    return (
+        Sealed(tree, row[0], row[1], row[2], cosignatures(db, tree, row[0]), stamps(db, tree, row[0])) if row else None
+    )
 
 
 def latest(db: sqlite3.Connection, tree: str) -> Sealed | None:
     """The newest checkpoint."""
     query = "SELECT size, at, note FROM checkpoint WHERE tree = ? ORDER BY size DESC LIMIT 1"
     row = db.execute(query, (tree,)).fetchone()
-    return Sealed(tree, row[0], row[1], row[2], cosignatures(db, tree, row[0])) if row else None
+    return (
+        Sealed(tree, row[0], row[1], row[2], cosignatures(db, tree, row[0]), stamps(db, tree, row[0])) if row else None
+    )
 
 
 def cosignatures(db: sqlite3.Connection, tree: str, size: int) -> tuple[str, ...]:
     """What witnesses added to a checkpoint, a line of the note each."""
     query = "SELECT line FROM cosignature WHERE (tree, size) = (?,?) ORDER BY name"
     return tuple(line for (line,) in db.execute(query, (tree, size)))
+
+
+def stamps(db: sqlite3.Connection, tree: str, size: int) -> tuple[bytes, ...]:
+    """What time-stamping authorities answered about a checkpoint."""
+    query = "SELECT answer FROM stamp WHERE (tree, size) = (?,?) ORDER BY url"
+    return tuple(bytes(answer) for (answer,) in db.execute(query, (tree, size)))
 
 
 def inclusion(db: sqlite3.Connection, tree: str, indexes: Sequence[int], size: int) -> list[list[bytes]]:

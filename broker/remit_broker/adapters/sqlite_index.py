@@ -271,6 +271,12 @@ class SqliteIndex(IndexQueries):
         async with self._writing:
             await self._commit([(statement, [(name, line, jetstream_ledger.STREAM, size)])])
 
+    async def stamped(self, size: int, url: str, answer: bytes) -> None:
+        """An authority stamped the ledger's checkpoint of ``size``, unless that was replaced by a newer one meanwhile."""
+        statement = "INSERT OR REPLACE INTO stamp SELECT tree, size, ?, ? FROM checkpoint WHERE (tree, size) = (?, ?)"
+        async with self._writing:
+            await self._commit([(statement, [(url, answer, jetstream_ledger.STREAM, size)])])
+
     async def told(self, key: tuple[str, str, str]) -> None:
         """Somebody was told of the request ``key`` (tenant, txn, id). Forgotten with the tables: then it is told again."""
         async with self._writing:

@@ -19,7 +19,7 @@ from nats.js.api import KeyValueConfig, StorageType
 from nats.js.errors import BucketNotFoundError, KeyNotFoundError
 from nats.js.kv import KeyValue
 
-from remit_broker.adapters.jetstream import ApiError, JetStream, Unreachable
+from remit_broker.adapters.jetstream import NO_MESSAGE, ApiError, JetStream, Unreachable
 from remit_broker.adapters.kept_results import HEAD, pieces
 from remit_broker.adapters.secret_store import KeySealer
 from remit_broker.adapters.subject_keys import SubjectKeys
@@ -146,15 +146,27 @@ class KvVault:
     async def _first_since(self, moment: float) -> int:
         """The place of the first message of the bucket from ``moment`` on: messages stand in the order of time."""
         state = (await self._api(f"STREAM.INFO.{STREAM}", {}))["state"]
-        low, high = int(state["first_seq"]), int(state["last_seq"]) + 1
+        low, high = max(int(state["first_seq"]), 1), int(state["last_seq"]) + 1
         while low < high:
             middle = (low + high) // 2
-            got = await self._api(f"STREAM.MSG.GET.{STREAM}", {"seq": middle, "next_by_subj": ">"})
-            if got["message"]["seq"] >= high or _time(got["message"]["time"]) >= moment:
+            found = await self._from(middle)
+            if found is None or found[0] >= high or found[1] >= moment:
                 high = middle
             else:
-                low = int(got["message"]["seq"]) + 1
+                low = found[0] + 1
         return low
+
+    async def _from(self, seq: int) -> tuple[int, float] | None:
+        """Place and time of the first message from a place on; None where there is none: the last ones were erased."""
+        try:
+            got = await self._raw(f"STREAM.MSG.GET.{STREAM}", {"seq": seq, "next_by_subj": ">"})
+        except ApiError as error:
+            if error.code == NO_MESSAGE:
+                return None
+            raise _away(error) from None
+        except Unreachable as error:
+            raise _away(error) from None
+        return int(got["message"]["seq"]), _time(got["message"]["time"])
 
     async def _purge(self, pattern: str, upto: int | None = None) -> int:
         """Forget what lies at ``pattern`` before the place ``upto``."""
@@ -162,12 +174,15 @@ class KvVault:
         return int((await self._api(f"STREAM.PURGE.{STREAM}", wanted))["purged"])
 
     async def _api(self, what: str, body: dict[str, Any]) -> dict[str, Any]:
-        if self._js is None:
-            raise RuntimeError("not started")
         try:
-            return await self._js.api(what, body)
+            return await self._raw(what, body)
         except (Unreachable, ApiError) as error:
             raise _away(error) from None
+
+    async def _raw(self, what: str, body: dict[str, Any]) -> dict[str, Any]:
+        if self._js is None:
+            raise RuntimeError("not started")
+        return await self._js.api(what, body)
 
     def _subject(self, slot: Slot) -> str:
         return self._keys.subject(slot.tenant, slot.user)

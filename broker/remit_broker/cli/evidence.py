@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from remit_broker.adapters.errors import ConfigError
-from remit_broker.cli.chains import whole
+from remit_broker.cli.chains import the_hop, whole
 from remit_broker.cli.client import BrokerClient
 from remit_broker.cli.common import REFUSED, Config, Json, Tenant, command, typed
 from remit_broker.cli.printing import line, out, say
@@ -27,6 +28,13 @@ Cycles = Annotated[list[str] | None, typer.Option(help="caller>callee pairs that
 Witnesses = Annotated[
     list[str] | None,
     typer.Option(metavar="VKEY", help="The key of a witness that must have signed the checkpoint: name+id+base64."),
+]
+
+Authority = Annotated[
+    Path | None,
+    typer.Option(
+        "--tsa", metavar="PEM", help="The certificates of the authority whose time stamp is wanted; takes openssl."
+    ),
 ]
 
 
@@ -49,8 +57,8 @@ def export(
     if hop and not with_payloads:
         raise ConfigError("--hop says of which hops contents are disclosed", "say --with-payloads too")
     client = BrokerClient(load(config), tenant)
-    query = f"?payloads={','.join(hop) if hop else 'all'}" if with_payloads else ""
-    found = client.get(f"/api/chains/{whole(client, txn)}/evidence{query}")
+    payloads = (",".join(the_hop(client, one) for one in hop) if hop else "all") if with_payloads else None
+    found = client.get(f"/api/chains/{whole(client, txn)}/evidence", payloads=payloads)
     output.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     if as_json:
         say({"txn": found["txn"], "file": str(output), "records": len(found["records"]), "complete": found["complete"]})
@@ -69,10 +77,11 @@ def verify(
     ],
     allow_cycle: Cycles = None,
     witness: Witnesses = None,
+    tsa: Authority = None,
     as_json: Json = False,
 ) -> None:
     """Check every record, hash, grant, delegation and proof offline. Exits 1 where anything does not hold."""
-    _, verdict = _verified(file, keys, allow_cycle, witness)
+    _, verdict = _verified(file, keys, allow_cycle, witness, tsa)
     if as_json:
         say(verdict)
     else:
@@ -93,12 +102,13 @@ def report(
     ] = None,
     allow_cycle: Cycles = None,
     witness: Witnesses = None,
+    tsa: Authority = None,
     as_json: Json = False,
 ) -> None:
     """Write the evidence as one page: who, when, by which rule, at what cost, what is proved. Exits 1 where it does not verify."""
     from remit_broker.core.report import page
 
-    found, verdict = _verified(file, keys, allow_cycle, witness)
+    found, verdict = _verified(file, keys, allow_cycle, witness, tsa)
     if not next((check.ok for check in verdict.checks if check.check == "records"), False):
         raise ConfigError(f"{file} has no records that hold together", "remit evidence verify says where")
     html.write_text(page(found, verdict, _local), encoding="utf-8")
@@ -126,7 +136,7 @@ def verifier(
 
 
 def _verified(
-    file: Path, keys: Path | None, allow_cycle: list[str] | None, witness: list[str] | None
+    file: Path, keys: Path | None, allow_cycle: list[str] | None, witness: list[str] | None, tsa: Path | None
 ) -> tuple[dict[str, Any], Verdict]:
     from remit_broker.core.evidence import read, verify_evidence
     from remit_broker.core.notes import parse_vkey
@@ -139,7 +149,24 @@ def _verified(
     except ValueError as bad:
         raise ConfigError(f"--witness: {bad}", "the key as the witness published it") from None
     found = read(file.read_bytes())
-    return found, verify_evidence(found, trusted, pairs, witnesses)
+    verdict = verify_evidence(found, trusted, pairs, witnesses)
+    return found, verdict if not found else _stamped(verdict, found, tsa)
+
+
+def _stamped(verdict: Verdict, found: dict[str, Any], tsa: Path | None) -> Verdict:
+    """With what time-stamping authorities said, which openssl checks."""
+    from remit_broker.core.evidence import Check, Verdict
+    from remit_broker.verifier import Bad, timestamps
+
+    if tsa is not None and not tsa.is_file():
+        raise ConfigError(f"--tsa {tsa}: there is no such file", "the certificates of the authority, as PEM")
+    try:
+        check = Check("timestamps", True, timestamps(found, None if tsa is None else str(tsa)))
+    except (Bad, ValueError, KeyError, AttributeError, OSError, subprocess.SubprocessError) as no:
+        check = Check(
+            "timestamps", False, str(no) if isinstance(no, Bad) else f"they are of no form ({type(no).__name__})"
+        )
+    return Verdict(verdict.verified and check.ok, (*verdict.checks, check))
 
 
 def _local(at: str) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from remit_broker.cli.chains import the_hop
 from remit_broker.cli.client import BrokerClient
 from remit_broker.cli.common import Config, Json, Tenant, command
 from remit_broker.cli.printing import line, out, say
@@ -21,11 +22,12 @@ Reason = Annotated[str, typer.Option(help="Why: it stands in the record for good
 @app.command("show")
 @command
 def show(
-    hop: Annotated[str, typer.Argument(metavar="HOP", help="A hop as remit chain names it, or <txn>.<hop>.")],
+    hop: Annotated[str, typer.Argument(metavar="HOP", help="A hop, <txn>.<hop>, or a unique beginning.")],
     tenant: Tenant = None, config: Config = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Show what was sent to a hop and what it answered, as far as it is kept. Takes an administrator, and is recorded."""
-    told = BrokerClient(load(config), tenant).get(f"/api/vault/{hop}")
+    client = BrokerClient(load(config), tenant)
+    told = client.get(f"/api/vault/{the_hop(client, hop)}")
     if as_json:
         say(told)
         return

@@ -70,6 +70,10 @@ def sensible(file: Path, config: Config) -> None:
                 network(net)
             except ValueError as error:
                 raise ConfigError(f"{file}: {key}: {error}", "write such as 10.1.0.0/16 or 127.0.0.1/32") from None
+    if (tsa := config.log.tsa) and not _is_url(tsa, ("http", "https")):
+        raise ConfigError(
+            f"{file}: log.tsa is {tsa!r}", "write https://HOST/PATH of a time-stamping authority, or leave it empty"
+        )
     for url, key in config.log.witnesses.items():
         try:
             parse_vkey(key)

@@ -40,6 +40,7 @@ class Proofs(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: str
     proof: Place
     cosignatures: Sequence[str] = ()
+    timestamps: Sequence[bytes] = ()
     refusal_checkpoint: str | None = None
     refusal_proofs: Sequence[Place] = ()
 
@@ -49,6 +50,7 @@ class Proofs(msgspec.Struct, frozen=True, kw_only=True):
             "checkpoint": self.checkpoint,
             "proof": self.proof.told(),
             "cosignatures": list(self.cosignatures),
+            "timestamps": [base64.b64encode(answer).decode() for answer in self.timestamps],
             "refusal_checkpoint": self.refusal_checkpoint,
             "refusal_proofs": [place.told() for place in self.refusal_proofs],
         }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from remit_broker.core.fitting import fitting
 from remit_broker.core.fold import Fold, settle
-from remit_broker.core.times import rfc3339, seconds_of
+from remit_broker.core.times import seconds_of
 from remit_broker.core.tree import WHOLE_HOLD
+from remit_broker.hop.head import head
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.label import labels_back, lowered
 from remit_broker.hop.open import own_hold
@@ -72,13 +75,7 @@ def outcome(hop: Hop, ports: Ports, fold: Fold, body: ErrorBody | None) -> HopCl
     inner = seen.frame.error if body is None and seen is not None and isinstance(seen.frame, Error) else body
     record = fitting(
         HopClosed(
-            tenant=fold.tenant,
-            txn=fold.txn,
-            seq=fold.seq + 1,
-            at=rfc3339(ports.clock.now()),
-            hop=hop.id,
-            prev=fold.hash,
-            by=ports.bus.replica,
+            **head(fold, hop.id, ports),
             outcome=kind,
             cost=cost,
             spent=settled.spent,
@@ -154,28 +151,25 @@ def _unmetered(hop: Hop, outcome: Outcome, effect: Effect) -> bool:
 
 def abandoned(fold: Fold, hop: str, ports: Ports, reason: str, outcome: Outcome = "cancelled") -> HopClosed:
     """The closing of a hop nobody waits for any more: charged at all that it held, since nobody knows what it did."""
-    node = fold.nodes[hop]
+    code = Code.CANCELLED if outcome == "cancelled" else Code.DEADLINE_EXCEEDED
+    return unreported(fold, hop, ports, outcome, effect="unknown", code=code, rule="close.abandoned", reason=reason)
+
+
+def unreported(fold: Fold, hop: str, ports: Ports, outcome: Outcome, **said: Any) -> HopClosed:
+    """The sealed closing of a hop of which nobody reports what it used itself. ``said`` is what its end is called."""
+    node, now = fold.nodes[hop], ports.clock.now()
     settled = settle(fold, hop, ZERO, outcome)
     return seal(
         HopClosed(
-            tenant=fold.tenant,
-            txn=fold.txn,
-            seq=fold.seq + 1,
-            at=rfc3339(ports.clock.now()),
-            hop=hop,
-            prev=fold.hash,
-            by=ports.bus.replica,
+            **head(fold, hop, ports, now),
             outcome=outcome,
             cost=ZERO,
             spent=settled.spent,
             overrun=settled.overrun,
-            effect="unknown",
-            ms=max(0, round((ports.clock.now() - seconds_of(node.at)) * 1000)),
-            code=Code.CANCELLED if outcome == "cancelled" else Code.DEADLINE_EXCEEDED,
-            rule="close.abandoned",
-            reason=reason,
+            ms=max(0, round((now - seconds_of(node.at)) * 1000)),
             # What it had said before its end was passed on.
             labels=tuple(sorted(node.labels)),
+            **said,
         )
     )
 

@@ -12,6 +12,7 @@ from remit_broker.core.fold import Fold
 from remit_broker.core.policy import PolicyRequest
 from remit_broker.core.registry import Target
 from remit_broker.core.times import rfc3339
+from remit_broker.hop.head import head
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.revoked import may_decide, withheld
 from remit_broker.hop.verify import standing
@@ -223,8 +224,7 @@ def _record(
     vote = Vote(verdict, by.who, by.user, exp, reason, by.roles)
     return seal(
         ApprovalDecided(
-            tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=rfc3339(now), hop=asked.hop, prev=fold.hash,
-            by=ports.bus.replica, id=asked.id, verdict=verdict, who=by.who, user=by.user, auth=by.auth, roles=by.roles,
+            **head(fold, asked.hop, ports, now), id=asked.id, verdict=verdict, who=by.who, user=by.user, auth=by.auth, roles=by.roles,
             reason=reason, request=asked.hash, exp=exp, token=token,
             settled=approval.after(vote).settled,
         )

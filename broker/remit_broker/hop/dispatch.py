@@ -67,6 +67,7 @@ async def dispatch(hop: Hop, ports: Ports) -> Hop:
             resumed=None if hop.parked is None else Resumed(n=hop.parked.n + 1, input=hop.input),
             parts=ports.room.largest if hop.request.parts else 0,
             window=hop.request.window,
+            meta=hop.meta,
         )
         waiting = hop.parked.connection if hop.parked is not None else ""
         await _still_open(hop, ports)

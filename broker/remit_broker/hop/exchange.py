@@ -13,13 +13,12 @@ from typing import Any
 
 import msgspec
 
-from remit_broker.core.fold import Fold, Node, settle
+from remit_broker.core.fold import Fold, Node
 from remit_broker.core.registry import Annotations, Attachment, Principal, Target, ceiling_of
-from remit_broker.core.times import rfc3339, seconds_of
 from remit_broker.core.tree import DELEGATE
 from remit_broker.hop.approve import Demanded, approve
 from remit_broker.hop.authorize import authorize
-from remit_broker.hop.close import abandon
+from remit_broker.hop.close import abandon, unreported
 from remit_broker.hop.dispatch import same_world
 from remit_broker.hop.hop import Ask, Hop, Refused
 from remit_broker.hop.inspect import inspect
@@ -32,12 +31,12 @@ from remit_broker.hop.transform import transform
 from remit_broker.hop.verify import verify
 from remit_broker.ledger_port import LostRace
 from remit_broker.ports import Ports
-from remit_schemas.budget import ONE_CALL, ZERO
+from remit_schemas.budget import ONE_CALL
 from remit_schemas.canonical import canonical, digest
 from remit_schemas.envelope import Request, Want
 from remit_schemas.errors import Code, ErrorBody, refusal
 from remit_schemas.names import Resource
-from remit_schemas.records import HopClosed, Outcome, seal
+from remit_schemas.records import HopClosed
 from remit_schemas.scope import Scope
 
 __all__ = ["DELEGATE", "Exchanged", "asked", "exchange", "finish", "to"]
@@ -217,29 +216,8 @@ async def _end(tenant: str, txn: str, hop: str, ports: Ports, why: ErrorBody | N
 
 def _ending(fold: Fold, node: Node, ports: Ports, why: ErrorBody | None) -> HopClosed:
     """``why`` is the refusal of what was given to nobody: then nothing happened, and only the call itself is charged."""
-    now = ports.clock.now()
-    outcome: Outcome = "ok" if why is None else "error"
-    settled = settle(fold, node.hop, ZERO, outcome)
-    return seal(
-        HopClosed(
-            tenant=fold.tenant,
-            txn=fold.txn,
-            seq=fold.seq + 1,
-            at=rfc3339(now),
-            hop=node.hop,
-            prev=fold.hash,
-            by=ports.bus.replica,
-            outcome=outcome,
-            cost=ZERO,
-            spent=settled.spent,
-            overrun=settled.overrun,
-            effect="happened" if why is None else "none",
-            ms=max(0, round((now - seconds_of(node.at)) * 1000)),
-            code=why.code if why else None,
-            rule=why.rule[:256] if why else "",
-            reason=why.message[:1024] if why else "",
-            # What its holder did beside calls that were governed, nobody measured.
-            unmetered=why is None,
-            labels=tuple(sorted(node.labels)),
-        )
-    )
+    if why is not None:
+        said = {"code": why.code, "rule": why.rule[:256], "reason": why.message[:1024]}
+        return unreported(fold, node.hop, ports, "error", effect="none", **said)
+    # What its holder did beside calls that were governed, nobody measured.
+    return unreported(fold, node.hop, ports, "ok", effect="happened", unmetered=True)

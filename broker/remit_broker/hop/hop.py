@@ -100,6 +100,7 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What policy was asked, for the record."""
     # transform
     args: dict[str, Any] = {}
+    meta: dict[str, Any] = {}
     args_digest: str = ""
     args_size: int = 0
     redacted: tuple[str, ...] = ()

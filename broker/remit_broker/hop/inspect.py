@@ -18,6 +18,8 @@ async def inspect(hop: Hop, ports: Ports) -> Hop:
     """Findings in whatever the callee gets, and the labels of everything that has reached the caller so far in this txn."""
     if not hop.searched:
         found = await weighed(lambda: ports.detectors.scan(content(hop)), hop.size, hop, ports)
+        if hop.request.meta:
+            found += await weighed(lambda: _in_meta(hop, ports), hop.size, hop, ports)
         if hop.request.want.scopes:
             found += await weighed(lambda: _in_wishes(hop, ports), hop.size, hop, ports)
         hop = hop.with_(findings=found, searched=True)
@@ -28,6 +30,13 @@ def content(hop: Hop) -> Any:
     """What is searched, and what findings point into: the arguments, or both where an input comes with them."""
     request = hop.request
     return request.args if request.resume is None else {"args": request.args, "input": request.input}
+
+
+def _in_meta(hop: Hop, ports: Ports) -> tuple[Finding, ...]:
+    """INVARIANT: what a client writes into ``_meta`` carries nothing past the detectors (test_a_secret_in_meta_is_found)."""
+    return tuple(
+        msgspec.structs.replace(one, where=f"/_meta{one.where}") for one in ports.detectors.scan(hop.request.meta)
+    )
 
 
 def _in_wishes(hop: Hop, ports: Ports) -> tuple[Finding, ...]:

@@ -9,6 +9,7 @@ from remit_broker.ports import Ports
 from remit_schemas.budget import ONE_CALL, Budget
 from remit_schemas.claims import meet_labels
 from remit_schemas.errors import Code, refusal
+from remit_schemas.grant import parse
 from remit_schemas.names import Resource
 from remit_schemas.scope import Detail, Scope
 
@@ -46,15 +47,23 @@ async def narrow(hop: Hop, ports: Ports) -> Hop:
             exp=min(claims.exp, int(hop.ask.at) + GRANT_TTL, max(hop.deadline // 1000, int(hop.ask.at) + 1)),
             depth=depth,
             max_depth=max_depth,
-            labels=_ceiling(hop),
+            labels=await _ceiling(hop, ports),
         )
     )
 
 
-def _ceiling(hop: Hop) -> tuple[str, ...]:
-    """Which labels may reach the callee: those that may reach the caller, and that it wishes for it."""
+async def _ceiling(hop: Hop, ports: Ports) -> tuple[str, ...]:
+    """Which labels may reach the callee: those that may reach the caller, and that it wishes for it.
+
+    INVARIANT: a hop that goes on may be told no more than before it was parked, whatever its caller says or leaves out
+    (test_a_resumption_that_says_nothing_of_labels_keeps_the_ceiling_of_the_hop). Its records do not say that ceiling: its grant does.
+    """
     held, wish = hop.held.claims.labels, hop.request.want.labels
-    return held if wish is None else meet_labels(held, ceiling(wish))
+    labels = held if wish is None else meet_labels(held, ceiling(wish))
+    if hop.parked is None:
+        return labels
+    had = parse(await ports.ledger.grant(hop.ask.tenant, hop.ask.txn, hop.parked.rec))
+    return meet_labels(labels, had.claims.labels)
 
 
 def _within_caller(hop: Hop, node: Node) -> Hop:

@@ -9,8 +9,8 @@ import msgspec
 from remit_broker.core.caps import Whose
 from remit_broker.core.fold import Fold
 from remit_broker.core.history import opening
-from remit_broker.core.times import rfc3339
 from remit_broker.hop.approve import still_approved
+from remit_broker.hop.head import head
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.resume import resumption, same_call
 from remit_broker.ledger_port import LostRace, Turn
@@ -150,13 +150,7 @@ def intent(hop: Hop, ports: Ports, fold: Fold) -> HopOpened:
         raise RuntimeError("a stage ran before the one that feeds it")
     return seal(
         HopOpened(
-            tenant=hop.ask.tenant,
-            txn=hop.ask.txn,
-            seq=fold.seq + 1,
-            at=rfc3339(ports.clock.now()),
-            hop=hop.id,
-            prev=fold.hash,
-            by=ports.bus.replica,
+            **head(fold, hop.id, ports),
             parent=hop.held.jti.hop,
             caller=hop.ask.caller,
             resource=str(hop.resource),

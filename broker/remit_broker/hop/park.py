@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from remit_broker.core.fitting import fitting
 from remit_broker.core.fold import Fold, settle
-from remit_broker.core.times import rfc3339
 from remit_broker.hop.close import abandon, own_cost, reported, reserved, sweep
+from remit_broker.hop.head import head
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.label import labels_back
 from remit_broker.ledger_port import LostRace
@@ -55,13 +55,7 @@ def parked(hop: Hop, ports: Ports, fold: Fold, unheard: ErrorBody | None) -> Hop
     before = hop.parked.connection if hop.parked is not None else ""
     record = fitting(
         HopParked(
-            tenant=fold.tenant,
-            txn=fold.txn,
-            seq=fold.seq + 1,
-            at=rfc3339(ports.clock.now()),
-            hop=hop.id,
-            prev=fold.hash,
-            by=ports.bus.replica,
+            **head(fold, hop.id, ports),
             cost=cost,
             spent=settled.spent,
             overrun=settled.overrun,

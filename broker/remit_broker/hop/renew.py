@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from remit_broker.core.fold import Fold, Node
-from remit_broker.core.times import rfc3339
+from remit_broker.hop.head import head
 from remit_broker.hop.hop import Hop
 from remit_broker.hop.narrow import GRANT_TTL
 from remit_broker.hop.revoked import may_decide, withheld
@@ -101,13 +101,7 @@ def _record(hop: Hop, ports: Ports, fold: Fold) -> GrantRenewed:
         raise _no_longer(node, above)
     return seal(
         GrantRenewed(
-            tenant=fold.tenant,
-            txn=fold.txn,
-            seq=fold.seq + 1,
-            at=rfc3339(now),
-            hop=node.hop,
-            prev=fold.hash,
-            by=ports.bus.replica,
+            **head(fold, node.hop, ports, now),
             jti=str(Jti(fold.txn, node.hop, node.n + 1)),
             exp=exp,
         )

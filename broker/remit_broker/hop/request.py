@@ -11,6 +11,7 @@ from remit_broker.core.fold import Fold
 from remit_broker.core.times import rfc3339
 from remit_broker.core.tree import open_path
 from remit_broker.hop.approve import action_of, call_of, stands
+from remit_broker.hop.head import head
 from remit_broker.hop.hop import Hop
 from remit_broker.ledger_port import LostRace, Turn
 from remit_broker.ports import Ports
@@ -103,13 +104,7 @@ def _record(hop: Hop, ports: Ports, fold: Fold) -> ApprovalRequested:
     now, verdict = ports.clock.now(), hop.judged
     record = seal(
         ApprovalRequested(
-            tenant=fold.tenant,
-            txn=fold.txn,
-            seq=fold.seq + 1,
-            at=rfc3339(now),
-            hop=hop.held.jti.hop,
-            prev=fold.hash,
-            by=ports.bus.replica,
+            **head(fold, hop.held.jti.hop, ports, now),
             id=hop.id,
             caller=hop.ask.caller,
             user=fold.user,

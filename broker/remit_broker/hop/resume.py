@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from remit_broker.core.fold import Fold, Node
-from remit_broker.core.times import rfc3339
+from remit_broker.hop.head import head
 from remit_broker.hop.hop import Hop
 from remit_broker.ports import Ports
 from remit_schemas.errors import Code, Refusal, refusal
@@ -70,13 +70,7 @@ def resumption(hop: Hop, parked: Node, ports: Ports, fold: Fold) -> HopResumed:
         raise RuntimeError("a stage ran before the one that feeds it")
     return seal(
         HopResumed(
-            tenant=hop.ask.tenant,
-            txn=hop.ask.txn,
-            seq=fold.seq + 1,
-            at=rfc3339(ports.clock.now()),
-            hop=parked.hop,
-            prev=fold.hash,
-            by=ports.bus.replica,
+            **head(fold, parked.hop, ports),
             jti=str(Jti(hop.ask.txn, parked.hop, parked.n + 1)),
             scope=child.scope.details,
             budget=child.budget,

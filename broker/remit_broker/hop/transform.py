@@ -15,13 +15,16 @@ from remit_schemas.errors import Code, refusal
 
 async def transform(hop: Hop, ports: Ports) -> Hop:
     """The arguments (and the input) as they will be sent, with their keyed digests."""
-    args, given = hop.request.args, hop.request.input
+    args, given, meta = hop.request.args, hop.request.input, hop.request.meta
     redacted: tuple[str, ...] = ()
     if hop.judged.redact and hop.findings:
         classes = hop.judged.redact
         asked = content(hop)
         cleaned, redacted = await weighed(lambda: ports.detectors.redact(asked, classes), hop.size, hop, ports)
         args, given = (cleaned, None) if hop.request.resume is None else (cleaned["args"], cleaned["input"])
+        if meta:
+            cleaned, more = await weighed(lambda: ports.detectors.redact(meta, classes), hop.size, hop, ports)
+            meta, redacted = cleaned, (*redacted, *(f"/_meta{where}" for where in more))
         ports.schemas.arguments(hop.aim.definition, hop.aim.input_schema, args)
         if not hop.held.scope.covers(str(hop.resource), args):
             raise refusal(
@@ -30,10 +33,17 @@ async def transform(hop: Hop, ports: Ports) -> Hop:
             )  # fmt: skip
         hop = marked(await labelled(hop, ports, hop.judged.redact))
     if hop.judged.approve:
+        # INVARIANT: an approver sees all that is sent, so what is not shown is not sent
+        # (test_what_a_person_approved_is_sent_without_meta).
         args, given = settled(args), settled(given)
+        meta = {}
     data = _canonical(args)
     hop = hop.with_(
-        args=args, redacted=redacted, args_digest=ports.digester.digest(hop.ask.txn, data), args_size=len(data)
+        args=args,
+        meta=meta,
+        redacted=redacted,
+        args_digest=ports.digester.digest(hop.ask.txn, data),
+        args_size=len(data),
     )
     if hop.request.resume is None:
         return hop

@@ -12,6 +12,7 @@ from remit_broker.core.labels import MAX_LABELS, ceiling, is_label
 from remit_broker.core.near import by_beginning, meant
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.close import sweep
+from remit_broker.hop.head import head
 from remit_broker.hop.revoked import may_decide, withheld
 from remit_broker.ledger_port import LostRace, Turn
 from remit_broker.ports import Ports
@@ -185,13 +186,7 @@ async def revoke(tenant: str, jti: str, who: str, why: str, ports: Ports) -> Fol
                 )  # fmt: skip
             record = seal(
                 GrantRevoked(
-                    tenant=tenant,
-                    txn=fold.txn,
-                    seq=fold.seq + 1,
-                    at=rfc3339(ports.clock.now()),
-                    hop=parsed.hop,
-                    prev=fold.hash,
-                    by=ports.bus.replica,
+                    **head(fold, parsed.hop, ports),
                     jti=jti,
                     who=who,
                     why=why[:512],
@@ -221,13 +216,7 @@ async def end(turn: Turn, who: str, reason: Reason, ports: Ports) -> Fold | Lost
     root = fold.totals
     record = seal(
         TxnClosed(
-            tenant=fold.tenant,
-            txn=fold.txn,
-            seq=fold.seq + 1,
-            at=rfc3339(ports.clock.now()),
-            hop=fold.root,
-            prev=fold.hash,
-            by=ports.bus.replica,
+            **head(fold, fold.root, ports),
             reason=reason,
             who=who,
             spent=root.spent,

@@ -1,8 +1,12 @@
-"""A server with every tool, resource and prompt that the protocol's conformance suite asks for. stdio, or ``http PORT``."""
+"""A server with every tool, resource and prompt that the protocol's conformance suite asks for. stdio, or ``http PORT``.
+
+With ``alone`` as its last word it knows the generation without sessions (2026-07-28) and no other.
+"""
 
 from __future__ import annotations
 
 import base64
+import json
 import struct
 import sys
 import zlib
@@ -11,7 +15,10 @@ from typing import Any
 import anyio
 import mcp_types as types
 from mcp.server.lowlevel import Server
+from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
+from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, PromptsListChanged, ToolsListChanged
 from mcp.shared.exceptions import MCPError
+from mcp.shared.message import SessionMessage
 
 WAV = base64.b64encode(
     b"RIFF$\x00\x00\x00WAVEfmt \x10\x00\x00\x00\x01\x00\x01\x00@\x1f\x00\x00\x80>\x00\x00\x02\x00\x10\x00data\x00\x00\x00\x00"
@@ -68,6 +75,18 @@ ENUMS = {
         "titledMulti": {"type": "array", "items": {"anyOf": _TITLED}},
     },
 }
+REPEATED = {"type": "object", "properties": {"region": {"type": "string", "x-mcp-header": "Region"}}}
+ROUNDS = {
+    "test_input_required_result_elicitation": ("user_name",),
+    "test_streaming_elicitation": ("user_name",),
+    "test_input_required_result_sampling": ("capital_question",),
+    "test_input_required_result_list_roots": ("client_roots",),
+    "test_input_required_result_request_state": ("confirm",),
+    "test_input_required_result_tampered_state": ("confirm",),
+    "test_input_required_result_multiple_inputs": ("user_name", "greeting", "client_roots"),
+    "test_input_required_result_multi_round": ("step1", "step2"),
+    "test_input_required_result_capabilities": ("user_name", "greeting"),
+}
 TOOLS = {
     "test_simple_text": ("Answers a text", NOTHING),
     "test_image_content": ("Answers an image", NOTHING),
@@ -82,6 +101,12 @@ TOOLS = {
     "test_elicitation_sep1034_defaults": ("Asks with defaults", NOTHING),
     "test_elicitation_sep1330_enums": ("Asks with choices", NOTHING),
     "json_schema_2020_12_tool": ("Has a schema with every keyword", DIALECT),
+    "test_logging_tool": ("Logs while it works", NOTHING),
+    "test_missing_capability": ("Needs a client that can sample", NOTHING),
+    "test_x_mcp_header": ("Has an argument that is repeated in a header", REPEATED),
+    "test_trigger_tool_change": ("Says that its tools changed", NOTHING),
+    "test_trigger_prompt_change": ("Says that its prompts changed", NOTHING),
+    **{name: ("Asks in rounds", NOTHING) for name in ROUNDS},
     "test_reconnection": ("Takes a moment, in which its stream may be closed", NOTHING),
 }
 
@@ -116,6 +141,10 @@ def embedded(uri: str, said: str, mime: str = "text/plain") -> types.EmbeddedRes
     )
 
 
+more = {"tools": False, "prompts": False}
+"""Whether there is one more of each, as long as somebody wants to see a change."""
+
+
 async def list_tools(_: Any, __: Any) -> types.ListToolsResult:
     return types.ListToolsResult(
         tools=[
@@ -125,14 +154,30 @@ async def list_tools(_: Any, __: Any) -> types.ListToolsResult:
                 input_schema=schema,
                 annotations=types.ToolAnnotations(read_only_hint=True),
             )
-            for name, (description, schema) in TOOLS.items()
+            for name, (description, schema) in (TOOLS | EXTRA if more["tools"] else TOOLS).items()
         ]
     )
 
 
-async def call_tool(ctx: Any, params: types.CallToolRequestParams) -> types.CallToolResult:
+async def call_tool(ctx: Any, params: types.CallToolRequestParams) -> types.CallToolResult | types.InputRequiredResult:
     args = params.arguments or {}
+    if params.name in ROUNDS:
+        return rounds(ctx, params)
     match params.name:
+        case "test_missing_capability":
+            if "sampling" not in can(ctx):
+                raise MCPError(-32021, "the client cannot do sampling", {"requiredCapabilities": {"sampling": {}}})
+            return answer(text("The client can"))
+        case "test_x_mcp_header" | "test_logging_tool":
+            return answer(text(f"Done: {args}"))
+        case "test_trigger_tool_change":
+            more["tools"] = not more["tools"]
+            await bus.publish(ToolsListChanged())
+            return answer(text("The tools changed"))
+        case "test_trigger_prompt_change":
+            more["prompts"] = not more["prompts"]
+            await bus.publish(PromptsListChanged())
+            return answer(text("The prompts changed"))
         case "test_simple_text":
             return answer(text("This is a simple text response for testing."))
         case "test_image_content":
@@ -181,6 +226,66 @@ async def call_tool(ctx: Any, params: types.CallToolRequestParams) -> types.Call
             await anyio.sleep(0.3)
             return answer(text("Reconnection test completed successfully"))
     raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name}")
+
+
+def form(message: str, name: str, kind: str = "string") -> types.ElicitRequest:
+    schema = {"type": "object", "properties": {name: {"type": kind}}, "required": [name]}
+    return types.ElicitRequest(params=types.ElicitRequestFormParams(message=message, requested_schema=schema))
+
+
+def sample(prompt: str) -> types.CreateMessageRequest:
+    asked = types.SamplingMessage(role="user", content=text(prompt))
+    return types.CreateMessageRequest(params=types.CreateMessageRequestParams(messages=[asked], max_tokens=100))
+
+
+EXTRA = {"test_extra": ("Is there at times", NOTHING)}
+QUESTIONS: dict[str, Any] = {
+    "user_name": form("What is your name?", "name"),
+    "user_context": form("What context should the prompt use?", "context"),
+    "confirm": form("Please confirm", "ok", "boolean"),
+    "step1": form("Step 1: What is your name?", "name"),
+    "step2": form("Step 2: What is your favorite color?", "color"),
+    "capital_question": sample("What is the capital of France?"),
+    "greeting": sample("Generate a greeting"),
+    "client_roots": types.ListRootsRequest(),
+}
+NEEDS = {"elicitation/create": "elicitation", "sampling/createMessage": "sampling", "roots/list": "roots"}
+
+
+def can(ctx: Any) -> dict[str, Any]:
+    found: dict[str, Any] = (ctx.meta or {}).get("io.modelcontextprotocol/clientCapabilities") or {}
+    return found
+
+
+def rounds(ctx: Any, params: Any) -> Any:
+    """Ask for what is not answered yet; what was asked before comes back in the state, which the boundary seals."""
+    wanted, said = ROUNDS[params.name], params.input_responses or {}
+    if params.name == "test_input_required_result_multi_round":
+        step = "step2" if params.request_state == "step1" and "step1" in said else "step1"
+        if params.request_state == "step2" and "step2" in said:
+            return answer(text(f"Both steps: {plain(said['step2'])}"))
+        return types.InputRequiredResult(input_requests={step: QUESTIONS[step]}, request_state=step)
+    missing = {key: QUESTIONS[key] for key in wanted if not well_said(key, said.get(key))}
+    if params.name == "test_input_required_result_capabilities":
+        missing = {key: one for key, one in missing.items() if NEEDS[one.method] in can(ctx)}
+    if missing:
+        state = "asked" if len(wanted) > 1 or "state" in params.name else None
+        return types.InputRequiredResult(input_requests=missing, request_state=state)
+    return answer(text(f"state-ok: {', '.join(str(plain(said[key])) for key in wanted if key in said)}"))
+
+
+def well_said(key: str, said: Any) -> bool:
+    """Whether an answer is one to its question."""
+    found = plain(said)
+    if not isinstance(found, dict):
+        return False
+    return {"elicitation/create": "action", "sampling/createMessage": "content", "roots/list": "roots"}[
+        QUESTIONS[key].method
+    ] in found
+
+
+def plain(said: Any) -> Any:
+    return said.model_dump(by_alias=True, mode="json") if hasattr(said, "model_dump") else said
 
 
 async def elicited(ctx: Any, message: str, schema: dict[str, Any]) -> str:
@@ -232,7 +337,7 @@ async def read_resource(_: Any, params: types.ReadResourceRequestParams) -> type
         said = f'{{"id":"{which}","templateTest":true,"data":"Data for ID: {which}"}}'
         content = types.TextResourceContents(uri=uri, mime_type="application/json", text=said)
     else:
-        raise MCPError(-32002, f"Resource not found: {uri}", {"uri": uri})
+        raise MCPError(-32602 if sys.argv[-1] == NEW_ONLY else -32002, f"Resource not found: {uri}", {"uri": uri})
     return types.ReadResourceResult(contents=[content])
 
 
@@ -253,14 +358,19 @@ async def list_prompts(_: Any, __: Any) -> types.ListPromptsResult:
                 description="With a resource",
                 arguments=[argument("resourceUri")],
             ),
+            *([types.Prompt(name="test_extra", description="Is there at times")] if more["prompts"] else []),
+            types.Prompt(name="test_input_required_result_prompt", description="Asks for a context"),
             types.Prompt(name="test_prompt_with_image", description="With an image"),
         ]
     )
 
 
-async def get_prompt(_: Any, params: types.GetPromptRequestParams) -> types.GetPromptResult:
+async def get_prompt(_: Any, params: types.GetPromptRequestParams) -> types.GetPromptResult | types.InputRequiredResult:
     args = params.arguments or {}
     content: list[Any]
+    said = params.input_responses or {}
+    if params.name == "test_input_required_result_prompt" and not well_said("user_context", said.get("user_context")):
+        return types.InputRequiredResult(input_requests={"user_context": QUESTIONS["user_context"]})
     match params.name:
         case "test_simple_prompt":
             content = [text("This is a simple prompt for testing.")]
@@ -271,6 +381,8 @@ async def get_prompt(_: Any, params: types.GetPromptRequestParams) -> types.GetP
                 embedded(args["resourceUri"], "Embedded resource content for testing."),
                 text("Please process the embedded resource above."),
             ]
+        case "test_input_required_result_prompt":
+            content = [text(f"In this context: {plain(said['user_context'])}")]
         case "test_prompt_with_image":
             content = [image(), text("Please analyze the image above.")]
         case _:
@@ -287,25 +399,77 @@ async def nothing(_: Any, __: Any) -> types.EmptyResult:
     return types.EmptyResult()
 
 
+bus = InMemorySubscriptionBus()
 server: Any = Server(
     "conformance", version="1.0.0", on_list_tools=list_tools, on_call_tool=call_tool, on_list_resources=list_resources,
     on_list_resource_templates=list_templates, on_read_resource=read_resource, on_list_prompts=list_prompts,
     on_get_prompt=get_prompt, on_completion=complete, on_set_logging_level=nothing,
-    on_subscribe_resource=nothing, on_unsubscribe_resource=nothing,
+    on_subscribe_resource=nothing, on_unsubscribe_resource=nothing, on_subscriptions_listen=ListenHandler(bus),
 )  # fmt: skip
+server.middleware.append(RequestStateBoundary(RequestStateSecurity.ephemeral(), default_audience="conformance"))
+NEW_ONLY = "alone"
+REFUSED: dict[str, Any] = {
+    "code": -32022,
+    "message": "Unsupported protocol version",
+    "data": {"supported": ["2026-07-28"], "requested": ""},
+}
+
+
+class Alone:
+    """Refuses what is of the generation with sessions, over HTTP."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        headers = dict(scope.get("headers", ()))
+        if scope["type"] == "http" and headers.get(b"mcp-protocol-version", b"2025") < b"2026":
+            from starlette.responses import JSONResponse
+
+            said = {"jsonrpc": "2.0", "id": 0, "error": REFUSED}
+            if scope["method"] == "POST":
+                body = b""
+                while not body.endswith(b"}"):
+                    body += (await receive()).get("body", b"") or b"{}"
+                said["id"] = json.loads(body).get("id")
+            await JSONResponse(said, 400)(scope, receive, send)
+            return
+        await self.inner(scope, receive, send)
 
 
 async def main() -> None:
+    alone = sys.argv[-1] == NEW_ONLY
     if sys.argv[1:2] == ["http"]:
         import uvicorn
 
         app = server.streamable_http_app(host="127.0.0.1")
-        await uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="error")).serve()
+        served = Alone(app) if alone else app
+        await uvicorn.Server(
+            uvicorn.Config(served, host="127.0.0.1", port=int(sys.argv[2]), log_level="error", lifespan="on")
+        ).serve()
         return
     from mcp.server.stdio import stdio_server
 
     async with stdio_server() as (read, write):
-        await server.run(read, write, server.create_initialization_options())
+        if not alone:
+            await server.run(read, write, server.create_initialization_options())
+            return
+        send, receive = anyio.create_memory_object_stream[Any](0)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(without_sessions, read, send, write)
+            await server.run(receive, write, server.create_initialization_options())
+
+
+async def without_sessions(read: Any, send: Any, write: Any) -> None:
+    """Refuses the handshake of the generation with sessions, over standard input."""
+    async with send:
+        async for item in read:
+            message = getattr(item, "message", None)
+            if isinstance(message, types.JSONRPCRequest) and message.method == "initialize":
+                error = types.JSONRPCError(jsonrpc="2.0", id=message.id, error=types.ErrorData(**REFUSED))
+                await write.send(SessionMessage(error))
+            else:
+                await send.send(item)
 
 
 if __name__ == "__main__":

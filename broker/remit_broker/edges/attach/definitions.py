@@ -57,7 +57,7 @@ async def offered_by(session: ToolSession) -> Offered:
     """What a live server lists. Raises :class:`~remit_broker.edges.attach.session.ServerError`."""
     can = session.capabilities
     has = [name for name in CAPABILITIES if getattr(can, name) is not None]
-    if can.resources is not None and can.resources.subscribe and session.has_sessions:
+    if can.resources is not None and can.resources.subscribe:
         has.append("subscriptions")
     return Offered(
         tools=await session.tools() if can.tools is not None or not has else (),

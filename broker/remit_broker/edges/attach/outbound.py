@@ -23,6 +23,10 @@ GOVERNED: Final = frozenset(
 )
 
 
+CAN: Final = "io.modelcontextprotocol/clientCapabilities"
+"""The key of ``_meta`` in which a request of the generation 2026-07-28 says what its client can be asked."""
+
+
 @dataclass
 class Outgoing:
     """One governed request. ``handed_over`` turns true when the server may have got it: before that, nothing has happened."""
@@ -32,6 +36,8 @@ class Outgoing:
     handed_over: bool = False
     conversation: Conversation | None = None
     heard: Callable[[dict[str, Any]], Awaitable[None]] | None = None
+    can: dict[str, Any] | None = None
+    """What the client whose call it is can be asked, where it is one that says so; what a server asks is asked of that one."""
 
 
 calling: ContextVar[Outgoing | None] = ContextVar("calling", default=None)
@@ -60,6 +66,8 @@ class Outbound:
         if isinstance(meta, dict):
             meta["traceparent"] = call.traceparent
             meta.pop("tracestate", None)
+            if call.can is not None and CAN in meta:
+                meta[CAN] = call.can
         if not self._http or not call.bearer:
             return item
         # The grant goes where RFC 6750 §2.1 has it, for this one request only.

@@ -11,7 +11,9 @@ import msgspec
 
 from remit_broker.core.backends import scrubbed, worth_hiding
 from remit_broker.edges.attach.conversation import Asked, Conversation, Heard
+from remit_broker.edges.attach.outbound import CAN
 from remit_broker.edges.attach.session import OnProgress, finite, invalid, unavailable
+from remit_broker.edges.attach.wire import NOTHING_SHOWN, Shown
 from remit_schemas.callee import Seen, answer_subject, check_dispatch
 from remit_schemas.canonical import loads
 from remit_schemas.control import Control
@@ -47,6 +49,7 @@ PATIENCE: Final = 900.0
 """Seconds for which a server waits here for what it asked."""
 
 _MESSAGE: Final = 1000
+_RESERVED: Final = ("dev.remit/", "io.modelcontextprotocol/")
 _SAID: Final = 64 * 1024
 
 Publish = Callable[[str, Frame], Awaitable[None]]
@@ -113,10 +116,12 @@ class Calls:
         self.names: Mapping[str, str] = {}
         self.absence = "it is starting"
         self.back_in: float | None = None
-        self.credentials: Callable[[str], Awaitable[dict[str, str]]] | None = None
-        """The headers for the user of a grant, where the server is called with others than the grant."""
-        self.session_of: Callable[[dict[str, str]], Awaitable[Server]] = _no_session
-        """The session in which every request has these headers."""
+        self.credentials: Callable[[str], Awaitable[Shown]] | None = None
+        """What is shown for the user of a grant, where the server is called with anything but the grant."""
+        self.apart = False
+        """Whether each user, or task, has a process of its own."""
+        self.session_of: Callable[[str, str, Shown], Awaitable[Server]] = _no_session
+        """The session for a user and a task, with what the server is shown."""
         self.on_timeout: Callable[[], None] = lambda: None
         self.on_fault: Callable[[Exception], None] = lambda _: None
 
@@ -200,10 +205,10 @@ class Calls:
     async def _first(self, dispatch: Dispatch, grant: Grant, where: str) -> Frame:
         server, op = self._ready(dispatch)
         hidden: tuple[str, ...] = ()
-        if self.credentials is not None:
-            headers = await self.credentials(dispatch.grant)
-            hidden = self._hidden[dispatch.txn, dispatch.hop] = worth_hiding(headers)
-            server = await self.session_of(headers)
+        if self.credentials is not None or self.apart:
+            shown = await self.credentials(dispatch.grant) if self.credentials is not None else NOTHING_SHOWN
+            hidden = self._hidden[dispatch.txn, dispatch.hop] = worth_hiding({**shown.headers, **shown.variables})
+            server = await self.session_of(grant.claims.sub, dispatch.txn, shown)
         await self._publish(where, Started(connection=self._connection))
         voice = _Voice(where, self._publish, hidden)
         conversation = server.begin(
@@ -320,7 +325,7 @@ def _withheld(final: Frame, hidden: tuple[str, ...]) -> Frame:
     return final
 
 
-async def _no_session(_: dict[str, str]) -> Server:
+async def _no_session(user: str, txn: str, shown: Shown) -> Server:
     raise RuntimeError("not wired")
 
 
@@ -387,8 +392,10 @@ def meta_of(dispatch: Dispatch, grant: Grant) -> dict[str, Any]:
     """What a server is told in ``_meta`` (MCP, General fields; keys under a domain of ours): for whom, through whom, and the proof.
 
     A server that wants to be sure verifies ``dev.remit/grant`` with the published keys; the rest is for those that only log it.
+    What the caller's own client wrote stands beside it, under other keys.
     """
     return {
+        **{key: said for key, said in dispatch.meta.items() if key == CAN or not key.startswith(_RESERVED)},
         "dev.remit/grant": grant.token,
         "dev.remit/user": grant.claims.sub,
         "dev.remit/chain": list(grant.chain),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -16,13 +15,13 @@ import mcp_types as types
 from mcp import Client
 from mcp.client._transport import TransportStreams
 from mcp.client.session import IncomingMessage
-from mcp.client.subscriptions import SubscriptionLost
 from mcp.shared.exceptions import MCPError
 from pydantic import RootModel, ValidationError
 
+from remit_broker.edges.attach.changes import Changes
 from remit_broker.edges.attach.child import Child, start
 from remit_broker.edges.attach.conversation import Asked, Conversation, Heard
-from remit_broker.edges.attach.outbound import Outbound, Outgoing, calling
+from remit_broker.edges.attach.outbound import CAN, Outbound, Outgoing, calling
 from remit_broker.edges.attach.server_log import ServerLog
 from remit_broker.edges.attach.source import HttpSource, Source
 from remit_broker.edges.attach.stdio import stdio
@@ -104,6 +103,8 @@ class ToolSession:
         self._abandoned: set[asyncio.Task[dict[str, Any]]] = set()
         self._open: dict[int, Conversation] = {}
         self.in_flight = 0
+        self.changes: Changes | None = None
+        """Where a server without sessions tells of changes."""
 
     @property
     def pid(self) -> int | None:
@@ -185,7 +186,12 @@ class ToolSession:
         """
         if self.ended.is_set():
             raise unavailable(self.reason, "none")
-        outgoing = Outgoing(traceparent=meta["traceparent"], bearer="" if self._as_user else meta["dev.remit/grant"])
+        can = meta.get(CAN)
+        meta = {key: said for key, said in meta.items() if key != CAN}
+        outgoing = Outgoing(
+            traceparent=meta["traceparent"], bearer="" if self._as_user else meta["dev.remit/grant"],
+            can=can if isinstance(can, dict) else None,
+        )  # fmt: skip
         conversation = Conversation(
             outgoing, lambda more: self._request(outgoing, op, args, {**more, "_meta": meta}, progress)
         )
@@ -236,6 +242,9 @@ class ToolSession:
         self, outgoing: Outgoing, op: str, args: dict[str, Any], more: dict[str, Any], report: OnProgress
     ) -> dict[str, Any]:
         calling.set(outgoing)
+        if op == SUBSCRIBE and self.changes is not None:
+            await self.changes.want(str(args.get("uri")))
+            return {"remit/kind": op}
 
         async def on_progress(progress: float, total: float | None, message: str | None) -> None:
             await report(progress, total, message or "")
@@ -416,8 +425,9 @@ async def open_session(
         except _OtherGenerationError:
             session = await enter(stack, "auto")
         live.append(session)
-        listening = asyncio.create_task(_listen(session._client, on_change))
-        stack.callback(listening.cancel)
+        if not session.has_sessions:
+            session.changes = Changes(session._client, on_change, on_update)
+            stack.callback(asyncio.create_task(session.changes.run()).cancel)
         yield session
 
 
@@ -468,21 +478,6 @@ async def _transport(child: Child | None, http: Http | None, log: ServerLog) -> 
     elif http is not None:
         async with http.streams() as (read, write):
             yield read, Outbound(write, http=True)
-
-
-async def _listen(client: Client, on_change: Callable[[], None]) -> None:
-    """Changes of the list as the 2026-07-28 generation tells them: on a stream that has to be asked for."""
-    tools = client.server_capabilities.tools
-    if client.session.discover_result is None or tools is None or not tools.list_changed:
-        return
-    while True:
-        with contextlib.suppress(MCPError, SubscriptionLost, TimeoutError, ValidationError):
-            async with client.listen(tools_list_changed=True) as changes:
-                async for _ in changes:
-                    on_change()
-        await asyncio.sleep(5.0)
-        # Whatever changed while nobody listened.
-        on_change()
 
 
 def _identity(client: Client) -> ServerIdentity:

@@ -48,7 +48,7 @@ class Person(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class VaultDesk:
-    """The vault of one tenant. ``store`` is None where there is none: nothing is shown then, but who is held and erased is recorded."""
+    """The vault of one tenant. ``store`` is None where there is none: nothing is shown then, and nobody erased."""
 
     def __init__(
         self,
@@ -94,11 +94,18 @@ class VaultDesk:
         return found
 
     async def erase(self, wish: Person, who: str) -> dict[str, Any]:
-        """Destroy the key of a person and all that lies under it. Refuses CONFLICT where somebody has it held.
+        """Destroy the key of a person and all that lies under it. Refuses CONFLICT where somebody has it held, or there is no vault.
 
         INVARIANT: what is held is not erased, whichever of the two is asked first (test_a_hold_refuses_an_erasure).
         """
         _named(wish)
+        if self._store is None:
+            # INVARIANT: nobody is told that something was erased which lies there still
+            # (test_without_a_vault_nothing_is_kept_or_erased).
+            raise refusal(
+                Code.CONFLICT, "the vault is switched off: what was kept in it before cannot be reached", rule="vault.off",
+                ask="[vault] on = true in remit.toml, arguments = 0 and results = 0 to keep nothing more; then erase",
+            )  # fmt: skip
         async with self._erasing:
             if (hold := (await self._standing()).holds.get(wish.user)) is not None:
                 raise _held(hold)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Container
 from typing import Any, Final
 
 import msgspec
 
-from remit_broker.edges.mcp.jsonrpc import INVALID_PARAMS, Fault
+from remit_broker.edges.mcp.jsonrpc import INVALID_PARAMS, RESOURCE_NOT_FOUND, Fault
 from remit_schemas.envelope import Error, Result
 from remit_schemas.errors import SURFACES, Code, ErrorBody
 
@@ -14,6 +16,8 @@ ERROR: Final = "dev.remit/error"
 """The key in ``_meta`` (and in the data of an error) under which the body of a refusal is."""
 TXN: Final = "dev.remit/txn"
 HOP: Final = "dev.remit/hop"
+MISSING_CAPABILITY: Final = -32021
+_BY_SERVER: Final = re.compile(r"the server answered with error (-\d{1,9}): (.*)", re.DOTALL)
 _SERVER: Final = "io.modelcontextprotocol/serverInfo"
 _LISTED: Final = 5000
 _CACHED: Final = {
@@ -65,6 +69,21 @@ def tool_result(frame: Result | Error, txn: str, hop: str) -> dict[str, Any]:
     value = frame.value if isinstance(frame.value, dict) else {"content": [], "structuredContent": frame.value}
     meta = value.get("_meta")
     return {**value, "_meta": {**(meta if isinstance(meta, dict) else {}), TXN: txn, HOP: hop}}
+
+
+def said_by_server(body: ErrorBody, can: Container[str]) -> Fault | None:
+    """What a server answered as an error of the protocol, where a client of it has to know the code; None for all else."""
+    found = _BY_SERVER.match(body.message) if body.rule == "attach.server-error" else None
+    code = int(found[1]) if found else 0
+    if found is None or code not in (INVALID_PARAMS, RESOURCE_NOT_FOUND, MISSING_CAPABILITY):
+        return None
+    data: dict[str, Any] = {ERROR: plain(body)}
+    if code == MISSING_CAPABILITY:
+        lacks: dict[str, Any] = {
+            name: {} for name in ("sampling", "elicitation", "roots") if name in found[2] and name not in can
+        }
+        data = {"requiredCapabilities": lacks, **data}
+    return Fault(code, found[2], data)
 
 
 def fault_of(body: ErrorBody, code: int | None = None) -> Fault:

@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from remit_broker.edges.mcp.jsonrpc import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
@@ -34,6 +36,9 @@ STATUS: Final = {-32700: 400, -32600: 400, -32602: 400, -32020: 400, -32021: 400
 """HTTP status of an answer that is an error; 200 for every other."""
 
 _TAKEN: Final = frozenset({HEADER_MISMATCH, -32021, UNSUPPORTED_VERSION})
+MAX_META: Final = 16 * 1024
+"""Bytes of ``_meta`` that are passed on to a server."""
+_OURS: Final = frozenset({"progressToken", "traceparent", "tracestate", "baggage"})
 _NAMED: Final = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 _HEADERS: Final = ("mcp-protocol-version", "mcp-method", "mcp-name")
 CARRIED: Final = "remit-carried"
@@ -45,18 +50,31 @@ _ENCODED: Final = re.compile(r"=\?base64\?(.*)\?=")
 class Envelope(NamedTuple):
     """What a request says of its client. ``level`` is None where it wants no log messages."""
 
-    can: frozenset[str]
+    can: dict[str, Any]
     client: dict[str, Any]
     level: str | None
     meta: dict[str, Any]
 
 
+def passed_on(meta: dict[str, Any], can: dict[str, Any]) -> dict[str, Any]:
+    """What of a client's ``_meta`` is for the server, and what the client can be asked. Raises :class:`Fault` for too much.
+
+    INVARIANT: what is the protocol's between two neighbours, and what only Remit may say, is not passed on
+    (test_what_a_client_writes_into_meta_reaches_the_server).
+    """
+    kept = {
+        key: said for key, said in meta.items() if key not in _OURS and not key.startswith((PROTOCOL, "dev.remit/"))
+    }
+    if len(msgspec.json.encode(kept)) > MAX_META:
+        raise Fault(INVALID_PARAMS, f"_meta is too large: at most {MAX_META} bytes are passed on")
+    return kept | {_CAN: can}
+
+
 def is_stateless(version: str | None, call: Call) -> bool:
     """Whether a message is of the generation without sessions: by what is in it, or by a revision in its header that has none."""
-    if call.method == "initialize":
-        return False
     meta = call.params.get("_meta")
-    return (isinstance(meta, dict) and (_VERSION in meta or _CAN in meta)) or version == REVISION
+    says = isinstance(meta, dict) and (_VERSION in meta or _CAN in meta)
+    return version == REVISION or (says and call.method != "initialize")
 
 
 def opened(call: Call, headers: Mapping[str, Sequence[str]], known: Sequence[str]) -> Envelope:
@@ -75,9 +93,7 @@ def opened(call: Call, headers: Mapping[str, Sequence[str]], known: Sequence[str
     if not isinstance(can, dict):
         raise Fault(INVALID_PARAMS, f"{_CAN} is an object")
     about, level = meta.get(_ABOUT), meta.get(_LEVEL)
-    return Envelope(
-        frozenset(can), about if isinstance(about, dict) else {}, level if isinstance(level, str) else None, meta
-    )
+    return Envelope(can, about if isinstance(about, dict) else {}, level if isinstance(level, str) else None, meta)
 
 
 def _agree(call: Call, version: Any, headers: Mapping[str, Sequence[str]]) -> None:
@@ -163,7 +179,8 @@ def in_this_revision(fault: Fault) -> Fault:
     """
     if fault.code == RESOURCE_NOT_FOUND and "uri" in (fault.data or {}):
         return Fault(INVALID_PARAMS, fault.message, fault.data)
-    return Fault(INTERNAL_ERROR, fault.message, fault.data) if fault.code in _TAKEN else fault
+    taken = fault.code in _TAKEN and "requiredCapabilities" not in (fault.data or {})
+    return Fault(INTERNAL_ERROR, fault.message, fault.data) if taken else fault
 
 
 def _only(headers: Mapping[str, Sequence[str]], name: str) -> str | None:

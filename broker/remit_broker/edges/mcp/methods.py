@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any, Final
 
 from remit_broker import __version__
 from remit_broker.edges.mcp import finder
-from remit_broker.edges.mcp.answers import fault_of, refused_tool, tool_result
+from remit_broker.edges.mcp.answers import MISSING_CAPABILITY, fault_of, refused_tool, said_by_server, tool_result
 from remit_broker.edges.mcp.catalogue import Catalogue, Pages, described
 from remit_broker.edges.mcp.hops import LEVELS, Ended, Hops
 from remit_broker.edges.mcp.jsonrpc import INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND, Call, Fault
@@ -93,7 +93,13 @@ class Methods:
             name, args = said
         resource = self._tool(name)
         try:
-            return tool_result(*await self._hops.run(call, resource, args, tell))
+            ended = await self._hops.run(call, resource, args, tell)
+            if isinstance(ended.frame, Error):
+                fault = said_by_server(ended.frame.error, self._session.can)
+                if fault is not None and fault.code == MISSING_CAPABILITY:
+                    # For its client to act on, not for a model to read.
+                    raise fault
+            return tool_result(*ended)
         except Refusal as no:
             # Before there was a hop: no room, no task.
             return refused_tool(no.body)
@@ -119,7 +125,10 @@ class Methods:
         server = self._catalogue.server_of_uri(uri)
         if server is None:
             raise Fault(RESOURCE_NOT_FOUND, "Resource not found", {"uri": uri[:512]})
-        return _answered(await self._hops.run(call, Resource("mcp", server, "$resource"), {"uri": uri}, tell))
+        try:
+            return _answered(await self._hops.run(call, Resource("mcp", server, "$resource"), {"uri": uri}, tell))
+        except Fault as fault:
+            raise Fault(fault.code, fault.message, {"uri": uri[:512], **(fault.data or {})}) from None
 
     async def _subscribe(self, call: Call, tell: Tell) -> dict[str, Any]:
         uri = call.params.get("uri")
@@ -141,7 +150,7 @@ class Methods:
             raise Fault(INVALID_PARAMS, f"Unknown prompt: {name[:64]}")
         server, own = known
         args = {"name": own, **({"arguments": arguments} if arguments else {})}
-        return _answered(await self._hops.run(call, Resource("mcp", server, "$prompt"), args, tell))
+        return _answered(await self._hops.run(call, Resource("mcp", server, "$prompt"), args, tell), self._session.can)
 
     async def _complete(self, call: Call, tell: Tell) -> dict[str, Any]:
         ref, argument = call.params.get("ref"), call.params.get("argument")
@@ -197,9 +206,11 @@ def refused(no: Refusal) -> Fault:
     return fault_of(no.body)
 
 
-def _answered(ended: Ended) -> dict[str, Any]:
+def _answered(ended: Ended, can: Container[str] = ()) -> dict[str, Any]:
     frame = ended.frame
     if isinstance(frame, Error):
         body = frame.error
+        if (said := said_by_server(body, can)) is not None:
+            raise said
         raise fault_of(body, INVALID_PARAMS if body.code in (Code.UNKNOWN_TARGET, Code.ARGUMENTS_INVALID) else None)
     return frame.value if isinstance(frame.value, dict) else {}

@@ -11,10 +11,11 @@ import asyncio
 import hmac
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, Final, NamedTuple
 
 from remit_broker.edges.inside import Calls
+from remit_broker.edges.mcp.deputies import AGENT
 from remit_broker.edges.mcp.hops import Aim, Ended, Hops, Waits, asks_of, meta_of
 from remit_broker.edges.mcp.jsonrpc import INVALID_PARAMS, METHOD_NOT_FOUND, RESULT_REFUSED, Call, Fault, Id
 from remit_broker.edges.mcp.session import NEEDS, Session, Tell
@@ -106,13 +107,15 @@ class Rounds(Hops):
     def __init__(self, session: Session, calls: Calls, seconds: float, parked: Parked | None) -> None:
         super().__init__(session, calls, seconds)
         self._parked = parked
+        self._given: Any = None
 
     async def run(self, call: Call, resource: Resource, args: dict[str, Any], tell: Tell) -> Ended:
         """The hop to its end. Raises :class:`Asking` where it waits, and :class:`Fault` where another call is made with its state."""
         if self._parked is None:
+            self._given = call.params.get("inputResponses")
             return await super().run(call, resource, args, tell)
         # INVARIANT: answers go to the call they were asked for (test_a_state_of_a_request_is_of_use_to_nobody_else_and_only_once).
-        if self._parked.waits.aim != Aim(resource, args):
+        if self._parked.waits.aim != Aim(resource, args, meta_of(call.params).get(AGENT)):
             self._parked.waits.running.give_up()
             raise invalid_state()
         return await self._once(call, resource, args, tell)
@@ -132,12 +135,16 @@ class Rounds(Hops):
         # INVARIANT: a client is asked nothing that it did not say it can be asked
         # (test_a_client_without_a_session_is_asked_only_what_it_can_be_asked).
         can = {key: one for key, one in asks.items() if NEEDS.get(str(one.get("method"))) in self._session.can}
+        given, self._given = self._given, None
         if asks and not can:
             return _answers(asks, {}, self._session.can)
+        if can and isinstance(given, dict) and all(isinstance(given.get(key), dict) for key in can):
+            # It knew what it would be asked: those answers go the same way as others.
+            return _answers(asks, given, self._session.can)
         raise Asking(waits, can)
 
 
-def _answers(asks: dict[str, dict[str, Any]], said: Any, can: frozenset[str]) -> dict[str, Any]:
+def _answers(asks: dict[str, dict[str, Any]], said: Any, can: Container[str | None]) -> dict[str, Any]:
     answers: dict[str, Any] = {}
     given = said if isinstance(said, dict) else {}
     for key, one in asks.items():

@@ -57,7 +57,7 @@ class Session:
         self.running: dict[Id, Running | None] = {}
         self.unwanted: set[Id] = set()
         self.ended = False
-        self.can: frozenset[str] = frozenset()
+        self.can: dict[str, Any] = {}
         """What the client says that it can be asked for: ``sampling``, ``elicitation``, ``roots``."""
         self.level = "info"
         self.subscribed: dict[str, str] = {}

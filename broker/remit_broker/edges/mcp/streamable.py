@@ -17,6 +17,7 @@ from remit_broker.edges.http.operators import Operator, bearer
 from remit_broker.edges.inside import Calls
 from remit_broker.edges.mcp.access import Holder, Who, as_holder, as_user, presented, tenant_of
 from remit_broker.edges.mcp.catalogue import Catalogue, Pages
+from remit_broker.edges.mcp.deputies import Deputies
 from remit_broker.edges.mcp.envelope import REVISION, is_stateless
 from remit_broker.edges.mcp.hops import Hops
 from remit_broker.edges.mcp.jsonrpc import (
@@ -189,11 +190,11 @@ class Streamable:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
             return whole(failed(None, Fault(INVALID_REQUEST, f"send {JSON}")), 415)
         message = parse(await body_of(request))
-        if isinstance(message, Call) and message.method == "initialize" and message.id is not None:
-            return self._initialize(message, who, place, view)
         if isinstance(message, Call) and is_stateless(request.headers.get(VERSION), message):
             client = Client(who, view, self._catalogue(view, who, place), place.calls, lambda: self._task(who, place))
             return await self._stateless.answer(request, message, client)
+        if isinstance(message, Call) and message.method == "initialize" and message.id is not None:
+            return self._initialize(message, who, place, view)
         session = self._session(request, who, view)
         if isinstance(session, Response):
             return session
@@ -215,7 +216,8 @@ class Streamable:
 
     def _task(self, who: Who, place: Place) -> Task:
         if isinstance(who, Holder):
-            return Continued(who)
+            agents = {one.name: one.name for one in place.desk.directory.principals() if one.kind == "agent"}
+            return Continued(who, Deputies(who.tenant, agents, place.desk.ports, place.agents))
         return Opened(who, self._rules_for(who), place.desk.ports, place.agents, place.seed)
 
     def _initialize(self, call: Call, who: Who, place: Place, view: str | None) -> Response:
@@ -227,7 +229,7 @@ class Streamable:
         session = Session(
             who.key, view, task, version=agreed(wanted), client=about if isinstance(about, dict) else {},
         )  # fmt: skip
-        session.can = frozenset(call.params["capabilities"])
+        session.can = call.params["capabilities"]
         self._sessions.add(session)
         found = self._catalogue(view, who, place).servers()
         told = welcome(session.version, view, found[0].server if found else {}, [one.offers for one in found])
