@@ -33,7 +33,14 @@ def serve_clients(
     places = {
         desk.tenant: Place(desk, inside[desk.tenant], registries.of(desk.tenant), new_user_seed()) for desk in desks
     }
-    rules = Rules(agent=config.agent, scopes=given.scopes, budget=given.budget, idle=config.idle, view=config.view)
+    rules = Rules(
+        agent=config.agent,
+        scopes=given.scopes,
+        budget=given.budget,
+        idle=config.idle,
+        view=config.view,
+        sub_agents=config.sub_agents,
+    )
     clients = Streamable(places, door, rules, config.call_ttl, secrets.token_bytes(32), fault)
     for tenant in places:
         registries.of(tenant).heard.append(functools.partial(clients.changed, tenant))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Final
 
+import msgspec
 from nats.js import JetStreamContext
 
 from remit_broker.adapters.backends import Backends
@@ -27,11 +29,15 @@ from remit_broker.edges.http.oauth.wiring import OAuth
 from remit_broker.edges.http.operators import Operator, elsewhere_of
 from remit_broker.hop.revoked import withheld
 from remit_broker.ports import Clock
+from remit_schemas import jws
 from remit_schemas.grant import Grant, parse, verify_ancestor
 from remit_schemas.keys import KeySet
 
 REGISTRATIONS = (0.5, 60)
 """Per second on average, and at once: of clients that register and of documents that are fetched."""
+
+ASSERTION: Final = "oauth-id-jag+jwt"
+"""The type of an identity assertion (draft-ietf-oauth-identity-assertion-authz-grant)."""
 
 
 async def backends(
@@ -42,7 +48,11 @@ async def backends(
     file = folder / config.secrets.key_file if config.secrets.key_file else None
     store = SecretStore(KeySealer.of(file, keys.results_key))
     await store.start(js, config.bus.replicas)
-    return store, Backends(config.backends, store, clock, folder)
+    found = Backends(config.backends, store, clock, folder)
+    found.issuer = config.issuer
+    # A type of its own: it passes for no grant, and the key is that of /.well-known/jwks.json at the time.
+    found.vouch = lambda claims: jws.sign(msgspec.json.encode(claims), ASSERTION, keys.signing)
+    return store, found
 
 
 class Signin:

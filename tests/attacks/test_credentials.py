@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import sys
+from base64 import b64decode, urlsafe_b64decode
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from urllib.parse import parse_qs
 import httpx
 import pytest
 import pytest_asyncio
+from jwt import PyJWK
 
 from remit_broker.adapters.errors import ConfigError
 from remit_broker.adapters.secret_store import KeySealer, SecretStore
@@ -56,8 +58,9 @@ class Authority:
         body = await reader.readexactly(int(headers["content-length"]))
         form = {name: values[0] for name, values in parse_qs(body.decode()).items()}
         self.asked.append((headers, form))
+        user = claims_of(form.get("subject_token") or form["assertion"])["sub"]
         told = self.answer or {
-            "access_token": f"exchanged-for-{claims_of(form['subject_token'])['sub']}", "token_type": "Bearer", "expires_in": 300,
+            "access_token": f"exchanged-for-{user}", "token_type": "Bearer", "expires_in": 300,
             "issued_token_type": "urn:ietf:params:oauth:token-type:access_token",
         }  # fmt: skip
         status = b"200 OK" if "access_token" in told else b"400 Bad Request"
@@ -125,7 +128,11 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
             stack.push_async_callback(process.wait)
             stack.callback(process.terminate)
             await listens(at)
-        backends = {**KINDS, "crm": exchange, "strict": {"kind": "secret"}}
+        vouched = {
+            "kind": "assertion", "token_endpoint": authority.url, "authorization_server": "https://as.example",
+            "resource": "https://mcp.example", "scope": "read", "client_id": "remit", "secret_file": "client.secret",
+        }  # fmt: skip
+        backends = {**KINDS, "crm": exchange, "vouched": vouched, "strict": {"kind": "secret"}}
         front = await stack.enter_async_context(front_of(folder, {"backends": backends}, servers=()))
         house = House(front, authority)
         await house.post("/api/secrets", server="strict", service=True, value="good-service")
@@ -196,6 +203,29 @@ async def test_a_token_is_exchanged_for_each_user_and_the_grant_is_its_subject(h
         no = await house.call("crm", "seen", "carl")
         assert no.is_error and "credentials.missing" in no.content[0].text and "eyJ" not in no.content[0].text
     authority.answer = None
+
+
+async def test_an_assertion_names_its_user_its_client_and_its_authorization_server(house: House) -> None:
+    for user in ("ann", "ben"):
+        assert await house.seen("vouched", user) == {"authorization": digest(f"Bearer exchanged-for-{user}")}
+    headers, form = house.authority.asked[-1]
+    assert set(form) == {"grant_type", "assertion", "scope"} and headers["authorization"].startswith("Basic ")
+    assert form["grant_type"] == "urn:ietf:params:oauth:grant-type:jwt-bearer"
+    token = form["assertion"]
+    header = json.loads(b64decode(token.partition(".")[0] + "=="))
+    keys = (await house.front.http.get(f"{house.front.url}/.well-known/jwks.json")).json()["keys"]
+    key = PyJWK(next(one for one in keys if one["kid"] == header["kid"]) | {"alg": "EdDSA"})
+    assert header["typ"] == "oauth-id-jag+jwt"
+    signed, _, mark = token.rpartition(".")
+    key.key.verify(urlsafe_b64decode(mark + "=="), signed.encode())
+    said = claims_of(token)
+    assert said["exp"] - said["iat"] == 60 and len(said["jti"]) == 32
+    assert {name: said[name] for name in said if name not in ("exp", "iat", "jti", "iss")} == {
+        "sub": "ben", "aud": "https://as.example", "client_id": "remit", "resource": "https://mcp.example", "scope": "read",
+    }  # fmt: skip
+    # It is of use to that server alone: here it is nobody's token.
+    raw = house.front.raw("/mcp", token)
+    assert (await raw.post({"jsonrpc": "2.0", "id": 1, "method": "ping"})).status_code == 401
 
 
 async def test_a_server_that_echoes_its_credential_tells_nobody(house: House) -> None:

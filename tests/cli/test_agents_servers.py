@@ -85,6 +85,8 @@ def test_a_server_is_listed_with_its_tools(served: Running) -> None:
         ["other", "--env", "X", "--", "x"],
         ["tools", "--", "x"],
         ["other", "--url", "file:///etc/passwd"],
+        ["other", "--process", "agent", "--", "x"],
+        ["other", "--process", "user", "--url", "http://127.0.0.1:1"],
     ],
 )
 def test_a_server_that_cannot_be_added_is_refused_and_leaves_nothing(served: Running, words: list[str]) -> None:

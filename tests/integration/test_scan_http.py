@@ -231,3 +231,62 @@ async def test_a_server_of_the_sdk_is_scanned_over_http() -> None:
     assert report.server["name"] == "well-behaved"
     assert not {"http.origin", "http.host"} & set(found)
     assert not [rule for rule in found if rule.startswith("protocol.")]
+
+
+GOOD = {
+    "authorization_endpoint": "HERE/authorize", "token_endpoint": "HERE/token", "code_challenge_methods_supported": ["S256"],
+    "registration_endpoint": "HERE/register", "response_types_supported": ["code"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "rules"),
+    [
+        ({}, set()),
+        ({"issuer": "https://another.example"}, {"auth.issuer"}),
+        ({"code_challenge_methods_supported": None}, {"auth.pkce"}),
+        ({"code_challenge_methods_supported": ["plain", "S256"]}, {"auth.pkce"}),
+        ({"grant_types_supported": ["password"]}, {"auth.grants"}),
+        ({"response_types_supported": ["code", "id_token token"]}, {"auth.grants"}),
+        ({"registration_endpoint": None}, {"auth.registration"}),
+    ],
+)
+async def test_what_the_authorization_server_lacks_is_found(changes: dict[str, Any], rules: set[str]) -> None:
+    def answer(path: str, headers: dict[str, str], body: bytes) -> Answer:
+        here = f"http://{headers['host']}"
+        if path == "/.well-known/oauth-protected-resource/mcp":
+            return 200, {}, {"resource": f"{here}/mcp", "authorization_servers": [f"{here}/login"]}
+        if path == "/.well-known/oauth-authorization-server/login":
+            told = {
+                name: said for name, said in {"issuer": f"{here}/login", **GOOD, **changes}.items() if said is not None
+            }
+            return 200, {}, json.dumps(told).replace("HERE", here).encode()
+        return guarded(path, headers, body)
+
+    async with served(answer) as (url, _):
+        found = by_rule(await look(url, "good"))
+    assert set(found) - {"http.plain"} == rules
+
+
+async def test_an_authorization_server_at_the_same_place_without_metadata_is_found() -> None:
+    def answer(path: str, headers: dict[str, str], body: bytes) -> Answer:
+        if path == "/.well-known/oauth-protected-resource/mcp":
+            here = f"http://{headers['host']}"
+            return 200, {}, {"resource": f"{here}/mcp", "authorization_servers": [here]}
+        return guarded(path, headers, body)
+
+    async with served(answer) as (url, _):
+        assert "auth.server" in by_rule(await look(url, "good"))
+
+
+async def test_an_authorization_server_elsewhere_is_not_asked() -> None:
+    async with served(careless) as (elsewhere, asked):
+
+        def answer(path: str, headers: dict[str, str], body: bytes) -> Answer:
+            if path == "/.well-known/oauth-protected-resource/mcp":
+                return 200, {}, {"resource": f"http://{headers['host']}/mcp", "authorization_servers": [elsewhere]}
+            return guarded(path, headers, body)
+
+        async with served(answer) as (url, _):
+            await look(url, "good")
+    assert asked == []

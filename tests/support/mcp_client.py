@@ -43,10 +43,12 @@ class Front:
         """What stands behind the routes, with its sessions."""
         return self.lab.broker._clients
 
-    async def attach(self, name: str, what: Source | None = None, stack: AsyncExitStack | None = None) -> Attached:
+    async def attach(
+        self, name: str, what: Source | None = None, stack: AsyncExitStack | None = None, log: Path | None = None
+    ) -> Attached:
         """Attach a server, by default the well-behaved one, and wait until its tools are there."""
         path = await self.lab.agent(name, kind="mcp")
-        worker = AttachWorker(name, what or well_behaved(), read_credentials(path), timing=HASTY)
+        worker = AttachWorker(name, what or well_behaved(), read_credentials(path), timing=HASTY, log=log)
         attached = Attached(worker, [])
         if stack is not None:
             stack.push_async_callback(attached.stop)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 from base64 import b64encode
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
@@ -16,12 +17,14 @@ from remit_broker.adapters.private_files import read_private
 from remit_broker.adapters.secret_store import SecretStore
 from remit_broker.adapters.upstream import Connections
 from remit_broker.core.addresses import network
-from remit_broker.core.backends import SERVICE, BackendConfig, headers_of, is_secret
+from remit_broker.core.backends import SERVICE, BackendConfig, asserted, headers_of, is_secret, shown_of
 from remit_broker.core.oauth import EXCHANGE, JWT
 from remit_broker.ports import Clock
 from remit_schemas.canonical import loads
 from remit_schemas.errors import Code, Refusal, refusal
 
+BEARER: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+"""The grant type of RFC 7523, section 2.1, which an identity assertion is used with."""
 EARLY: Final = 10.0
 """Seconds before its end from which a token is not used any more."""
 KNOWN: Final = 4096
@@ -43,6 +46,9 @@ class Backends:
 
     def __init__(self, tables: Mapping[str, BackendConfig], secrets: SecretStore, clock: Clock, folder: Path) -> None:
         self._tables, self._secrets, self._clock, self._folder = tables, secrets, clock, folder
+        self.vouch: Callable[[dict[str, Any]], str] | None = None
+        """Signs an identity assertion."""
+        self.issuer = ""
         self.connections: Connections | None = None
         """Logins of users at servers, where there is an HTTP edge to come back to."""
         # The operator names these endpoints, and may well have them in a network of their own.
@@ -53,9 +59,13 @@ class Backends:
         """What a server is shown: by default the grant, which is in every dispatch already."""
         return self._tables[server].kind if server in self._tables else "grant"
 
+    def variable(self, server: str) -> str:
+        """The variable that a server finds its credential in; empty where it is sent one in a header."""
+        return self._tables[server].variable if server in self._tables else ""
+
     async def listing(self, tenant: str, server: str) -> dict[str, str]:
         """The headers with which a server is asked what it serves: its service account, if one was set."""
-        found = await self._secrets.get(tenant, server, SERVICE)
+        found = await self._secrets.get(tenant, server, SERVICE) if not self.variable(server) else None
         return headers_of(self._tables.get(server, BackendConfig()), found.value) if found is not None else {}
 
     async def headers(self, at: tuple[str, str, str, str], grant: str) -> dict[str, str]:
@@ -73,13 +83,13 @@ class Backends:
             case "none":
                 return {}
             case "secret":
-                return headers_of(table, await self._kept(wanted, wanted.user))
+                return shown_of(table, await self._kept(wanted, wanted.user))
             case "service":
-                return headers_of(table, await self._kept(wanted, SERVICE))
+                return shown_of(table, await self._kept(wanted, SERVICE))
             case "oauth":
-                return headers_of(table, await self._connected().access(wanted.tenant, wanted.user, wanted.server))
-            case "exchange":
-                return headers_of(table, await self._exchanged(wanted, table))
+                return shown_of(table, await self._connected().access(wanted.tenant, wanted.user, wanted.server))
+            case "exchange" | "assertion":
+                return shown_of(table, await self._exchanged(wanted, table))
             case _:
                 return headers_of(table, wanted.grant)
 
@@ -126,11 +136,18 @@ class Backends:
             self._tokens.popitem(last=False)
         return token
 
+    def _assertion(self, wanted: Wanted, table: BackendConfig) -> dict[str, str]:
+        if self.vouch is None:
+            raise RuntimeError("not wired")
+        claims = asserted(table, self.issuer, wanted.user, secrets.token_hex(16), int(self._clock.now()))
+        form = {"grant_type": BEARER, "assertion": self.vouch(claims)}
+        return form | ({"scope": table.scope} if table.scope else {})
+
     async def _asked(self, wanted: Wanted, table: BackendConfig) -> dict[str, Any]:
-        # INVARIANT: what a user or a client brought is passed on to nobody: the subject is the grant of this very hop
+        # INVARIANT: what a user or a client brought is passed on to nobody: the subject is the grant of this very hop, or what we
+        # ourselves assert
         # (test_a_token_is_exchanged_for_each_user_and_the_grant_is_its_subject).
-        form = {"grant_type": EXCHANGE, "subject_token": wanted.grant, "subject_token_type": JWT}
-        form |= {name: said for name in ("audience", "resource", "scope") if (said := getattr(table, name))}
+        form = self._assertion(wanted, table) if table.kind == "assertion" else _subject(wanted, table)
         headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
         if table.secret_file:
             secret = read_private(self._folder / table.secret_file).decode().strip()
@@ -147,9 +164,14 @@ class Backends:
             ) from None
         if answer.status != 200 or not isinstance(found, dict):
             # Its own words are not passed on: they may quote what it got.
-            why = f"its authorization server refuses the exchange with status {answer.status}"
+            why = f"its authorization server refuses the {table.kind} with status {answer.status}"
             raise _none(wanted, why, "tell an operator; the server may not know this user")
         return found
+
+
+def _subject(wanted: Wanted, table: BackendConfig) -> dict[str, str]:
+    form = {"grant_type": EXCHANGE, "subject_token": wanted.grant, "subject_token_type": JWT}
+    return form | {name: said for name in ("audience", "resource", "scope") if (said := getattr(table, name))}
 
 
 def _none(wanted: Wanted, why: str, ask: str) -> Refusal:

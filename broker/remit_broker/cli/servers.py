@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -58,12 +58,21 @@ def add(
     network: Network = False,
     uncontained: Uncontained = False,
     limit: Limit = None,
+    process: Annotated[
+        str, typer.Option(help="Who has a process of it: server (all one), user or txn (each its own).")
+    ] = "server",
     tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Have the broker run (or reach) an MCP server on its own machine: remit servers add git -- mcp-server-git."""
-    from remit_broker.edges.attach.servers_file import ServerEntry, ServersFileError, read_servers, write_servers
+    from remit_broker.edges.attach.servers_file import (
+        ServerEntry,
+        ServersFileError,
+        read_servers,
+        sharing_of,
+        write_servers,
+    )
     from remit_broker.edges.attach.source import SourceError, StdioSource, source
 
     settings = load(config)
@@ -71,7 +80,10 @@ def add(
     try:
         folder = cwd.absolute() if cwd else None
         room = None if url else room_for(words or [], folder, read, write, network=network, uncontained=uncontained)
-        found = source(words, url, cwd=folder, env=_variables(env) or None, room=room, limits=limits_of(limit))
+        sharing = sharing_of({"process": process})
+        found = source(
+            words, url, cwd=folder, env=_variables(env) or None, room=room, limits=limits_of(limit), sharing=sharing
+        )
         entry = ServerEntry(name, found)
         entries = read_servers(file)
     except (SourceError, ServersFileError) as bad:
@@ -110,7 +122,7 @@ def list_(tenant: Tenant = None, config: Config = None, as_json: Json = False) -
         out.print(
             line(
                 (server["name"], "bold"),
-                f"  {server['state']}  {len(tools)} tools  {server.get('reason', '')}".rstrip(),
+                f"  {server['state']}  {len(tools)} tools{_others(server)}  {server.get('reason', '')}".rstrip(),
                 (f"  {server['contained']}" if server.get("contained") else "", "dim"),
             )
         )
@@ -125,6 +137,11 @@ def list_(tenant: Tenant = None, config: Config = None, as_json: Json = False) -
             )
     if not found:
         out.print("none yet  → remit servers add NAME -- CMD")
+
+
+def _others(server: dict[str, Any]) -> str:
+    count = server.get("processes", 0)
+    return f"  {count} process{'es' if count != 1 else ''} of users" if count else ""
 
 
 @app.command("remove")

@@ -179,7 +179,8 @@ class ContentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class McpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Clients of MCP. ``agent`` is the name under which they call where they bring no grant; ``scopes`` and ``budget`` are what
     each of their sessions is given; ``call_ttl`` is the longest that one call may take, in seconds, and ``idle`` the time after
-    which a session goes on in another task.
+    which a session goes on in another task. ``view`` is what they see at ``/mcp``: all ``tools``, or three that ``search`` them.
+    ``sub_agents`` are names that they may say their sub-agents have.
     """
 
     agent: str = "mcp-client"
@@ -188,6 +189,7 @@ class McpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     call_ttl: Annotated[float, msgspec.Meta(gt=0, le=28_800)] = 600.0
     idle: Annotated[float, msgspec.Meta(ge=1, le=28_800)] = 900.0
     view: Literal["tools", "search"] = "tools"
+    sub_agents: tuple[str, ...] = ()
 
 
 class TenantConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

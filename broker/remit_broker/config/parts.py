@@ -32,6 +32,11 @@ def clients(file: Path, config: Config) -> Clients:
     mcp, key = config.mcp, "mcp.agent"
     if not is_principal(mcp.agent):
         raise ConfigError(f"{file}: {key} is {mcp.agent!r}", "use [a-z0-9][a-z0-9_-]*, at most 63 characters")
+    for name in mcp.sub_agents:
+        if not name or not is_principal(f"{mcp.agent}-{name}"):
+            raise ConfigError(
+                f"{file}: mcp.sub_agents has {name!r}", "use [a-z0-9_-], with mcp.agent at most 62 characters"
+            )
     try:
         key = "mcp.scopes"
         scopes = tuple(parse_scope(text) for text in mcp.scopes)

@@ -24,12 +24,16 @@ class Shows(Protocol):
     async def listing(self, tenant: str, server: str) -> dict[str, str]:
         """The headers with which a server is asked what it serves, for nobody in particular."""
 
+    def variable(self, server: str) -> str:
+        """The environment variable that a server finds its credential in; empty where it is sent one in a header."""
+
     async def headers(self, at: tuple[str, str, str, str], grant: str) -> dict[str, str]:
-        """The headers for ``at``: tenant, user, server and txn. Refuses what there are none for."""
+        """The headers, or the variable, for ``at``: tenant, user, server and txn. Refuses what there are none for."""
 
 
 async def shown(hop: Hop, ports: Ports, shows: Shows) -> dict[str, Any]:
-    """``{"headers"}``. Refuses GRANT_… as every call does, OUT_OF_SCOPE for what is no call of the caller's own tool.
+    """``{"headers"}``, and ``{"variables"}`` for a process of the user's own. Refuses GRANT_… as every call does, OUT_OF_SCOPE for
+    what is no call of the caller's own tool.
 
     INVARIANT: a server is shown the credential of a user while a hop of its own is open for that one, and at no other time
     (test_a_server_gets_no_credential_but_for_its_own_open_hop).
@@ -47,4 +51,5 @@ async def shown(hop: Hop, ports: Ports, shows: Shows) -> dict[str, Any]:
         )  # fmt: skip
     nothing_stops(hop.with_(ask=msgspec.structs.replace(hop.ask, resource=called)), ports)
     at = (hop.ask.tenant, hop.held.claims.sub, called.name, claims.txn)
-    return {"headers": await shows.headers(at, hop.request.grant)}
+    found = await shows.headers(at, hop.request.grant)
+    return {"headers": {}, "variables": found} if shows.variable(called.name) else {"headers": found}

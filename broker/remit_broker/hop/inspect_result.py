@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from remit_broker.core.asking import secret_asked
 from remit_broker.core.findings import within
 from remit_broker.core.policy import Verdict
 from remit_broker.hop.authorize import question
@@ -28,6 +29,13 @@ async def inspect_result(hop: Hop, ports: Ports) -> Hop:
         return hop.with_(result=detached(hop, ports, final))
     if isinstance(final, Result):
         _fits(hop, ports, final)
+    # INVARIANT: no server has a person asked for a secret in a form (test_a_form_that_asks_for_a_secret_is_shown_to_nobody).
+    if isinstance(final, InputRequired) and (field := secret_asked(final.request)):
+        raise refusal(
+            Code.RESULT_DENIED, f"{hop.resource} asks for a secret in a form, as {field!r}: nobody is asked", rule="elicit.secret",
+            ask="have the server send people to a page of its own (mode url), or give it its credential by [backends]",
+            effect="happened",
+        )  # fmt: skip
     hop = await at_the_end(hop, ports)
     value = content_of(final)
     seen = await weighed(lambda: _look(hop, ports, value), hop.final_size, hop, ports)

@@ -58,6 +58,33 @@ def tools(cursor: str | None) -> dict[str, Any]:
     if MODE == "names":
         names = ["grüße", "a/b", "two words", "ﬁnd", "find", "star*", "日本語", "..", "dot.ted", "new\nline", ""]
         return {"tools": [tool(name) for name in names]}
+    if MODE == "odd-names":
+        odd = [
+            "x" * 300,
+            "a.b.c",
+            "..",
+            "../../files/echo",
+            "$resource",
+            "files__echo",
+            "a\u202eb",
+            "日本語",
+            "act\u200b",
+            "ACT",
+        ]
+        return {"tools": [tool(name) for name in [*odd, "act"]]}
+    if MODE == "bombs":
+        deep: dict[str, Any] = {"type": "string"}
+        for _ in range(60):
+            deep = {"type": "object", "properties": {"a": deep}}
+        regex = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}}
+        loop = {
+            "type": "object",
+            "$ref": "#/$defs/a",
+            "$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}]}},
+        }
+        wide = {"type": "object", "anyOf": [{"properties": {f"p{n}": {"const": n}}} for n in range(1000)]}
+        bombs = {"deep": deep, "regex": regex, "loop": loop, "wide": wide}
+        return {"tools": [tool("bomb", inputSchema=bombs[ARGUMENT]), tool("fine")]}
     if MODE == "changes" and changed:
         return {"tools": [tool("act", description="now it does something else"), tool("extra")]}
     if MODE == "breaks-schema":
@@ -71,7 +98,16 @@ def tools(cursor: str | None) -> dict[str, Any]:
     return {"tools": [tool("act"), tool("fine")]}
 
 
-def call(ident: Any, name: str, arguments: dict[str, Any]) -> None:
+def endless(token: Any) -> None:
+    """Progress that never ends, from a thread of its own."""
+    count = 0
+    while True:
+        count += 1
+        say({"method": "notifications/progress", "params": {"progressToken": token, "progress": count}})
+        time.sleep(0.001)
+
+
+def call(ident: Any, name: str, arguments: dict[str, Any], meta: dict[str, Any]) -> None:
     """Answer a call, or do what the mode says instead."""
     global changed
     if name == "fine":
@@ -81,6 +117,13 @@ def call(ident: Any, name: str, arguments: dict[str, Any]) -> None:
             Path(ARGUMENT).touch()
         print("Traceback: it was too much", file=sys.stderr, flush=True)
         os._exit(3)
+    if MODE == "endless-progress":
+        threading.Thread(target=endless, args=(meta.get("progressToken"),), daemon=True).start()
+        return
+    if MODE == "wrong-ids":
+        for wrong in (ident + 1000, ident - 1, -ident, None, [ident], {"id": ident}):
+            say({"id": wrong, "result": text("of another")})
+        return
     if MODE in ("hangs-on-call", "full-pipe"):
         if MODE == "full-pipe" or arguments.get("forever"):
             time.sleep(3600)
@@ -129,7 +172,7 @@ def handle(message: dict[str, Any]) -> None:
     elif method == "tools/list":
         say({"id": ident, "result": tools(params.get("cursor"))})
     elif method == "tools/call":
-        call(ident, params["name"], params.get("arguments") or {})
+        call(ident, params["name"], params.get("arguments") or {}, params.get("_meta") or {})
     elif method == "server/discover" and MODE == "hangs-on-initialize":
         return
     elif ident is not None and method is not None:

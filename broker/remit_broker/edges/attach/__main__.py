@@ -12,6 +12,7 @@ from typing import Any
 
 from remit_broker.edges.attach.containment import Limits, Room
 from remit_broker.edges.attach.run import USAGE, run_attach
+from remit_broker.edges.attach.source import Sharing
 from remit_broker.edges.attach.worker import Report
 
 
@@ -55,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
         env=env,
         room=_room(given.get("room")),
         limits=Limits(**given.get("limits", {})),
+        sharing=Sharing(**given.get("sharing", {})),
         on_report=_json_line if args.json else None,
         leash=sys.stdin.fileno() if args.supervised else None,
     )

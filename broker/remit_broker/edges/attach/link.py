@@ -14,7 +14,15 @@ from nats.aio.subscription import Subscription
 
 from remit.overlap import End, Renewing
 from remit_broker.edges.attach.credentials import Credentials
-from remit_broker.edges.attach.wire import BusError, connect, connection_name, credentials, register, tell_changed
+from remit_broker.edges.attach.wire import (
+    BusError,
+    Shown,
+    connect,
+    connection_name,
+    credentials,
+    register,
+    tell_changed,
+)
 from remit_schemas.callee import control_subject
 from remit_schemas.envelope import Frame, encode
 from remit_schemas.errors import Code, Refusal, refusal
@@ -71,8 +79,8 @@ class Link:
         """Tell the broker what is served; what it says to that. Raises its refusal, or TARGET_UNAVAILABLE."""
         return await register(self._connected(), self._name, args, SECONDS)
 
-    async def credentials(self, grant: str) -> dict[str, str]:
-        """The headers with which the server is called for the user of a grant. Raises a refusal; nothing has happened then."""
+    async def credentials(self, grant: str) -> Shown:
+        """With what the server is called for the user of a grant. Raises a refusal; nothing has happened then."""
         return await credentials(self._connected(), self._name, grant, SECONDS)
 
     def _connected(self) -> Client:

@@ -14,7 +14,7 @@ from typing import Final
 from remit_broker.edges.attach.containment import NO_LIMITS, Limits, Room
 from remit_broker.edges.attach.credentials import CredentialsError, read_credentials
 from remit_broker.edges.attach.session import ServerError
-from remit_broker.edges.attach.source import SourceError, source
+from remit_broker.edges.attach.source import ONE_FOR_ALL, Sharing, SourceError, source
 from remit_broker.edges.attach.wire import BusError
 from remit_broker.edges.attach.worker import AttachWorker, OnReport, Report
 from remit_schemas.errors import SURFACES, Refusal
@@ -34,6 +34,7 @@ def run_attach(
     env: Mapping[str, str] | None = None,
     room: Room | None = None,
     limits: Limits = NO_LIMITS,
+    sharing: Sharing = ONE_FOR_ALL,
     on_report: OnReport | None = None,
     leash: int | None = None,
 ) -> int:
@@ -49,7 +50,7 @@ def run_attach(
         credentials = read_credentials(credentials_path)
         worker = AttachWorker(
             name,
-            source(command, url, cwd=cwd, env=env, room=room, limits=limits),
+            source(command, url, cwd=cwd, env=env, room=room, limits=limits, sharing=sharing),
             credentials,
             log=credentials.path.with_suffix(".log"),
             on_report=on_report or _printer(name),

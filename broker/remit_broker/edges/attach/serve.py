@@ -13,6 +13,7 @@ from remit_broker.core.backends import scrubbed, worth_hiding
 from remit_broker.edges.attach.conversation import Asked, Conversation, Heard
 from remit_broker.edges.attach.outbound import CAN
 from remit_broker.edges.attach.session import OnProgress, finite, invalid, unavailable
+from remit_broker.edges.attach.wire import NOTHING_SHOWN, Shown
 from remit_schemas.callee import Seen, answer_subject, check_dispatch
 from remit_schemas.canonical import loads
 from remit_schemas.control import Control
@@ -115,10 +116,12 @@ class Calls:
         self.names: Mapping[str, str] = {}
         self.absence = "it is starting"
         self.back_in: float | None = None
-        self.credentials: Callable[[str], Awaitable[dict[str, str]]] | None = None
-        """The headers for the user of a grant, where the server is called with others than the grant."""
-        self.session_of: Callable[[dict[str, str]], Awaitable[Server]] = _no_session
-        """The session in which every request has these headers."""
+        self.credentials: Callable[[str], Awaitable[Shown]] | None = None
+        """What is shown for the user of a grant, where the server is called with anything but the grant."""
+        self.apart = False
+        """Whether each user, or task, has a process of its own."""
+        self.session_of: Callable[[str, str, Shown], Awaitable[Server]] = _no_session
+        """The session for a user and a task, with what the server is shown."""
         self.on_timeout: Callable[[], None] = lambda: None
         self.on_fault: Callable[[Exception], None] = lambda _: None
 
@@ -202,10 +205,10 @@ class Calls:
     async def _first(self, dispatch: Dispatch, grant: Grant, where: str) -> Frame:
         server, op = self._ready(dispatch)
         hidden: tuple[str, ...] = ()
-        if self.credentials is not None:
-            headers = await self.credentials(dispatch.grant)
-            hidden = self._hidden[dispatch.txn, dispatch.hop] = worth_hiding(headers)
-            server = await self.session_of(headers)
+        if self.credentials is not None or self.apart:
+            shown = await self.credentials(dispatch.grant) if self.credentials is not None else NOTHING_SHOWN
+            hidden = self._hidden[dispatch.txn, dispatch.hop] = worth_hiding({**shown.headers, **shown.variables})
+            server = await self.session_of(grant.claims.sub, dispatch.txn, shown)
         await self._publish(where, Started(connection=self._connection))
         voice = _Voice(where, self._publish, hidden)
         conversation = server.begin(
@@ -322,7 +325,7 @@ def _withheld(final: Frame, hidden: tuple[str, ...]) -> Frame:
     return final
 
 
-async def _no_session(_: dict[str, str]) -> Server:
+async def _no_session(user: str, txn: str, shown: Shown) -> Server:
     raise RuntimeError("not wired")
 
 

@@ -7,9 +7,12 @@ from collections import deque
 from pathlib import Path
 from typing import Final
 
+from remit_broker.core.backends import WITHHELD
+
 MAX_BYTES: Final = 1024 * 1024
 """Size at which the file becomes ``<file>.1`` (replacing an older one): twice this is the most that is kept."""
 
+_HELD: Final = 64 * 1024
 _LAST: Final = 20
 _LINE: Final = 500
 
@@ -34,6 +37,10 @@ class ServerLog:
         except OSError:
             self._path = None
 
+    def hiding(self, texts: tuple[str, ...]) -> ServerLog:
+        """This log for a server that was given these texts, which are replaced in what it says."""
+        return _Hiding(self, texts) if texts else self
+
     def last_line(self) -> str:
         """The newest line that says something, fit for a terminal; empty where there is none."""
         rest = _plain(self._rest)
@@ -54,3 +61,25 @@ class ServerLog:
 def _plain(line: bytes) -> str:
     """One line without control characters: a server must not be able to steer the terminal of whoever reads this."""
     return "".join(c if c.isprintable() else " " for c in line[:_LINE].decode(errors="replace")).strip()
+
+
+class _Hiding(ServerLog):
+    """Whole lines, without some texts in them.
+
+    INVARIANT: a credential that a server prints stands in no log (test_a_credential_that_a_process_prints_stands_in_no_log).
+    """
+
+    def __init__(self, log: ServerLog, texts: tuple[str, ...]) -> None:
+        super().__init__(None)
+        self._log, self._texts = log, tuple(text.encode() for text in texts)
+        self._held = b""
+
+    def write(self, data: bytes) -> None:
+        """Keep ``data`` as soon as its line is whole."""
+        self._held += data
+        end = len(self._held) if len(self._held) > _HELD else self._held.rfind(b"\n") + 1
+        whole, self._held = self._held[:end], self._held[end:]
+        for text in self._texts:
+            whole = whole.replace(text, WITHHELD.encode())
+        super().write(whole)
+        self._log.write(whole)

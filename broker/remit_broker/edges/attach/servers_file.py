@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from remit_broker.edges.attach.containment import Limits, Room
-from remit_broker.edges.attach.source import HttpSource, Source, SourceError, StdioSource, source
+from remit_broker.edges.attach.source import ONE_FOR_ALL, HttpSource, Sharing, Source, SourceError, StdioSource, source
 from remit_schemas.names import is_principal
 
-_KEYS: Final = frozenset({"command", "url", "env", "cwd", "contain", "read", "write", "network", "limits"})
+_KEYS: Final = frozenset(
+    {"command", "url", "env", "cwd", "contain", "read", "write", "network", "limits", "process", "processes", "idle"}
+)
 _MAX: Final = 1024 * 1024
 _HEAD: Final = "# MCP servers that the broker runs. Commands are run as they stand here, without a shell.\n"
 
@@ -95,6 +97,8 @@ def _kept(found: StdioSource) -> list[str]:
                 lines.append(f"{key} = [{', '.join(_quoted(str(path)) for path in paths)}]")
         if room.network:
             lines.append("network = true")
+    if (sharing := found.sharing) != ONE_FOR_ALL:
+        lines += [f"process = {_quoted(sharing.of)}", f"processes = {sharing.most}", f"idle = {sharing.idle:g}"]
     if limits := found.limits.set():
         lines.append(f"limits = {{ {', '.join(f'{name} = {value}' for name, value in limits.items())} }}")
     return lines
@@ -118,8 +122,9 @@ def _source(where: Path, name: str, raw: Any) -> Source:
         raise ServersFileError(f"{at}: command is a list of words, url a text, env a table")
     try:
         found = source(
-            command, url, cwd=raw.get("cwd"), env=env, room=_room(raw), limits=_limits(raw.get("limits", {}))
-        )
+            command, url, cwd=raw.get("cwd"), env=env, room=_room(raw), limits=_limits(raw.get("limits", {})),
+            sharing=sharing_of(raw),
+        )  # fmt: skip
     except (SourceError, TypeError) as error:
         raise ServersFileError(f"{at}: {error}") from None
     if isinstance(found, StdioSource) and found.cwd is not None and not found.cwd.is_absolute():
@@ -150,6 +155,20 @@ def _limits(raw: Any) -> Limits:
     if not isinstance(raw, dict) or not raw.keys() <= known or not all(type(v) is int and v > 0 for v in raw.values()):
         raise SourceError(f"limits is a table of whole numbers: {', '.join(sorted(known))}")
     return Limits(**raw)
+
+
+def sharing_of(raw: dict[str, Any]) -> Sharing:
+    """Who has a process of a server. Raises :class:`SourceError`."""
+    of, most, idle = raw.get("process", "server"), raw.get("processes", 16), raw.get("idle", 300)
+    if of not in ("server", "user", "txn"):
+        raise SourceError("process is server, user or txn")
+    if of == "server" and (extra := sorted(raw.keys() & {"processes", "idle"})):
+        raise SourceError(f'{extra[0]} is for processes of users or tasks: say process = "user" or "txn"')
+    if type(most) is not int or not 1 <= most <= 1000:
+        raise SourceError("processes is a whole number from 1 to 1000")
+    if type(idle) not in (int, float) or not 1 <= idle <= 86_400:
+        raise SourceError("idle is a number of seconds from 1 to 86400")
+    return Sharing(of, most, float(idle))
 
 
 def _private(path: Path) -> str | None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from remit_broker.edges.attach.containment import NO_LIMITS, Limits, Room
@@ -23,6 +23,21 @@ class SourceError(ValueError):
 
 
 @dataclass(frozen=True)
+class Sharing:
+    """Who has a process of the server: all one (``server``), each ``user`` or each task (``txn``) its own.
+
+    At most ``most`` of those run at once; each ends after ``idle`` seconds without a call.
+    """
+
+    of: Literal["server", "user", "txn"] = "server"
+    most: int = 16
+    idle: float = 300.0
+
+
+ONE_FOR_ALL: Final = Sharing()
+
+
+@dataclass(frozen=True)
 class StdioSource:
     """A server over standard input and output. ``command`` is a list: it is never given to a shell."""
 
@@ -31,6 +46,7 @@ class StdioSource:
     env: Mapping[str, str] = field(default_factory=dict)
     room: Room | None = None
     limits: Limits = NO_LIMITS
+    sharing: Sharing = ONE_FOR_ALL
 
     @property
     def contained(self) -> str:
@@ -68,15 +84,18 @@ def source(
     env: Mapping[str, str] | None = None,
     room: Room | None = None,
     limits: Limits = NO_LIMITS,
+    sharing: Sharing = ONE_FOR_ALL,
 ) -> Source:
     """The source that exactly one of ``command`` and ``url`` names. Raises :class:`SourceError`."""
     if bool(command) == bool(url):
         raise SourceError("give either a command or a url")
     if url:
-        if cwd is not None or env or room is not None or limits.set():
-            raise SourceError("cwd, env, containment and limits are for a command: nothing is started for a url")
+        if cwd is not None or env or room is not None or limits.set() or sharing != ONE_FOR_ALL:
+            raise SourceError(
+                "cwd, env, containment, limits and process are for a command: nothing is started for a url"
+            )
         return HttpSource(_url(url))
-    return StdioSource(_command(command or ()), _folder(cwd), _variables(env or {}), room, limits)
+    return StdioSource(_command(command or ()), _folder(cwd), _variables(env or {}), room, limits, sharing)
 
 
 def _command(command: Sequence[str]) -> tuple[str, ...]:

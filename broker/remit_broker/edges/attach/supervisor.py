@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -42,6 +42,8 @@ class ServerState:
     tools: int = 0
     server: str = ""
     contained: str = ""
+    processes: int = 0
+    """Of users or tasks that have one of their own."""
 
 
 class ServerSupervisor:
@@ -104,6 +106,7 @@ class _Runner:
         self._task: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._server_pid: int | None = None
+        self._user_pids: list[int] = []
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._keep_running())
@@ -183,9 +186,11 @@ class _Runner:
         except (ValueError, KeyError, TypeError):
             return
         self._server_pid = said.get("pid") or self._server_pid
+        self._user_pids = [pid for pid in said.get("others", []) if isinstance(pid, int)]
         pid = self._process.pid if self._process else None
         if state in ("running", "starting"):
-            self._say(ServerState(self.entry.name, state, str(reason), pid, int(tools), str(server)))
+            others = len(self._user_pids)
+            self._say(ServerState(self.entry.name, state, str(reason), pid, int(tools), str(server), processes=others))
 
     async def _end(self) -> None:
         """End the worker politely, then kill it and whatever is left of its server."""
@@ -201,9 +206,10 @@ class _Runner:
             except TimeoutError:
                 _kill(process.pid)
         # A worker that was killed could not end its server, which is in a session of its own.
-        if process.returncode != 0 and self._server_pid is not None:
-            _kill(self._server_pid)
-        self._server_pid = None
+        if process.returncode != 0:
+            for pid in (*self._user_pids, *([] if self._server_pid is None else [self._server_pid])):
+                _kill(pid)
+        self._server_pid, self._user_pids = None, []
 
     def _say(self, state: ServerState) -> None:
         state = replace(state, contained=self._contained)
@@ -222,7 +228,7 @@ def _given(source: Source) -> dict[str, Any]:
         if room is None
         else {"read": [*map(str, room.read)], "write": [*map(str, room.write)], "network": room.network}
     )
-    return {"env": dict(source.env), "room": told, "limits": source.limits.set()}
+    return {"env": dict(source.env), "room": told, "limits": source.limits.set(), "sharing": asdict(source.sharing)}
 
 
 def _kill(group: int) -> None:

@@ -1,110 +1,116 @@
-"""Sessions with an HTTP server for each of its users: many servers bind a session to whoever began it, and rightly so."""
+"""Sessions with a server for each of its users: many HTTP servers bind a session to whoever began it, and a process of one's own keeps
+what a server remembers, and its credentials, from everybody else.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import dataclasses
 import hashlib
 import json
-from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
+from remit_broker.core.backends import worth_hiding
 from remit_broker.edges.attach.server_log import ServerLog
-from remit_broker.edges.attach.session import ServerError, ToolSession, first_cause, open_session
-from remit_broker.edges.attach.source import HttpSource, Source
+from remit_broker.edges.attach.session import ServerError, ToolSession, open_session
+from remit_broker.edges.attach.session_pool import Crowded, SessionPool
+from remit_broker.edges.attach.source import HttpSource, Source, StdioSource
+from remit_broker.edges.attach.wire import Shown
 from remit_schemas.errors import Code, Refusal, refusal
 
 MOST: Final = 64
-"""Sessions at once; of more, that which was used longest ago ends."""
+"""Sessions with an HTTP server at once."""
 IDLE: Final = 300.0
 """Seconds without a call after which one ends."""
 
 
-class _One:
-    def __init__(self) -> None:
-        self.ready: asyncio.Future[ToolSession] = asyncio.get_running_loop().create_future()
-        self.leave = asyncio.Event()
-        self.used = asyncio.get_running_loop().time()
-        self.task: asyncio.Task[None] | None = None
-
-
 class UserSessions:
-    """Those of one server, by what it is shown. ``seconds`` is for one handshake."""
+    """Those of one server, by whose they are. ``seconds`` is for one handshake; ``homes`` is the folder of contained users' homes."""
 
-    def __init__(self, source: Source, log: ServerLog, seconds: float) -> None:
-        self._source, self._log, self._seconds = source, log, seconds
-        self._open: OrderedDict[str, _One] = OrderedDict()
+    def __init__(
+        self, source: Source, log: ServerLog, seconds: float, homes: Path, on_change: Callable[[], None] = lambda: None
+    ) -> None:
+        self._source, self._log, self._seconds, self._homes = source, log, seconds, homes
+        most, idle = (source.sharing.most, source.sharing.idle) if isinstance(source, StdioSource) else (MOST, IDLE)
+        self._pool = SessionPool(most, idle, on_change)
 
-    async def get(self, headers: dict[str, str]) -> ToolSession:
-        """A live session in which every request has ``headers``. Raises a refusal; nothing has happened then.
+    @property
+    def apart(self) -> bool:
+        """Whether each user, or task, has a process of its own."""
+        return isinstance(self._source, StdioSource) and self._source.sharing.of != "server"
 
-        INVARIANT: no call of one user goes through the session of another (test_each_user_has_a_session_of_their_own).
-        """
-        if not isinstance(self._source, HttpSource):
-            raise refusal(
-                Code.TARGET_UNAVAILABLE, "a server that is started here is shown no credentials of users", rule="credentials.http",
-                ask="attach it by its URL, or give it its own in its environment and leave out its table in [backends]",
-            )  # fmt: skip
-        key = hashlib.sha256(json.dumps(headers, sort_keys=True).encode()).hexdigest()
-        one = self._open.get(key)
-        if one is None or one.task is None or one.task.done():
-            one = self._open[key] = _One()
-            one.task = asyncio.create_task(self._live(dataclasses.replace(self._source, headers=headers), one))
-            self._room()
-        self._open.move_to_end(key)
-        one.used = asyncio.get_running_loop().time()
-        try:
-            return await asyncio.shield(one.ready)
-        except ServerError as error:
-            raise _refused(str(error)) from None
+    def sessions(self) -> list[ToolSession]:
+        """Those that are live."""
+        return self._pool.sessions()
 
     async def close(self) -> None:
         """End all of them."""
-        tasks = [one.task for one in self._open.values() if one.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._open.clear()
+        await self._pool.close()
 
-    def _room(self) -> None:
-        for key, one in list(self._open.items()):
-            if one.task is not None and one.task.done():
-                del self._open[key]
-        while len(self._open) > MOST:
-            _, oldest = self._open.popitem(last=False)
-            oldest.leave.set()
+    async def get(self, user: str, txn: str, shown: Shown) -> ToolSession:
+        """The live session of a user, or of a task, in which the server has what it is ``shown``. Raises a refusal; nothing has
+        happened then.
 
-    async def _live(self, source: HttpSource, one: _One) -> None:
-        """The life of one, in the task that enters and leaves it."""
+        INVARIANT: no call of one user goes through the session of another (test_each_user_has_a_session_of_their_own,
+        test_each_user_has_a_process_of_their_own).
+        """
         try:
-            async with open_session(source, self._log, lambda: None, self._seconds, as_user=True) as session:
-                one.ready.set_result(session)
-                await self._until_over(session, one)
-        except Exception as error:
-            if not one.ready.done():
-                one.ready.set_exception(
-                    error if isinstance(error, ServerError) else ServerError(_line(first_cause(error)))
-                )
-                one.ready.exception()  # somebody may have stopped waiting for it
-        finally:
-            one.ready.cancel()
+            if isinstance(self._source, HttpSource):
+                return await self._over_http(self._source, shown)
+            return await self._in_a_process(self._source, user, txn, shown)
+        except ServerError as error:
+            raise _refused(str(error)) from None
+        except Crowded:
+            raise refusal(
+                Code.TARGET_UNAVAILABLE, "as many processes of this server run as may, and each is in use", rule="attach.processes",
+                ask="call again shortly; an operator can allow more: processes in servers.toml", retry_after=1.0,
+            ) from None  # fmt: skip
 
-    async def _until_over(self, session: ToolSession, one: _One) -> None:
-        ends = [asyncio.create_task(session.ended.wait()), asyncio.create_task(one.leave.wait())]
-        try:
-            while True:
-                done, _ = await asyncio.wait(ends, timeout=IDLE, return_when=asyncio.FIRST_COMPLETED)
-                idle = asyncio.get_running_loop().time() - one.used >= IDLE
-                if (done and not (one.leave.is_set() and session.in_flight)) or (idle and not session.in_flight):
-                    return
-                if done:
-                    await asyncio.sleep(1.0)
-        finally:
-            for task in ends:
-                task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.gather(*ends, return_exceptions=True)
+    async def _over_http(self, source: HttpSource, shown: Shown) -> ToolSession:
+        if shown.variables:
+            raise _misplaced("a variable", "a header: leave out variable")
+        theirs = dataclasses.replace(source, headers=shown.headers)
+        return await self._pool.get(
+            _mark(shown.headers), lambda: open_session(theirs, self._log, _nothing, self._seconds, as_user=True)
+        )
+
+    async def _in_a_process(self, source: StdioSource, user: str, txn: str, shown: Shown) -> ToolSession:
+        if shown.headers:
+            raise _misplaced("a header", "a variable of its environment: variable")
+        if not self.apart:
+            raise refusal(
+                Code.TARGET_UNAVAILABLE, "one process for all users is shown no credentials of any of them", rule="credentials.process",
+                ask='give each a process of their own: process = "user" in servers.toml',
+            )  # fmt: skip
+        whose = txn if source.sharing.of == "txn" else user
+        theirs = dataclasses.replace(source, env={**source.env, **shown.variables})
+        # What a task leaves in its home goes with it; a user finds it again.
+        log = self._log.hiding(worth_hiding(dict(shown.variables)))
+        home = self._home(user) if source.sharing.of == "user" and source.room is not None else None
+        return await self._pool.get(
+            _mark([whose, shown.variables]),
+            lambda: open_session(theirs, log, _nothing, self._seconds, home=home, as_user=True),
+        )
+
+    def _home(self, user: str) -> Path:
+        self._homes.mkdir(mode=0o700, exist_ok=True)
+        return self._homes / hashlib.sha256(user.encode()).hexdigest()[:32]
+
+
+def _mark(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _nothing() -> None:
+    return None
+
+
+def _misplaced(what: str, instead: str) -> Refusal:
+    return refusal(
+        Code.TARGET_UNAVAILABLE, f"this server cannot be shown its credential as {what}", rule="credentials.http",
+        ask=f"an operator can have it shown as {instead}, in its table under [backends]",
+    )  # fmt: skip
 
 
 def _refused(why: str) -> Refusal:
@@ -117,7 +123,3 @@ def _refused(why: str) -> Refusal:
         Code.TARGET_UNAVAILABLE, f"the server cannot be reached for this user: {why}"[:300], rule="attach.unavailable",
         ask="call again shortly",
     )  # fmt: skip
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -6,8 +6,8 @@ import asyncio
 import secrets
 import string
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, NamedTuple
 
 import nats.errors
 from nats.aio.client import Client
@@ -21,6 +21,16 @@ from remit_schemas.errors import Code, Refusal, refusal
 ATTACH: Final = ("remit", "attach", "put")
 CHANGED: Final = ("remit", "attach", "changed")
 _NAME: Final = string.ascii_letters + string.digits
+
+
+class Shown(NamedTuple):
+    """What a server is shown of the user it is called for: headers of its requests, or variables of a process of the user's own."""
+
+    headers: Mapping[str, str]
+    variables: Mapping[str, str]
+
+
+NOTHING_SHOWN: Final = Shown({}, {})
 
 
 class BusError(Exception):
@@ -97,18 +107,21 @@ async def register(client: Client, name: str, args: dict[str, Any], seconds: flo
     return _said(answer)
 
 
-async def credentials(client: Client, name: str, grant: str, seconds: float) -> dict[str, str]:
-    """The headers with which the server is called for the user of ``grant``. Raises the broker's refusal, or TARGET_UNAVAILABLE."""
+async def credentials(client: Client, name: str, grant: str, seconds: float) -> Shown:
+    """With what the server is called for the user of ``grant``. Raises the broker's refusal, or TARGET_UNAVAILABLE."""
     data = encode(Request(grant=grant, deadline=int((time.time() + seconds) * 1000)))
     answer = await _ask(client, subjects.request(name, subjects.NEW, "remit", "credentials", "get"), data, seconds)
     if isinstance(answer, Error):
         raise Refusal(answer.error)
-    headers = _said(answer).get("headers")
-    if not isinstance(headers, dict) or not all(isinstance(text, str) for pair in headers.items() for text in pair):
+    said = _said(answer)
+    found = Shown(said.get("headers", {}), said.get("variables", {}))
+    if not all(
+        isinstance(one, dict) and all(isinstance(text, str) for pair in one.items() for text in pair) for one in found
+    ):
         raise refusal(
             Code.INTERNAL, "the broker's answer has no headers", rule="attach.answer", ask="check its version"
         )
-    return headers
+    return found
 
 
 def _said(answer: Frame) -> dict[str, Any]:

@@ -13,13 +13,13 @@ from typing import Any, Final, Literal
 from remit_broker.edges.attach.credentials import Credentials, CredentialsError, read_credentials
 from remit_broker.edges.attach.definitions import offer, offered_by
 from remit_broker.edges.attach.link import Link
-from remit_broker.edges.attach.serve import Calls, Trust
+from remit_broker.edges.attach.serve import Calls, Server, Trust
 from remit_broker.edges.attach.server_log import ServerLog
 from remit_broker.edges.attach.session import ServerError, ToolSession, first_cause, open_session
-from remit_broker.edges.attach.source import HttpSource, Source, SourceError
+from remit_broker.edges.attach.source import HttpSource, Source, SourceError, StdioSource
 from remit_broker.edges.attach.timing import Timing
 from remit_broker.edges.attach.user_sessions import UserSessions
-from remit_broker.edges.attach.wire import BusError
+from remit_broker.edges.attach.wire import NOTHING_SHOWN, BusError, Shown
 from remit_schemas.control import goes_on, parse_control
 from remit_schemas.errors import Code, Refusal
 from remit_schemas.keys import KeySet
@@ -48,6 +48,8 @@ class Report:
     tools: int = 0
     left_out: tuple[str, ...] = ()
     server: str = ""
+    others: tuple[int, ...] = ()
+    """The processes of users or tasks that have one of their own."""
 
     def as_json(self) -> str:
         """One line."""
@@ -96,8 +98,9 @@ class AttachWorker:
         trust = Trust(name, credentials.issuer, credentials.keys, self._fresh_keys)
         self._calls = Calls(trust, self._link.connection, self._link.publish)
         self._calls.on_timeout = self._probe.set
-        self._users = UserSessions(source, self._log, timing.start)
-        self._calls.session_of = self._users.get
+        homes = credentials.path.with_suffix(".homes").absolute()
+        self._users = UserSessions(source, self._log, timing.start, homes, self._counted)
+        self._calls.session_of, self._calls.apart = self._session_of, self._users.apart
         self._calls.on_fault = lambda error: self._note("fault", error)
 
     @property
@@ -176,7 +179,7 @@ class AttachWorker:
             return self._source
         try:
             await self._link.up()
-            headers = await self._link.credentials("")
+            headers = (await self._link.credentials("")).headers
         except (Refusal, BusError):
             # Whatever is the matter is told when the server is registered.
             return self._source
@@ -243,7 +246,8 @@ class AttachWorker:
             await self._registered(found.args)
             self._ran = True
             server = f"{session.identity.name} {session.identity.version}".strip()
-            self._say(Report("running", "", session.pid, len(found.args["tools"]), found.left_out, server))
+            told = Report("running", "", session.pid, len(found.args["tools"]), found.left_out, server, self._pids())
+            self._say(told)
             await asyncio.sleep(_SETTLE)
 
     async def _registered(self, args: dict[str, Any]) -> None:
@@ -272,6 +276,9 @@ class AttachWorker:
             await self._probe.wait()
             self._probe.clear()
             # A server that works on another call may be too busy to answer: that call's own deadline will ask again.
+            for theirs in self._users.sessions():
+                if not theirs.in_flight and not await theirs.lives(self._timing.probe) and not theirs.in_flight:
+                    theirs.end("it hung")
             if session.in_flight or await session.lives(self._timing.probe) or session.in_flight:
                 continue
             session.end("it hung")
@@ -300,6 +307,25 @@ class AttachWorker:
         await asyncio.sleep(_MOMENT)
         uris, self._updates = list(self._updates), {}
         await self._link.changed(uris)
+
+    async def _session_of(self, user: str, txn: str, shown: Shown) -> Server:
+        one = self._calls.server
+        if (
+            shown == NOTHING_SHOWN
+            and isinstance(self._source, StdioSource)
+            and not self._users.apart
+            and one is not None
+        ):
+            return one
+        return await self._users.get(user, txn, shown)
+
+    def _pids(self) -> tuple[int, ...]:
+        return tuple(pid for session in self._users.sessions() if (pid := session.pid) is not None)
+
+    def _counted(self) -> None:
+        """A process of somebody's own came or went."""
+        if self.report.state == "running":
+            self._say(replace(self.report, others=self._pids()))
 
     def _note(self, what: str, error: Exception) -> None:
         self._log.write(f"{what}: {type(error).__name__}: {_line(error)}\n".encode())

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from remit_broker.edges.inside import Calls, Running
+from remit_broker.edges.mcp.deputies import AGENT, Holding
 from remit_broker.edges.mcp.envelope import passed_on
 from remit_broker.edges.mcp.jsonrpc import METHOD_NOT_FOUND, Call, Id, notification
 from remit_broker.edges.mcp.session import Session, Tell
-from remit_broker.edges.mcp.tasks import Holding, is_over
+from remit_broker.edges.mcp.tasks import is_over
 from remit_schemas.envelope import Error, Event, InputRequired, Progress, Request, Result, Trace, Want
 from remit_schemas.errors import Code, ErrorBody, Refusal, refusal
 from remit_schemas.names import Resource
@@ -30,6 +31,8 @@ class Aim(NamedTuple):
 
     resource: Resource
     args: dict[str, Any]
+    agent: Any = None
+    """The sub-agent of the client that calls, as that one names it."""
 
 
 class Waits(NamedTuple):
@@ -66,8 +69,9 @@ class Hops:
             self._session.over(call.id)
 
     async def _governed(self, call: Call, at: Id, resource: Resource, args: dict[str, Any], tell: Tell) -> Ended:
-        held = await self._session.task.holding()
         meta = meta_of(call.params)
+        aim = Aim(resource, args, meta.get(AGENT))
+        held = await self._held(aim)
         request = Request(
             grant=held.grant,
             args=args,
@@ -77,7 +81,12 @@ class Hops:
             meta=passed_on(meta, self._session.can),
         )
         running = self._begin(at, held, resource, request)
-        return await self._to_the_end(at, held, running, Aim(resource, args), meta, tell)
+        return await self._to_the_end(at, held, running, aim, meta, tell)
+
+    async def _held(self, aim: Aim) -> Holding:
+        task = self._session.task
+        held = await task.holding()
+        return held if aim.agent is None else await task.deputies.of(held, aim.agent)
 
     async def _to_the_end(
         self, at: Id, held: Holding, running: Running, aim: Aim, meta: dict[str, Any], tell: Tell
@@ -96,7 +105,7 @@ class Hops:
 
     async def _resume(self, at: Id, hop: str, aim: Aim, answers: dict[str, Any]) -> tuple[Holding, Running]:
         # The input goes through the whole pipeline: it is data that leaves, as the arguments are.
-        held = await self._session.task.holding()
+        held = await self._held(aim)
         again = Request(
             grant=held.grant, args=aim.args, want=Want(ttl_ms=int(self._seconds * 1000)), parts=True, resume=hop,
             input={"answers": answers},

@@ -15,6 +15,7 @@ from collections.abc import Callable, Container
 from typing import Any, Final, NamedTuple
 
 from remit_broker.edges.inside import Calls
+from remit_broker.edges.mcp.deputies import AGENT
 from remit_broker.edges.mcp.hops import Aim, Ended, Hops, Waits, asks_of, meta_of
 from remit_broker.edges.mcp.jsonrpc import INVALID_PARAMS, METHOD_NOT_FOUND, RESULT_REFUSED, Call, Fault, Id
 from remit_broker.edges.mcp.session import NEEDS, Session, Tell
@@ -114,7 +115,7 @@ class Rounds(Hops):
             self._given = call.params.get("inputResponses")
             return await super().run(call, resource, args, tell)
         # INVARIANT: answers go to the call they were asked for (test_a_state_of_a_request_is_of_use_to_nobody_else_and_only_once).
-        if self._parked.waits.aim != Aim(resource, args):
+        if self._parked.waits.aim != Aim(resource, args, meta_of(call.params).get(AGENT)):
             self._parked.waits.running.give_up()
             raise invalid_state()
         return await self._once(call, resource, args, tell)

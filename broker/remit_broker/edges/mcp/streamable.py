@@ -17,6 +17,7 @@ from remit_broker.edges.http.operators import Operator, bearer
 from remit_broker.edges.inside import Calls
 from remit_broker.edges.mcp.access import Holder, Who, as_holder, as_user, presented, tenant_of
 from remit_broker.edges.mcp.catalogue import Catalogue, Pages
+from remit_broker.edges.mcp.deputies import Deputies
 from remit_broker.edges.mcp.envelope import REVISION, is_stateless
 from remit_broker.edges.mcp.hops import Hops
 from remit_broker.edges.mcp.jsonrpc import (
@@ -215,7 +216,8 @@ class Streamable:
 
     def _task(self, who: Who, place: Place) -> Task:
         if isinstance(who, Holder):
-            return Continued(who)
+            agents = {one.name: one.name for one in place.desk.directory.principals() if one.kind == "agent"}
+            return Continued(who, Deputies(who.tenant, agents, place.desk.ports, place.agents))
         return Opened(who, self._rules_for(who), place.desk.ports, place.agents, place.seed)
 
     def _initialize(self, call: Call, who: Who, place: Place, view: str | None) -> Response:

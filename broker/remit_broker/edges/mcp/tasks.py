@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -13,7 +13,9 @@ from remit_broker.core.nkey import public_of
 from remit_broker.core.registry import Principal
 from remit_broker.core.times import rfc3339
 from remit_broker.edges.mcp.access import Holder, User
+from remit_broker.edges.mcp.deputies import Deputies, Holding
 from remit_broker.hop.begin import Wish, delegated
+from remit_broker.hop.exchange import to
 from remit_broker.hop.txn import MAX_TTL, Delegation, close_txn, open_txn
 from remit_broker.ports import Ports, Registry
 from remit_schemas.budget import Budget
@@ -29,14 +31,6 @@ RECORDS: Final = 2000
 """Records of a task, from which on the next call begins another one. One call has two, one that waits for inputs more."""
 
 
-class Holding(NamedTuple):
-    """What a call is made with."""
-
-    caller: str
-    txn: str
-    grant: str
-
-
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """What a session's task is given. ``ttl`` is in seconds, ``agent`` the name under which clients without a grant call."""
 
@@ -47,6 +41,16 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     idle: float = IDLE
     view: str = "tools"
     """What is shown of all servers where a client does not say: their tools, or tools that ``search`` them."""
+    sub_agents: tuple[str, ...] = ()
+    """Names that a client may give its sub-agents; ``explorer`` acts as the agent ``<agent>-explorer``."""
+
+    def deputies(self) -> dict[str, str]:
+        """The agents that sub-agents act as, by the names of clients."""
+        return {name: f"{self.agent}-{name}" for name in self.sub_agents}
+
+    def scope(self) -> Scope:
+        """What a task is given: the scopes, and that it may be handed on to the sub-agents."""
+        return Scope.of((*self.scopes, *(Detail(resource=str(to(agent))) for agent in self.deputies().values())))
 
 
 def narrowed(rules: Rules, user: User) -> Rules:
@@ -73,7 +77,9 @@ class Agents(Registry, Protocol):
 
 
 class Task(Protocol):
-    """Whose authority the calls of a session have."""
+    """Whose authority the calls of a session have. ``deputies`` are the sub-agents that its client may name."""
+
+    deputies: Deputies
 
     async def holding(self) -> Holding:
         """For the next call. Refuses what cannot be opened."""
@@ -85,8 +91,8 @@ class Task(Protocol):
 class Continued:
     """The chain that a client's grant belongs to: its task is not ours, so nothing is opened, nor closed."""
 
-    def __init__(self, holder: Holder) -> None:
-        self.holder = holder
+    def __init__(self, holder: Holder, deputies: Deputies) -> None:
+        self.holder, self.deputies = holder, deputies
 
     async def holding(self) -> Holding:
         """What the client brought last."""
@@ -102,6 +108,7 @@ class Opened:
 
     def __init__(self, user: User, rules: Rules, ports: Ports, agents: Agents, seed: str) -> None:
         self._user, self._rules, self._ports, self._agents, self._seed = user, rules, ports, agents, seed
+        self.deputies = Deputies(user.tenant, rules.deputies(), ports, agents)
         self._now: Holding | None = None
         self._began = self._used = 0.0
         self._turn = asyncio.Lock()
@@ -159,10 +166,10 @@ class Opened:
         user, rules, proved = self._user, self._rules, self._user.identity
         if proved is not None:
             self._ports.identities.may_hold(rules.agent, proved)
-            wish = Wish(token="", scopes=rules.scopes, budget=rules.budget, ttl=rules.ttl)
+            wish = Wish(token="", scopes=rules.scope().details, budget=rules.budget, ttl=rules.ttl)
             return delegated(proved, rules.agent, wish, self._ports)
         return Delegation(
-            tenant=user.tenant, user=user.name, agent=rules.agent, scope=Scope.of(rules.scopes), budget=rules.budget,
+            tenant=user.tenant, user=user.name, agent=rules.agent, scope=rules.scope(), budget=rules.budget,
             ttl=rules.ttl, auth=user.auth,
         )  # fmt: skip
 

@@ -17,6 +17,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
+from remit_broker.core.scan import authorization
 from remit_broker.core.scan.finding import Finding, Severity, quoted
 from remit_broker.edges.scan.http import ACCEPT, body, initialize
 from remit_broker.edges.scan.inbox import Broken
@@ -167,11 +168,27 @@ class Surface:
         for place in places:
             if (told := await self._document(place)) is not None:
                 self.found.extend(_metadata(quoted(place), told, self.url))
+                await self._authorization(told.get("authorization_servers"))
                 return
         self._note(
             "auth.metadata", "medium", "has no metadata of a protected resource (RFC 9728)", places[0],
             "clients cannot log their users in without it",
         )  # fmt: skip
+
+    async def _authorization(self, servers: Any) -> None:
+        """The authorization servers that are this very server: others are not asked."""
+        for issuer in [one for one in servers if isinstance(one, str)][:5] if isinstance(servers, list) else ():
+            if _origin(issuer) != _origin(self.url):
+                continue
+            for place in authorization.places_of(issuer):
+                if (told := await self._document(place)) is not None:
+                    self.found.extend(authorization.judged(quoted(place), told, issuer, self._near))
+                    break
+            else:
+                self._note(
+                    "auth.server", "high", "its authorization server has no metadata", issuer,
+                    "serve /.well-known/oauth-authorization-server (RFC 8414)",
+                )  # fmt: skip
 
     async def _document(self, url: str) -> dict[str, Any] | None:
         try:
