@@ -13,6 +13,7 @@ import httpx
 import mcp_types as types
 import pytest
 import pytest_asyncio
+from mcp.shared.exceptions import MCPError
 
 from remit_broker.edges.attach.source import source
 from tests.support.attach_fixture import SERVERS, eventually
@@ -29,7 +30,40 @@ async def front(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Front
         running = await stack.enter_async_context(front_of(tmp_path_factory.mktemp("front")))
         for name in ("conformance", "talkative"):
             await running.attach(name, source([sys.executable, str(SERVERS / f"{name}.py")]), stack)
+        # A server that knows no generation with sessions.
+        await running.attach("alone", source([sys.executable, str(SERVERS / "conformance.py"), "alone"]), stack)
         yield running
+
+
+@pytest.mark.parametrize("mode", ["legacy", REVISION])
+async def test_a_server_without_sessions_is_used_by_clients_of_both_generations(front: Front, mode: str) -> None:
+    async def sample(_: Any, params: types.CreateMessageRequestParams) -> types.CreateMessageResult:
+        return SAMPLED
+
+    async with front.client("/mcp/alone", mode=mode, sampling_callback=sample) as client:
+        assert (await client.call_tool("test_simple_text", {})).content[0].text
+        assert (await client.read_resource("test://static-text")).contents
+        answer = await client.call_tool("test_input_required_result_sampling", {})
+        assert "sampled" in answer.content[0].text
+        # What the client cannot be asked, the server hears it cannot.
+        assert (await client.call_tool("test_missing_capability", {})).content[0].text == "The client can"
+    async with front.client("/mcp/alone", mode=mode) as client:
+        with pytest.raises(MCPError) as refused:
+            await client.call_tool("test_missing_capability", {})
+    assert refused.value.error.code == -32021 and refused.value.error.data["requiredCapabilities"] == {"sampling": {}}
+
+
+async def test_a_server_without_sessions_tells_clients_with_one_of_their_resources(front: Front) -> None:
+    told: asyncio.Queue[str] = asyncio.Queue()
+
+    async def on_message(message: Any) -> None:
+        if isinstance(message, types.ResourceUpdatedNotification):
+            told.put_nowait(str(message.params.uri))
+
+    async with front.client("/mcp/alone", mode="legacy", message_handler=on_message) as client:
+        await client.subscribe_resource("test://watched-resource")
+        await client.call_tool("test_touch", {})
+        assert await asyncio.wait_for(told.get(), 30) == "test://watched-resource"
 
 
 async def test_a_client_without_a_session_sees_and_calls_what_others_do(front: Front) -> None:

@@ -19,6 +19,8 @@ from tests.simulation.loop import PROCESS, Process
 from tests.simulation.nats_server import NatsServer, Peer, Subscription, Who
 from tests.simulation.network import SERVER
 
+FLUSH = 10.0
+"""Seconds that a flush waits, as in nats-py."""
 Callback = Callable[[Any], Coroutine[Any, Any, None]]
 
 
@@ -302,7 +304,11 @@ class LeanClient:
             raise ConnectionClosedError
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._send(lambda: None if done.done() else done.set_result(None))
-        await done
+        try:
+            async with asyncio.timeout(FLUSH):
+                await done
+        except TimeoutError:
+            raise NatsTimeout from None  # the connection was cut while this was on its way
 
 
 def _parsed(headers: bytes) -> dict[str, str] | None:

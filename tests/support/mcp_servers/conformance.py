@@ -16,7 +16,13 @@ import anyio
 import mcp_types as types
 from mcp.server.lowlevel import Server
 from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
-from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, PromptsListChanged, ToolsListChanged
+from mcp.server.subscriptions import (
+    InMemorySubscriptionBus,
+    ListenHandler,
+    PromptsListChanged,
+    ResourceUpdated,
+    ToolsListChanged,
+)
 from mcp.shared.exceptions import MCPError
 from mcp.shared.message import SessionMessage
 
@@ -105,6 +111,7 @@ TOOLS = {
     "test_missing_capability": ("Needs a client that can sample", NOTHING),
     "test_x_mcp_header": ("Has an argument that is repeated in a header", REPEATED),
     "test_trigger_tool_change": ("Says that its tools changed", NOTHING),
+    "test_touch": ("Says that a resource changed", NOTHING),
     "test_trigger_prompt_change": ("Says that its prompts changed", NOTHING),
     **{name: ("Asks in rounds", NOTHING) for name in ROUNDS},
     "test_reconnection": ("Takes a moment, in which its stream may be closed", NOTHING),
@@ -174,6 +181,9 @@ async def call_tool(ctx: Any, params: types.CallToolRequestParams) -> types.Call
             more["tools"] = not more["tools"]
             await bus.publish(ToolsListChanged())
             return answer(text("The tools changed"))
+        case "test_touch":
+            await bus.publish(ResourceUpdated(uri="test://watched-resource"))
+            return answer(text("The watched resource changed"))
         case "test_trigger_prompt_change":
             more["prompts"] = not more["prompts"]
             await bus.publish(PromptsListChanged())
