@@ -1,7 +1,7 @@
 """What the index takes: records a second, questions at a million records, proofs, and the check of a log and of evidence.
 
 ``python -m tools.bench_index [--records N]`` makes N records of tasks of five hops, projects them in batches as a broker does (FULL
-sync, trees and checkpoints included) into a file of its own, and asks. Times of questions are the best of several.
+sync, trees and checkpoints included) into a file of its own, and asks. Times of questions are the best of several, in processor time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from remit_broker.adapters.jetstream import Message
 from remit_broker.adapters.sqlite_index import SqliteIndex
 from remit_broker.core.audit import Audit
 from remit_broker.core.evidence import export, verify_evidence
-from remit_broker.core.listing import ChainFilter
+from remit_broker.core.listing import ChainFilter, LogFilter
 from remit_schemas.budget import Budget
 from remit_schemas.keys import KeySet, SigningKey
 from tests.support.story import Story, hop_id, opened
@@ -44,10 +44,15 @@ def stories(count: int) -> Iterator[bytes]:
             at = f"2026-11-{1 + group % 28:02d}T{group // 28 % 24:02d}:{number:02d}:11.000Z"
             story = Story(opened(txn, user=f"user{(group + number) % 97}", agent=f"agent{number % 7}", at=at))
             for hop in range(HOPS):
-                story.open(hop_id(hop + 1), budget=Budget(100, 10, 2), resource=tools[(group + hop) % 5], at=at)
+                labels = ("pii",) if (group + number) % 20 == 0 else ()
+                story.open(
+                    hop_id(hop + 1), budget=Budget(100, 10, 2), resource=tools[(group + hop) % 5], at=at, labels=labels
+                )
                 spent = Budget(10, 0, 0)
                 if (group + hop) % 50 == 0:
-                    story.close(hop_id(hop + 1), spent, "error", code="TARGET_UNAVAILABLE", at=at)
+                    story.close(
+                        hop_id(hop + 1), spent, "error", code="TARGET_UNAVAILABLE", reason="it answered nothing", at=at
+                    )
                 else:
                     story.close(hop_id(hop + 1), spent, at=at)
             story.end()
@@ -68,12 +73,12 @@ def messages(count: int) -> Iterator[Message]:
 
 
 async def best(work: Callable[[], Awaitable[Any]], times: int = 9) -> float:
-    """Milliseconds of the fastest."""
+    """Milliseconds of processor time of the fastest: what else the machine does is not counted."""
     taken = []
     for _ in range(times):
-        before = time.perf_counter()
+        before = time.process_time()
         await work()
-        taken.append(time.perf_counter() - before)
+        taken.append(time.process_time() - before)
     return round(min(taken) * 1000, 3)
 
 
@@ -93,8 +98,14 @@ async def measure(count: int, folder: Path) -> dict[str, Any]:
     evidence = export(chain, [], KeySet([KEY.public]).to_jwks(), proofs)
     filters = {
         "newest": ChainFilter(), "user": ChainFilter(user="user5"), "agent": ChainFilter(agent="critic"),
-        "tool": ChainFilter(tool="mcp/mail/"), "code": ChainFilter(code="TARGET_UNAVAILABLE"),
+        "server": ChainFilter(server="mail"), "tool": ChainFilter(tool="mcp/mail/send"),
+        "beginning of a tool": ChainFilter(tool="mcp/m"),
+        "decision": ChainFilter(decision="allow"), "rule": ChainFilter(rule="default"), "code": ChainFilter(code="TARGET_UNAVAILABLE"),
+        "label": ChainFilter(label="pii"), "words of a reason": ChainFilter(reason="answered nothing"),
+        "cost at least": ChainFilter(min_usd_micros=50), "cost at most": ChainFilter(max_usd_micros=50),
         "time": ChainFilter(since="2026-11-20T00:00:00.000Z", until="2026-11-21T00:00:00.000Z"),
+        "user and tool": ChainFilter(user="user5", tool="mcp/mail/send"), "nobody": ChainFilter(user="nobody"),
+        "two that hardly meet": ChainFilter(label="pii", code="TARGET_UNAVAILABLE"),
     }  # fmt: skip
     told: dict[str, Any] = {
         "records": count,
@@ -104,7 +115,12 @@ async def measure(count: int, folder: Path) -> dict[str, Any]:
         "chain_ms": await best(lambda: index.chain("default", txn)),
         "proof_ms": await best(lambda: index.proofs.of(chain, [])),
         "page_ms": {name: await best(lambda it=it: index.chains("default", it)) for name, it in filters.items()},  # type: ignore[misc]
+        "last_page_ms": await best(
+            lambda: index.chains("default", ChainFilter(tool="mcp/mail/", until="2026-11-01T01:00:00.000Z"))
+        ),
         "decisions_page_ms": await best(lambda: index.decisions("default", count // 2, "opened", 500)),
+        "log_page_ms": await best(lambda: index.log("default", LogFilter(after=f"{count // 2}.0", limit=500))),
+        "log_page_of_a_small_tenant_ms": await best(lambda: index.log("acme", LogFilter(limit=500))),
         "evidence_bytes": len(json.dumps(evidence)),
         "proof_hashes": len(proofs.proof.hashes),
     }

@@ -25,7 +25,7 @@ from remit_broker.edges.attach.source import HttpSource
 from remit_broker.testing import running_broker
 from remit_schemas.errors import Refusal
 from remit_schemas.subjects import request as subject
-from tests.support.attach_fixture import SERVERS, free_port
+from tests.support.attach_fixture import SERVERS, free_port, listens
 from tests.support.mcp_client import Front, front_of
 from tests.support.oauth import claims_of
 from tests.support.raw import RawAgent
@@ -90,17 +90,6 @@ class House:
         assert not answer.is_error, answer.content
         found: dict[str, str] = answer.structured_content
         return found.get("result", found)  # type: ignore[return-value]
-
-
-async def listens(port: int) -> None:
-    """Wait until somebody does."""
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                (await asyncio.open_connection("127.0.0.1", port))[1].close()
-                return
-            except OSError:
-                await asyncio.sleep(0.05)
 
 
 def digest(text: str) -> str:

@@ -194,6 +194,47 @@ def test_a_row_of_the_index_that_was_changed_is_found(town: Town) -> None:
     assert town.bad()["index"].startswith("stream 5")
 
 
+@pytest.mark.parametrize(
+    ("statements", "where"),
+    [
+        (["UPDATE record SET stream_seq = -1 WHERE stream_seq = 5", "UPDATE record SET stream_seq = 5 WHERE stream_seq = 6",
+          "UPDATE record SET stream_seq = 6 WHERE stream_seq = -1"], "stream 5"),
+        (["INSERT INTO record SELECT 100000, tenant, txn, 99, at, kind, hop, body, NULL FROM record WHERE stream_seq = 5"], None),
+        (["DELETE FROM record WHERE stream_seq > 300"], "stream 301"),
+        (["UPDATE record SET body = (SELECT body FROM record WHERE stream_seq = 4) WHERE stream_seq = 5"], "stream 5"),
+    ],
+    ids=["reordered", "inserted", "truncated", "replayed"],
+)  # fmt: skip
+def test_rows_of_the_index_that_were_moved_made_up_or_cut_off_are_found(
+    town: Town, statements: list[str], where: str | None
+) -> None:
+    for statement in statements:
+        town.sql(statement)
+    found = town.bad()
+    assert "index" in found and (where is None or found["index"].startswith(where)), found
+
+
+def test_a_record_that_is_replayed_in_the_stream_is_found_where_it_stands_again(town: Town) -> None:
+    """At the end, where nothing is moved by it."""
+    last = len(town.ledger)
+    town.ledger.append(town.ledger[7]._replace(seq=last + 1))
+    found = town.bad()
+    assert any(
+        where.startswith((f"stream {last + 1}", town.ledger[7].subject.split(".")[2])) for where in found.values()
+    ), found
+
+
+async def test_checkpoints_that_were_taken_away_are_missed_by_whoever_kept_one(town: Town) -> None:
+    """The file alone cannot say that it once had another: a checkpoint out of the house can, and so can the witness of the stream."""
+    with sqlite3.connect(town.path) as db:
+        kept = str(db.execute("SELECT note FROM checkpoint WHERE tree = 'LEDGER' ORDER BY size DESC").fetchone()[0])
+    town.sql("DELETE FROM checkpoint")
+    assert town.bad(since=kept) == {}, "the log is still the one that was signed"
+    del town.ledger[-4:]
+    found = town.bad(since=kept)
+    assert "since" in found and "tree" in found
+
+
 def test_a_refusal_that_was_changed_is_found_although_it_was_sealed_anew(town: Town) -> None:
     town.refused[4] = changed(
         town.refused[4],

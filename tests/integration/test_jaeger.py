@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 from collections.abc import Iterable
@@ -13,11 +14,13 @@ import httpx
 import pytest
 
 from remit_broker.adapters.cedar import packaged
+from remit_broker.core.retrace import of_chain, of_refusal
 from remit_broker.hop.decide import Approver, decide
 from remit_broker.testing import Lab, running_broker
 from remit_schemas.envelope import Accepted, InputRequired, Result
+from tests.support.cli import remit
 from tests.support.jaeger import running_jaeger
-from tests.support.otlp import otlp_sink
+from tests.support.otlp import attributes, otlp_sink
 from tests.support.process import process_lab
 from tests.support.raw import Arena, RawAgent, Taken, arena_on, skill, tool
 from tests.support.tracing import Seen, cached_jaeger, drawn, expected, fetched, of_collector
@@ -104,6 +107,12 @@ async def test_a_collector_has_the_tree_of_the_ledger_span_for_span(tmp_path: Pa
         ledger = await _of_ledger(lab, txn)
         carried = await _of_ledger(lab, later)
         await sink.wait_for(*ledger, *carried)
+        records, refusals = await lab.records(txn), await lab.refusals(txn)
+    again = {told.span.span: told.span for told in (*of_chain(records), *map(of_refusal, refusals))}
+    assert again.keys() == ledger.keys()
+    for span, one in again.items():
+        sent = {key: list(value) if isinstance(value, tuple) else value for key, value in one.attributes.items()}
+        assert attributes(sink.spans[span]) == sent, "what is made of the records later is what was sent then"
     got = {span: of_collector(one) for span, one in sink.spans.items()}
     assert {span: seen for span, seen in got.items() if seen.trace == txn} == ledger
     assert {span: seen for span, seen in got.items() if seen.trace == later} == carried
@@ -185,3 +194,17 @@ async def test_a_broker_that_is_asked_to_stop_sends_every_span_first(tmp_path: P
         await lab.start()
         ledger = expected(await lab.records(txn), [])
         assert len(ledger) == 51 and sent == ledger
+        async with otlp_sink() as later:
+            # A collector that was not there when it happened.
+            told = await asyncio.to_thread(
+                remit, "trace", "resend", txn[:8], "--to", later.url, "-c", str(tmp_path), "--json", fresh=True
+            )
+            assert json.loads(told.out) == {"spans": 51, "to": later.url}, told
+            assert {span: of_collector(one) for span, one in later.spans.items()} == ledger
+            assert {one["service.instance.id"] for one in later.resources} == {
+                one["by"] for one in await lab.records(txn)
+            }
+        told = await asyncio.to_thread(
+            remit, "trace", "resend", "--since", "1h", "--to", sink.url, "-c", str(tmp_path), "--json", fresh=True
+        )
+        assert json.loads(told.out)["spans"] == 51

@@ -114,3 +114,14 @@ async def desk_fixture(tmp_path: Path) -> AsyncIterator[Desk]:
         finally:
             await desk.close()
             await broker.stop()
+
+
+async def listens(port: int) -> None:
+    """Wait until somebody does."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                (await asyncio.open_connection("127.0.0.1", port))[1].close()
+                return
+            except OSError:
+                await asyncio.sleep(0.05)

@@ -56,13 +56,15 @@ def remit(
     stdin: str = "",
     width: int | None = None,
     fresh: bool = False,
+    seconds: float | None = None,
 ) -> Result:
     """Run a command to its end in a process of its own; it never shows a traceback.
 
     Where a new interpreter makes no difference it is a fork of this one, which has loaded everything.
     """
-    if fresh or cwd or env or width:
-        done = _started(words, cwd, {**(env or {}), **({"COLUMNS": str(width)} if width else {})}, stdin)
+    if fresh or cwd or env or width or seconds:
+        more = {**(env or {}), **({"COLUMNS": str(width)} if width else {})}
+        done = _started(words, cwd, more, stdin, seconds or SECONDS)
     else:
         done = _forked(words, stdin)
     assert "Traceback" not in done.out + done.err, done.err
@@ -70,10 +72,10 @@ def remit(
     return done
 
 
-def _started(words: tuple[str, ...], cwd: Path | None, env: Mapping[str, str], stdin: str) -> Result:
+def _started(words: tuple[str, ...], cwd: Path | None, env: Mapping[str, str], stdin: str, seconds: float) -> Result:
     done = subprocess.run(
         [*REMIT, *words], cwd=cwd, env={**os.environ, **env}, input=stdin, capture_output=True, text=True,
-        timeout=SECONDS, encoding="utf-8",
+        timeout=seconds, encoding="utf-8",
     )  # fmt: skip
     return Result(done.returncode, done.stdout, done.stderr)
 

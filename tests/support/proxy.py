@@ -24,6 +24,8 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self.url = ""
+        self.accepted = 0
+        """Connections so far."""
 
     async def start(self) -> None:
         """Listen on a free port."""
@@ -66,6 +68,7 @@ class Proxy:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self.accepted += 1
         ends, door = [writer], self._open
         try:
             await door.wait()

@@ -13,7 +13,7 @@ import pytest
 from remit_broker.bench.measure import Samples, round_of
 from remit_broker.bench.site import NotDone, Patient
 from remit_broker.bench.usage import children, processor_seconds, resident_bytes
-from remit_broker.cli.bench import targets
+from remit_broker.cli.bench import mcp_targets, targets
 from remit_schemas.envelope import Error, Result, encode
 from remit_schemas.errors import Code, Effect, refusal
 
@@ -111,3 +111,15 @@ async def test_what_may_not_be_made_again_ends_the_measurement(answer: bytes) ->
 
     with pytest.raises(NotDone):
         await Patient(call)(0)
+
+
+def test_the_aims_for_mcp_are_ratios_of_one_run() -> None:
+    found = {
+        "direct_http": {"p50_us_1": 100.0, "ops_16": 50.0}, "remit_http": {"p50_us_1": 250.0, "ops_16": 30.0},
+        "direct_stdio": {"p50_us_1": 10.0}, "remit_stdio": {"p50_us_1": 80.0},
+    }  # fmt: skip
+    assert mcp_targets(found) == [
+        "p50 at 1 in flight over http: 2.50 x direct", "p50 at 1 in flight over stdio: 8.00 x direct",
+    ]  # fmt: skip
+    found["peer_http"] = {"p50_us_1": 1000.0, "ops_16": 3.0}
+    assert mcp_targets(found)[-1] == "the peer: p50 10.00 x direct; Remit makes 10.0 x its calls"

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from remit_broker.adapters import otlp
-from remit_broker.adapters.otlp import OtlpSpans
+from remit_broker.adapters.otlp import Again, NotTaken, OtlpSpans
 from remit_broker.core.spans import SpanData
 
 SECONDS = 10.0
@@ -64,6 +64,18 @@ def test_a_collector_that_was_away_for_a_moment_misses_nothing() -> None:
     assert collector.tried.wait(SECONDS)
     spans.stop()
     assert (collector.took, spans.sent, spans.lost) == ([1], 1, 0)
+
+
+def test_a_collector_that_takes_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [SpanExportResult.FAILURE, *([SpanExportResult.SUCCESS] * 3)]
+    collector = Collector(lambda: answers.pop(0) if answers else SpanExportResult.FAILURE)
+    monkeypatch.setattr(otlp, "_exporter", lambda endpoint: collector)
+    again = Again("")
+    assert again.send(("r", span(number)) for number in range(1100)) == 1100
+    assert collector.took == list(range(1, 1101)), "in batches, each tried again"
+    with pytest.raises(NotTaken, match="no collector took 2 spans"):
+        again.send([("r", span(1)), ("r", span(2))])
+    again.close()
 
 
 def test_every_span_that_found_no_room_is_counted() -> None:

@@ -25,6 +25,8 @@ from remit_schemas.keys import KeySet
 
 _WINDOW: Final = 1000
 _SECONDS: Final = 10.0
+_END: Final = 2**63 - 1
+"""Beyond every place of a stream."""
 INDEX: Final = Path("index") / "index.db"
 
 
@@ -181,8 +183,12 @@ class _Index:
         self._found.indexed(seq, record, row)
 
     def end(self) -> None:
-        """The stream has ended."""
-        self.upto(self._passed)
+        """The stream has ended. All was read of the index in one moment: what it has beyond its own place is made up, too.
+
+        INVARIANT: no row stands for a message that was not read
+        (test_rows_of_the_index_that_were_moved_made_up_or_cut_off_are_found).
+        """
+        self.upto(_END)
         if self._witness:
             self._found.witness(self._witness, self._sealed, self._seen)
 

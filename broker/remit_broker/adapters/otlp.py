@@ -6,11 +6,13 @@ Here a batch is tried again while there is room for what comes meanwhile.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from typing import Final
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -46,7 +48,7 @@ class OtlpSpans:
     def __init__(self, exporter: SpanExporter, replica: str, room: int = ROOM) -> None:
         self.sent = self.lost = 0
         self._exporter, self._room = exporter, room
-        self._resource = Resource.create({"service.name": "remit-broker", "service.instance.id": replica})
+        self._resource = _resource(replica)
         self._queue: deque[SpanData] = deque()
         self._in_hand = 0
         self._changed = threading.Condition()
@@ -58,16 +60,14 @@ class OtlpSpans:
     @classmethod
     def to(cls, endpoint: str, replica: str) -> OtlpSpans:
         """To ``endpoint``, unless the standard variables name another: the exporter reads those itself."""
-        from_env = any(os.environ.get(name) for name in ENDPOINTS)
-        exporter = OTLPSpanExporter() if from_env else OTLPSpanExporter(endpoint.rstrip("/") + "/v1/traces")
-        return cls(exporter, replica)
+        return cls(_exporter("" if _from_environment() else endpoint), replica)
 
     @staticmethod
     def wanted(endpoint: str) -> bool:
         """Whether anything says where spans should go."""
         off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
         none = os.environ.get("OTEL_TRACES_EXPORTER", "").lower() == "none"
-        return not (off or none) and bool(endpoint or any(os.environ.get(name) for name in ENDPOINTS))
+        return not (off or none) and bool(endpoint or _from_environment())
 
     @property
     def waiting(self) -> int:
@@ -134,6 +134,54 @@ class OtlpSpans:
                     break
                 self._changed.wait(SOON * 2**attempt)
         return False
+
+
+class NotTaken(Exception):  # noqa: N818 - an answer of a collector
+    """A collector did not take spans that it was sent again."""
+
+
+class Again:
+    """Spans that are sent once more, each with the replica it is of. Patient with a collector, and says what it did not take."""
+
+    def __init__(self, endpoint: str) -> None:
+        """To ``endpoint``; empty: where the standard variables say."""
+        self._exporter = _exporter(endpoint)
+
+    def send(self, told: Iterable[tuple[str, SpanData]]) -> int:
+        """Send them in batches; how many. Blocks. Raises :class:`NotTaken`."""
+        resources: dict[str, Resource] = {}
+        sent, waiting = 0, iter(told)
+        while batch := list(itertools.islice(waiting, BATCH)):
+            for by, _ in batch:
+                resources.setdefault(by, _resource(by))
+            self._sent([readable(data, resources[by]) for by, data in batch])
+            sent += len(batch)
+        return sent
+
+    def close(self) -> None:
+        """Nothing more is sent."""
+        self._exporter.shutdown()  # type: ignore[no-untyped-call]
+
+    def _sent(self, batch: list[ReadableSpan]) -> None:
+        for attempt in range(ATTEMPTS // 2):
+            if attempt:
+                time.sleep(SOON * 2**attempt)
+            if self._exporter.export(batch) is SpanExportResult.SUCCESS:
+                return
+        # INVARIANT: what no collector took is said (test_a_collector_that_takes_nothing_is_said).
+        raise NotTaken(f"no collector took {len(batch)} spans")
+
+
+def _exporter(endpoint: str) -> OTLPSpanExporter:
+    return OTLPSpanExporter(endpoint.rstrip("/") + "/v1/traces") if endpoint else OTLPSpanExporter()
+
+
+def _from_environment() -> bool:
+    return any(os.environ.get(name) for name in ENDPOINTS)
+
+
+def _resource(replica: str) -> Resource:
+    return Resource.create({"service.name": "remit-broker", "service.instance.id": replica})
 
 
 def readable(data: SpanData, resource: Resource) -> ReadableSpan:

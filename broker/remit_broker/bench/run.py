@@ -25,6 +25,9 @@ from remit_schemas.envelope import Request, encode
 
 ROUNDS: Final = ((1, 400), (32, 2400), (256, 3200))
 """In flight, and calls of one round at scale 1."""
+Depths = Sequence[tuple[int, int]]
+LATENCIES: Final = 2
+"""At so many depths latency is reported; beyond, it is that of a queue."""
 SLOW: Final = frozenset({"governed_fsync"})
 """Ways whose rounds have half the calls."""
 
@@ -70,7 +73,7 @@ async def bench(rounds: int, scale: float, say: Say, profile: Path | None = None
         if profile is not None:
             say("starting a broker under the profiler")
             ways = {"governed": (await _governed(stack, folder / "governed", "default", setup, profile=profile))[0]}
-            found = await _interleaved(ways, rounds, scale, say)
+            found = await interleaved(ways, rounds, scale, say)
         else:
             ways = await _plain(stack, folder, say)
             say("starting a broker on a NATS server with its default sync")
@@ -79,50 +82,50 @@ async def bench(rounds: int, scale: float, say: Say, profile: Path | None = None
             ways["governed_fsync"], _ = await _governed(stack, folder / "governed_fsync", "always", setup)
             say("starting a broker of two processes")
             ways["governed_two"], _ = await _governed(stack, folder / "governed_two", "default", setup, replicas=2)
-            found = await _interleaved(ways, rounds, scale, say)
+            found = await interleaved(ways, rounds, scale, say)
             say("growing one txn")
             found["long_txn"] = await long_txn(first, stack, scale)
             say("opening txns and connections")
             fresh = await stack.enter_async_context(site(folder / "memory", "default"))
             found["memory"] = await memory(fresh, stack, scale)
-        return {**found, "setup": {**setup, **_machine(), "rounds": rounds, "payload_bytes": len(encode(PAYLOAD))}}
+        return {**found, "setup": {**setup, **machine(), "rounds": rounds, "payload_bytes": len(encode(PAYLOAD))}}
 
 
-async def _interleaved(ways: dict[str, Way], rounds: int, scale: float, say: Say) -> dict[str, Any]:
+async def interleaved(
+    ways: dict[str, Way], rounds: int, scale: float, say: Say, depths: Depths = ROUNDS, slow: frozenset[str] = SLOW
+) -> dict[str, Any]:
     """Every way in every round, so that what else the machine does hits all of them alike."""
-    measured = {(name, depth): Measured() for name in ways for depth, _ in ROUNDS}
+    measured = {(name, depth): Measured() for name in ways for depth, _ in depths}
     for name, way in ways.items():
         say(f"warming up {name}")
         await round_of(way.call, int(600 * scale), 16)
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")
-        for depth, count in ROUNDS:
+        for depth, count in depths:
             for name, way in ways.items():
-                size = count // 2 if name in SLOW else count
+                size = count // 2 if name in slow else count
                 await measured[name, depth].round(way, max(depth, int(size * scale)), depth)
-    found = {name: _figures(measured, name) for name in ways}
+    found = {name: _figures(measured, name, depths) for name in ways}
     for name, way in ways.items():
         if isinstance(way.call, Patient):
             found[name]["refused"] = way.call.refused
     return found
 
 
-def _figures(measured: dict[tuple[str, int], Measured], name: str) -> dict[str, float | None]:
-    one, some, many = (measured[name, depth] for depth, _ in ROUNDS)
-    return {
-        "p50_us_1": one.samples.quantile(0.5),
-        "p99_us_1": one.samples.quantile(0.99),
-        "ops_32": some.samples.rate,
-        "p50_us_32": some.samples.quantile(0.5),
-        "p99_us_32": some.samples.quantile(0.99),
-        "ops_256": many.samples.rate,
-        "cpu_us_1": one.cpu_us,
-        "cpu_us_32": some.cpu_us,
-        "cpu_us_256": many.cpu_us,
-    }
+def _figures(measured: dict[tuple[str, int], Measured], name: str, depths: Depths) -> dict[str, float | None]:
+    """Latencies at the first depths, and the rate and the processor time of a call at each; rates say nothing with 1 in flight."""
+    found: dict[str, float | None] = {}
+    for number, (depth, _) in enumerate(depths):
+        one = measured[name, depth]
+        if number < LATENCIES:
+            found |= {f"p50_us_{depth}": one.samples.quantile(0.5), f"p99_us_{depth}": one.samples.quantile(0.99)}
+        if depth > 1:
+            found[f"ops_{depth}"] = one.samples.rate
+        found[f"cpu_us_{depth}"] = one.cpu_us
+    return found
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     return {"cpus": os.cpu_count(), "python": platform.python_version(), "machine": platform.machine()}
 
 

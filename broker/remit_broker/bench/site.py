@@ -32,7 +32,7 @@ CALLER: Final = "bench-caller"
 RESOURCE: Final = f"agent/{CALLEE}/{peers.SKILL}"
 PATIENCE: Final = 60.0
 """Seconds for which a call that is refused is made again."""
-_REMIT: Final = ("-m", "remit_broker.cli.main")
+REMIT: Final = ("-m", "remit_broker.cli.main")
 
 
 class Site:
@@ -40,6 +40,7 @@ class Site:
 
     def __init__(self, ready: dict[str, Any], http: httpx.AsyncClient, told: dict[str, str]) -> None:
         self.http = http
+        self.url = str(http.base_url).rstrip("/")
         self.told = told
         """The credentials of the caller."""
         self.brokers: list[int] = [one["pid"] for one in ready["replicas"]] if "replicas" in ready else [ready["pid"]]
@@ -68,9 +69,15 @@ class Site:
 
 @asynccontextmanager
 async def site(
-    folder: Path, sync: str, *, replicas: int = 1, concurrency: int = 2048, profile: Path | None = None
+    folder: Path,
+    sync: str,
+    *,
+    replicas: int = 1,
+    concurrency: int = 2048,
+    profile: Path | None = None,
+    more: str = "",
 ) -> AsyncIterator[Site]:
-    """Start one. ``concurrency`` is the hops it may have in hand.
+    """Start one. ``concurrency`` is the hops it may have in hand, ``more`` the rest of its configuration.
 
     With ``profile`` the broker's process is profiled, and slower; the profile is written when it ends.
     """
@@ -78,18 +85,16 @@ async def site(
     config = folder / "remit.toml"
     config.write_text(
         f'[bus]\nsync = "{sync}"\n[http]\nport = 0\n'
-        f"[limits]\ncalls_per_second = 1000000\nburst = 1000000\nconcurrency = {concurrency}\n",
+        f"[limits]\ncalls_per_second = 1000000\nburst = 1000000\nconcurrency = {concurrency}\n{more}",
         encoding="utf-8",
     )
     async with AsyncExitStack() as stack:
         before = ("-m", "remit_broker.bench.profiled", str(profile)) if profile is not None else ()
         words = ("up", "--json", "--quiet", "--replicas", str(replicas), "-c", str(config))
-        ready = json.loads(
-            await stack.enter_async_context(process(*before, *(_REMIT[1:] if before else _REMIT), *words))
-        )
+        ready = json.loads(await stack.enter_async_context(process(*before, *(REMIT[1:] if before else REMIT), *words)))
         paths = {}
         for name in (CALLER, CALLEE):
-            async with process(*_REMIT, "agents", "add", name, "--json", "-c", str(config)) as told:
+            async with process(*REMIT, "agents", "add", name, "--json", "-c", str(config)) as told:
                 paths[name] = json.loads(told)["credentials"]
         await stack.enter_async_context(peer("agent", paths[CALLEE]))
         token = (folder / "data" / "keys" / "local.token").read_text(encoding="utf-8").strip()

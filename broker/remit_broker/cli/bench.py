@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from remit_broker.adapters.errors import ConfigError
 from remit_broker.cli.common import Json, command, run_loop
 from remit_broker.cli.printing import err, line, out, say
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WAYS = ("direct", "relay", "governed", "governed_fsync", "governed_two")
+MCP_WAYS = ("direct_http", "remit_http", "peer_http", "direct_stdio", "remit_stdio")
+MCP_COLUMNS = ("p50_us_1", "p99_us_1", "p50_us_16", "p99_us_16", "ops_16", "cpu_us_1", "cpu_us_16")
 COLUMNS = ("p50_us_1", "p99_us_1", "ops_32", "p50_us_32", "p99_us_32", "ops_256", "cpu_us_256")
 
 
@@ -33,15 +36,46 @@ def run(
         Path | None,
         typer.Option(help="Measure one broker alone, under a profiler that writes here (read it with pstats)."),
     ] = None,
+    mcp: Annotated[
+        bool, typer.Option("--mcp", help="Measure tool calls of MCP clients instead, beside the same server directly.")
+    ] = False,
+    peer: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --mcp: the program mcpgateway of ContextForge, installed elsewhere, to measure beside."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure direct request/reply, a bare relay and the full governed hop, interleaved in one run."""
+    from remit_broker.bench.mcp_run import bench_mcp
     from remit_broker.bench.run import bench
 
-    found: dict[str, Any] = run_loop(bench(rounds, scale, lambda said: err.print(line((said, "dim"))), profile))
+    if (mcp and profile is not None) or (peer is not None and not mcp):
+        raise ConfigError(
+            "--profile is for calls on the bus, and --peer for those of MCP clients", "leave one out, or add --mcp"
+        )
+    if peer is not None and not peer.is_file():
+        raise ConfigError(
+            f"{peer} is no program", "install mcp-contextforge-gateway in a virtual environment of its own"
+        )
+
+    def hear(said: str) -> None:
+        err.print(line((said, "dim")))
+
+    found: dict[str, Any] = run_loop(
+        bench_mcp(rounds, scale, hear, peer) if mcp else bench(rounds, scale, hear, profile)
+    )
     output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if as_json:
         say(found)
+        return
+    if mcp:
+        out.print(table(found, [way for way in found if way in MCP_WAYS], MCP_COLUMNS, "direct_http"))
+        out.print(*(line(text) for text in mcp_targets(found)), sep="\n")
+        about = found["setup"]["remit"]
+        out.print(f"remit: sync {about['sync']}, stages: {' '.join(about['stages'])}")
+        out.print(f"{found['setup']['cpus']} cores, Python {found['setup']['python']}; figures in {output}")
         return
     ways = [way for way in found if way in WAYS]
     out.print(table(found, ways))
@@ -92,17 +126,31 @@ def _kib(value: int | None) -> str:
     return "?" if value is None else f"{value / 1024:,.1f} KiB"
 
 
-def table(found: dict[str, Any], ways: Iterable[str]) -> Table:
+def mcp_targets(found: dict[str, Any]) -> list[str]:
+    """What the figures say of the aims for MCP in docs/benchmarks.md."""
+    lines = [
+        f"p50 at 1 in flight over {kind}: {found[f'remit_{kind}']['p50_us_1'] / found[f'direct_{kind}']['p50_us_1']:.2f} x direct"
+        for kind in ("http", "stdio")
+    ]
+    if peer := found.get("peer_http"):
+        rates = found["remit_http"]["ops_16"] / peer["ops_16"]
+        lines.append(
+            f"the peer: p50 {peer['p50_us_1'] / found['direct_http']['p50_us_1']:.2f} x direct; Remit makes {rates:.1f} x its calls"
+        )
+    return lines
+
+
+def table(found: dict[str, Any], ways: Iterable[str], columns: Sequence[str] = COLUMNS, basis: str = "direct") -> Table:
     """The figures, each with its ratio to a direct call where there is one."""
     from rich.table import Table
 
     grid = Table(title="microseconds (us) and calls per second (ops); in brackets: times a direct call")
     grid.add_column("")
-    for column in COLUMNS:
+    for column in columns:
         grid.add_column(column, justify="right")
-    base = found.get("direct", {})
+    base = found.get(basis, {})
     for way in ways:
-        grid.add_row(way, *(_cell(found[way][name], base.get(name)) for name in COLUMNS))
+        grid.add_row(way, *(_cell(found[way][name], base.get(name)) for name in columns))
     return grid
 
 

@@ -31,6 +31,7 @@ from remit_broker.cli import (
     running,
     secrets,
     servers,
+    trace,
     users,
     vault,
 )
@@ -79,6 +80,7 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(index.app, name="index")
 app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")
+app.add_typer(trace.app, name="trace")
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(users.app, name="users")
 app.add_typer(vault.app, name="vault")

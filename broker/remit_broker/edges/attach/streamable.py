@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -9,6 +10,7 @@ from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import Any, Final
 
+import anyio
 import httpx2
 from mcp.client._transport import TransportStreams
 from mcp.client.streamable_http import streamable_http_client
@@ -18,6 +20,10 @@ from remit_broker.edges.attach.child import MAX_LINE
 
 CONNECT: Final = 10.0
 """Seconds for connecting and for writing a request. How long an answer may take is decided by the call's deadline."""
+
+END: Final = 0.25
+"""Seconds, and bytes, for what may follow an answer: nothing but the end of its stream should."""
+END_BYTES: Final = 4096
 
 UNREACHABLE: Final = -32000
 
@@ -69,6 +75,8 @@ class _Answering(httpx2.AsyncBaseTransport):
             return _own(response.status_code, f"answered HTTP {response.status_code}", {"broken": self._secret})
         if isinstance(response.stream, httpx2.AsyncByteStream) and _is_json(response):
             response.stream = _Capped(response.stream)
+        elif isinstance(response.stream, httpx2.AsyncByteStream) and request.method == "POST":
+            response.stream = _Finished(response.stream)
         return response
 
     async def aclose(self) -> None:
@@ -91,6 +99,33 @@ class _Capped(httpx2.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._inner.aclose()
+
+
+class _Finished(httpx2.AsyncByteStream):
+    """A stream of events that is read to its end, if that is near, when nobody wants more of it.
+
+    The library closes it once it has the answer, with the end of the body unread: then the connection is of no more use, and
+    every call makes a new one (test_a_call_makes_no_new_connection_to_its_server).
+    """
+
+    def __init__(self, inner: httpx2.AsyncByteStream) -> None:
+        self._inner = inner
+        self._pieces = aiter(inner)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for piece in self._pieces:
+            yield piece
+
+    async def aclose(self) -> None:
+        try:
+            with anyio.move_on_after(END), contextlib.suppress(httpx2.HTTPError, httpx2.StreamError):
+                left = END_BYTES
+                async for piece in self._pieces:
+                    left -= len(piece)
+                    if left < 0:
+                        break
+        finally:
+            await self._inner.aclose()
 
 
 def _is_json(response: httpx2.Response) -> bool:
