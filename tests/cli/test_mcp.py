@@ -60,14 +60,15 @@ async def test_a_client_chooses_the_generation_that_both_know(with_tools: Runnin
         assert client.server_info is not None and client.server_info.name == "well-behaved"
 
 
+@pytest.mark.timeout(240)
 async def test_a_request_that_is_cancelled_over_a_pipe_is_cancelled_at_the_broker(with_tools: Running) -> None:
     with_tools.json("servers", "add", "talk", "--", sys.executable, str(SERVERS / "talkative.py"))
     with_tools.server_runs("talk")
     async with Client(bridge(with_tools, "talk"), mode="2026-07-28") as client:
         meta: Any = (await client.call_tool("touch", {"text": "note://x"})).meta
         known = meta["dev.remit/txn"]
-        slow = asyncio.create_task(client.call_tool("wait", {"text": "60"}))
-        async with asyncio.timeout(30):
+        slow = asyncio.create_task(client.call_tool("wait", {"text": "600"}))
+        async with asyncio.timeout(120):
             while "mcp/talk/wait" not in json.dumps(with_tools.json("chain", known)):
                 await asyncio.sleep(0.1)
             slow.cancel()
