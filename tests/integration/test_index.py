@@ -229,10 +229,12 @@ async def test_a_file_of_an_older_version_finds_what_it_holds(tmp_path: Path) ->
             db.execute(f"CREATE INDEX hop_by_{column} ON hop (tenant, {column}, txn)")
         db.execute("CREATE INDEX txn_by_user ON txn (tenant, user, opened_at DESC, txn DESC)")
     again = await SqliteIndex.open(path)
-    assert await again._all("SELECT * FROM mark ORDER BY 1, 2, 3", ()) == marked and len(marked) > 10
-    page = await again.chains("default", ChainFilter(reason="sunday", code="TARGET_UNAVAILABLE", min_usd_micros=1))
-    assert [row.txn for row in page.rows] == [TXN]
-    await again.close()
+    try:
+        assert await again._all("SELECT * FROM mark ORDER BY 1, 2, 3", ()) == marked and len(marked) > 10
+        page = await again.chains("default", ChainFilter(reason="sunday", code="TARGET_UNAVAILABLE", min_usd_micros=1))
+        assert [row.txn for row in page.rows] == [TXN]
+    finally:
+        await again.close()
 
 
 def filtered_in_words(rows: list[tuple[Story, dict[str, set[str]]]], **wanted: str) -> list[str]:
