@@ -163,6 +163,27 @@ async def test_a_session_goes_on_in_another_task_after_its_time(front: Front, mo
     assert (await front.lab.records(first))[-1]["kind"] == "txn.closed"
 
 
+async def test_calls_at_once_all_end_well_while_their_session_goes_on_in_other_tasks(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("remit_broker.edges.mcp.tasks.RECORDS", 20)
+    monkeypatch.setattr("remit_broker.edges.mcp.tasks.LAST", 40)
+    # What is opened beyond is refused, as in a task of real size: sixteen calls have room for their records.
+    monkeypatch.setattr("remit_broker.hop.open.MAX_RECORDS", 80)
+    async with front.client() as client:
+
+        async def calls(number: int) -> list[str]:
+            done = [await client.call_tool("echo", {"text": f"{number}-{turn}"}) for turn in range(6)]
+            assert [one.content[0].text for one in done] == [f"{number}-{turn}" for turn in range(6)]
+            return [one.meta["dev.remit/txn"] for one in done]
+
+        txns = {txn for made in await asyncio.gather(*map(calls, range(16))) for txn in made}
+    assert len(txns) > 2
+    for txn in txns:
+        ended = [record for record in await front.lab.records(txn) if record["kind"] == "hop.closed"]
+        assert {record["outcome"] for record in ended} == {"ok"}
+
+
 async def test_labels_go_over_into_the_next_task_of_a_session(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = front.raw()
     await raw.begin()

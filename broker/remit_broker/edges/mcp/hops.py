@@ -71,22 +71,28 @@ class Hops:
     async def _governed(self, call: Call, at: Id, resource: Resource, args: dict[str, Any], tell: Tell) -> Ended:
         meta = meta_of(call.params)
         aim = Aim(resource, args, meta.get(AGENT))
-        held = await self._held(aim)
+        task = self._session.task
+        mine = await task.holding()
+        try:
+            return await self._held_to_the_end(at, await self._acting(mine, aim), aim, meta, tell)
+        finally:
+            task.left(mine.txn)
+
+    async def _held_to_the_end(self, at: Id, held: Holding, aim: Aim, meta: dict[str, Any], tell: Tell) -> Ended:
         request = Request(
             grant=held.grant,
-            args=args,
+            args=aim.args,
             want=Want(ttl_ms=int(self._seconds * 1000)),
             parts=True,
             trace=_trace(meta),
             meta=passed_on(meta, self._session.can),
         )
-        running = self._begin(at, held, resource, request)
+        running = self._begin(at, held, aim.resource, request)
         return await self._to_the_end(at, held, running, aim, meta, tell)
 
-    async def _held(self, aim: Aim) -> Holding:
-        task = self._session.task
-        held = await task.holding()
-        return held if aim.agent is None else await task.deputies.of(held, aim.agent)
+    async def _acting(self, held: Holding, aim: Aim) -> Holding:
+        """``held``, or what the sub-agent has that the client names."""
+        return held if aim.agent is None else await self._session.task.deputies.of(held, aim.agent)
 
     async def _to_the_end(
         self, at: Id, held: Holding, running: Running, aim: Aim, meta: dict[str, Any], tell: Tell
@@ -101,11 +107,13 @@ class Hops:
                 return Ended(
                     Error(error=_not_answered(aim.resource, cancelled=at in self._session.unwanted)), held.txn, hop
                 )
-            held, running = await self._resume(at, hop, aim, answers)
+            held, running = await self._resume(at, held, hop, aim, answers)
 
-    async def _resume(self, at: Id, hop: str, aim: Aim, answers: dict[str, Any]) -> tuple[Holding, Running]:
+    async def _resume(
+        self, at: Id, held: Holding, hop: str, aim: Aim, answers: dict[str, Any]
+    ) -> tuple[Holding, Running]:
         # The input goes through the whole pipeline: it is data that leaves, as the arguments are.
-        held = await self._held(aim)
+        held = await self._acting(self._session.task.going_on(held), aim)
         again = Request(
             grant=held.grant, args=aim.args, want=Want(ttl_ms=int(self._seconds * 1000)), parts=True, resume=hop,
             input={"answers": answers},

@@ -125,7 +125,7 @@ class Rounds(Hops):
             return await super()._governed(call, at, resource, args, tell)
         waits = self._parked.waits
         answers = _answers(asks_of(waits.asked) or {}, call.params.get("inputResponses"), self._session.can)
-        held, running = await self._resume(at, waits.running.hop, waits.aim, answers)
+        held, running = await self._resume(at, waits.held, waits.running.hop, waits.aim, answers)
         return await self._to_the_end(at, held, running, waits.aim, meta_of(call.params), tell)
 
     async def _answers(self, at: Id, waits: Waits, tell: Tell) -> dict[str, Any] | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections import Counter
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Final, Protocol
 
@@ -27,8 +29,12 @@ IDLE: Final = 900.0
 PER_PRINCIPAL: Final = 200
 CLAIMED: Final = 2000
 """Tasks at once that clients without sessions say they go on with, of one principal and of all; of more, the longest idle end."""
-RECORDS: Final = 2000
-"""Records of a task, from which on the next call begins another one. One call has two, one that waits for inputs more."""
+RECORDS: Final = 1600
+"""Records of a task, from which on a call that no other runs beside begins the next one. One call has two, one that waits for inputs more."""
+LAST: Final = 1900
+"""Records from which on a call waits until those beside it have ended, so that it can begin the next task."""
+PATIENCE: Final = 10.0
+"""Seconds for which it waits. Then it is made in the task as it is: another call may be waiting for this one."""
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +88,13 @@ class Task(Protocol):
     deputies: Deputies
 
     async def holding(self) -> Holding:
-        """For the next call. Refuses what cannot be opened."""
+        """For the next call, until it has ``left``. Refuses what cannot be opened."""
+
+    def going_on(self, held: Holding) -> Holding:
+        """For a call that began with ``held`` and goes on. Refuses GRANT_CLOSED where its task is over."""
+
+    def left(self, txn: str) -> None:
+        """A call that held something of ``txn`` has ended."""
 
     async def end(self) -> None:
         """The session is over."""
@@ -99,6 +111,14 @@ class Continued:
         grant = self.holder.grant
         return Holding(grant.claims.aud, grant.jti.txn, grant.token)
 
+    def going_on(self, held: Holding) -> Holding:
+        """What the client brought last: the grant may have been renewed since the call began."""
+        grant = self.holder.grant
+        return Holding(grant.claims.aud, grant.jti.txn, grant.token)
+
+    def left(self, txn: str) -> None:
+        """Nothing: the task goes on without us."""
+
     async def end(self) -> None:
         """Nothing: others may go on with it."""
 
@@ -112,6 +132,8 @@ class Opened:
         self._now: Holding | None = None
         self._began = self._used = 0.0
         self._turn = asyncio.Lock()
+        self._running: Counter[str] = Counter()
+        self._quiet = asyncio.Event()
 
     async def holding(self) -> Holding:
         """The task as it is, or the next one: after :data:`IDLE` seconds, 8 h or :data:`RECORDS` records.
@@ -124,7 +146,24 @@ class Opened:
             elif (earlier := await self._past(self._now)) is not None:
                 self._now = await self._open(earlier)
             self._used = self._ports.clock.monotonic()
+            self._running[self._now.txn] += 1
             return self._now
+
+    def going_on(self, held: Holding) -> Holding:
+        """The task as it is."""
+        if self._now is None or self._now.txn != held.txn:
+            raise refusal(
+                Code.GRANT_CLOSED, "the task in which this call waited has ended", rule="mcp.task",
+                ask="look at the chain before calling again", effect="unknown",
+            )  # fmt: skip
+        return self._now
+
+    def left(self, txn: str) -> None:
+        """One call less that a task must not be closed under."""
+        self._running[txn] -= 1
+        if self._running[txn] <= 0:
+            del self._running[txn]
+            self._quiet.set()
 
     async def end(self) -> None:
         """Close the task: nothing is open below it that anybody waits for."""
@@ -134,16 +173,30 @@ class Opened:
                 await self._close(held)
 
     async def _past(self, held: Holding) -> Fold | None:
-        """What the task came to, where its time is over."""
+        """What the task came to, where its time is over and nothing runs in it."""
         clock, rules = self._ports.clock.monotonic(), self._rules
         fold = await self._ports.ledger.fold(self._user.tenant, held.txn)
-        over = clock - self._used > rules.idle or clock - self._began > rules.ttl - 60 or fold.seq + 1 >= RECORDS
-        if fold.state == "open" and not over:
-            return None
         if fold.state == "open":
+            old, busy = clock - self._began > rules.ttl - 60, held.txn in self._running
+            idle = clock - self._used > rules.idle and not busy
+            if not (idle or old or fold.seq + 1 >= RECORDS):
+                return None
+            # INVARIANT: no call is ended, or refused, because its session goes on in another task meanwhile
+            # (test_calls_at_once_all_end_well_while_their_session_goes_on_in_other_tasks).
+            if busy and not ((old or fold.seq + 1 >= LAST) and await self._ended(held.txn)):
+                return None
             await self._close(held)
             fold = await self._ports.ledger.newest(self._user.tenant, held.txn)
         return fold
+
+    async def _ended(self, txn: str) -> bool:
+        """Whether the calls that run in a task end soon."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                while txn in self._running:
+                    self._quiet.clear()
+                    await self._quiet.wait()
+        return txn not in self._running
 
     async def _close(self, held: Holding) -> None:
         await close_txn(self._user.tenant, held.txn, held.caller, "closed", self._ports)
