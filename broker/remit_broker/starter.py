@@ -41,6 +41,8 @@ auth = {auth:<22}# "local": the OS user, by the token in data/keys/local.token; 
 # budget = "usd=10,tokens=1000000,calls=2000"   # what a session may use up
 # call_ttl = 600.0           # longest time of one call in seconds
 # idle = 900.0               # seconds without a call after which a session goes on in another task
+# view = "tools"             # what clients see at /mcp: all "tools", or three that "search" them
+# sub_agents = []            # names that clients may say their own sub-agents have
 
 {identity}
 [limits]
