@@ -564,6 +564,41 @@ async def test_a_message_missing_in_the_middle_is_noticed_where_none_may_miss(se
     assert seen == [1, 3, 4] and not whole
 
 
+@pytest.mark.parametrize("whole", [True, False])
+async def test_the_last_message_is_not_lost_though_nothing_follows_it(
+    server: LocalNats, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    monkeypatch.setattr("remit_broker.adapters.stream_tail._BEAT", 0.5)
+    nc = await server.connect()
+    js = JetStream(nc)
+    await js.api("STREAM.CREATE.HOLED", {"name": "HOLED", "subjects": ["holed"], "storage": "memory"})
+    for number in range(3):
+        await js.publish("holed", str(number).encode(), {})
+    tail = StreamTail(nc, "HOLED", "holed", whole=whole)
+    arrive, astray = tail._arrive, {2, 3}
+
+    @at_once
+    async def some(msg: Msg) -> None:
+        seq = stream_seq(msg.reply)
+        if seq in astray:
+            astray.discard(seq)
+        else:
+            await arrive(msg)
+
+    tail._arrive = some  # type: ignore[method-assign]
+    batches = tail.batches(0)
+    seen: list[int] = []
+    async with asyncio.timeout(30):
+        try:
+            async for batch in batches:
+                seen += [message.seq for message in batch]
+                if seen[-1] == 3:
+                    break
+        finally:
+            await batches.aclose()  # type: ignore[attr-defined]
+    assert seen == [1, 2, 3] and not astray
+
+
 @pytest.mark.parametrize("lost", [{2, 3}, {1}, set(range(1, 700))])
 async def test_what_is_lost_on_its_way_is_asked_for(server: LocalNats, lost: set[int]) -> None:
     """A consumer without acknowledgements sends a message once, and between servers of a cluster it may go astray."""

@@ -130,10 +130,14 @@ class Consumer:
         if not owner.account.interested(self.deliver):
             self._abandoned()
         elif owner.loop.now - self._quiet_since >= self.beat * 0.99 and self.stream.leading:
-            head = f"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: {self.delivered}\r\nNats-Last-Stream: {self.next - 1}\r\n\r\n"
-            owner.send(self.deliver, self.deliver, "", head.encode(), b"")
+            owner.send(self.deliver, self.deliver, "", self._beat_head(), b"")
         if not self.gone:
             owner.loop.call_later(self.beat, self._idle, context=SERVER)
+
+    def _beat_head(self) -> bytes:
+        """What a heartbeat says of what was sent: the real server's says it to a pull as well."""
+        said = f"Nats-Last-Consumer: {self.delivered}\r\nNats-Last-Stream: {self.next - 1}"
+        return f"NATS/1.0 100 Idle Heartbeat\r\n{said}\r\n\r\n".encode()
 
     def pull(self, request: dict[str, Any], reply: str) -> None:
         """A client asks for a batch."""
@@ -159,7 +163,7 @@ class Consumer:
         if pull.over or self.gone:
             return
         if self.stream.leading:
-            self.stream.owner.send(pull.reply, pull.reply, "", b"NATS/1.0 100 Idle Heartbeat\r\n\r\n", b"")
+            self.stream.owner.send(pull.reply, pull.reply, "", self._beat_head(), b"")
         self.stream.owner.loop.call_later(pull.beat, self._pull_beat, pull, context=SERVER)
 
     def info(self) -> dict[str, Any]:

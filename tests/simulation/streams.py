@@ -180,6 +180,8 @@ class Stream:
                     self.store(one)
         self.leading = True
         self.owner.advise(self.name)
+        for consumer in list(self.consumers.values()):
+            consumer.wake()
 
     def kept(self) -> Any:
         """What is on the disk, to be put back by :meth:`restore`."""

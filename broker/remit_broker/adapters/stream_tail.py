@@ -167,12 +167,14 @@ class StreamTail:
             if self._js.reconnects != connection or (not arrived and now - heard > 2.5 * _BEAT):
                 return
             heard = now if arrived else heard
-            batch, ended = _sort(arrived)
+            batch, ended, sent = _sort(arrived)
             after = batch[-1].seq if batch else after
             wanted = 0 if ended else wanted - len(batch)
             if batch:
                 yield batch
-            if ended and ended not in _GO_ON:
+            # INVARIANT: what went astray is noticed though nothing comes after it
+            # (test_the_last_message_is_not_lost_though_nothing_follows_it).
+            if sent > after or (ended and ended not in _GO_ON):
                 return
 
     async def _next(self, *, linger: bool) -> list[Msg]:
@@ -204,14 +206,16 @@ class StreamTail:
             await self._nc.publish(f"{API}.CONSUMER.DELETE.{self._stream}.{name}")
 
 
-def _sort(arrived: list[Msg]) -> tuple[list[Message], str]:
-    """The messages among what arrived, and the status that ended the pull, if one did."""
+def _sort(arrived: list[Msg]) -> tuple[list[Message], str, int]:
+    """The messages among what arrived, the status that ended the pull, if one did, and up to where the server says that it has sent."""
     batch: list[Message] = []
-    ended = ""
+    ended, sent = "", 0
     for msg in arrived:
         seq = stream_seq(msg.reply)
         if seq is not None:
             batch.append(Message(seq, msg.subject, msg.data))
         elif msg.headers and (status := msg.headers.get("Status", "")) != "100":
             ended = status
-    return batch, ended
+        elif msg.headers and (said := msg.headers.get("Nats-Last-Stream", "")).isdecimal():
+            sent = int(said)
+    return batch, ended, sent
