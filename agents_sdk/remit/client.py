@@ -29,6 +29,7 @@ from remit.link import OnMessage
 from remit.overlap import Renewing
 from remit_schemas.envelope import MAX_ENVELOPE, Request, encode
 from remit_schemas.errors import Code
+from remit_schemas.pongs import Hearing
 from remit_schemas.subjects import inbox_prefix
 
 log: Final = logging.getLogger("remit")
@@ -49,6 +50,10 @@ _VIOLATION: Final = re.compile(
 def connection_name() -> str:
     """A new random name of a connection: it alone tells its inbox from another of the same principal."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(22))
+
+
+class Connection(Hearing, Client):
+    """The library's client, which goes on hearing after a flush that was given up."""
 
 
 class BusClient:
@@ -112,7 +117,7 @@ class BusClient:
             await client.close()
 
     async def _dial(self, seconds: float) -> None:
-        client = Client()
+        client = Connection()
         refusals: list[Exception] = []
 
         async def on_error(error: Exception) -> None:

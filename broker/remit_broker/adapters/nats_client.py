@@ -25,6 +25,7 @@ from nats.errors import ProtocolError, UnexpectedEOF
 
 from remit_broker.adapters.nats_wire import Reading
 from remit_broker.ports import at_once
+from remit_schemas.pongs import Hearing
 
 log = logging.getLogger("remit")
 
@@ -36,7 +37,7 @@ _LAST_WORDS: Final = 2.0
 """Seconds that a connection which is closed has to get rid of what was published."""
 
 
-class HardenedClient(Client):
+class HardenedClient(Hearing, Client):
     """The surface of nats-py's client, with its inner loop replaced."""
 
     def __init__(self) -> None:

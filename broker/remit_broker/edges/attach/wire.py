@@ -17,10 +17,15 @@ from remit_broker.edges.attach.credentials import Credentials
 from remit_schemas import subjects
 from remit_schemas.envelope import FINAL, MAX_ENVELOPE, Error, Frame, Request, Result, encode, parse_frame
 from remit_schemas.errors import Code, Refusal, refusal
+from remit_schemas.pongs import Hearing
 
 ATTACH: Final = ("remit", "attach", "put")
 CHANGED: Final = ("remit", "attach", "changed")
 _NAME: Final = string.ascii_letters + string.digits
+
+
+class Connection(Hearing, Client):
+    """The library's client, which goes on hearing after a flush that was given up."""
 
 
 class Shown(NamedTuple):
@@ -58,7 +63,7 @@ async def connect(
             last["error"] = error
         await on_error(error)
 
-    client = Client()
+    client = Connection()
     try:
         async with asyncio.timeout(seconds):
             await client.connect(

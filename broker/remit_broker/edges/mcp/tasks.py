@@ -30,7 +30,7 @@ PER_PRINCIPAL: Final = 200
 CLAIMED: Final = 2000
 """Tasks at once that clients without sessions say they go on with, of one principal and of all; of more, the longest idle end."""
 RECORDS: Final = 1600
-"""Records of a task, from which on a call that no other runs beside begins the next one. One call has two, one that waits for inputs more."""
+"""Records of a task, from which on a call that no other runs beside begins the next one. One call has two, or more where it waits."""
 LAST: Final = 1900
 """Records from which on a call waits until those beside it have ended, so that it can begin the next task."""
 PATIENCE: Final = 10.0
