@@ -564,6 +564,22 @@ async def test_a_message_missing_in_the_middle_is_noticed_where_none_may_miss(se
     assert seen == [1, 3, 4] and not whole
 
 
+def _losing(tail: StreamTail, lost: set[int]) -> set[int]:
+    """Let each of these messages go astray once on its way to a reader; what is returned has those that did not yet."""
+    arrive, astray = tail._arrive, set(lost)
+
+    @at_once
+    async def some(msg: Msg) -> None:
+        seq = stream_seq(msg.reply)
+        if seq in astray:
+            astray.discard(seq)
+        else:
+            await arrive(msg)
+
+    tail._arrive = some  # type: ignore[method-assign]
+    return astray
+
+
 @pytest.mark.parametrize("whole", [True, False])
 async def test_the_last_message_is_not_lost_though_nothing_follows_it(
     server: LocalNats, monkeypatch: pytest.MonkeyPatch, whole: bool
@@ -575,17 +591,7 @@ async def test_the_last_message_is_not_lost_though_nothing_follows_it(
     for number in range(3):
         await js.publish("holed", str(number).encode(), {})
     tail = StreamTail(nc, "HOLED", "holed", whole=whole)
-    arrive, astray = tail._arrive, {2, 3}
-
-    @at_once
-    async def some(msg: Msg) -> None:
-        seq = stream_seq(msg.reply)
-        if seq in astray:
-            astray.discard(seq)
-        else:
-            await arrive(msg)
-
-    tail._arrive = some  # type: ignore[method-assign]
+    astray = _losing(tail, {2, 3})
     batches = tail.batches(0)
     seen: list[int] = []
     async with asyncio.timeout(30):
@@ -609,17 +615,7 @@ async def test_what_is_lost_on_its_way_is_asked_for(server: LocalNats, lost: set
     for number in range(count):
         await js.publish("holed", str(number).encode(), {})
     tail = StreamTail(nc, "HOLED", "holed", whole=True)
-    arrive, astray = tail._arrive, set(lost)
-
-    @at_once
-    async def some(msg: Msg) -> None:
-        seq = stream_seq(msg.reply)
-        if seq in astray:
-            astray.discard(seq)
-        else:
-            await arrive(msg)
-
-    tail._arrive = some  # type: ignore[method-assign]
+    astray = _losing(tail, lost)
     batches = tail.batches(0)
     seen: list[int] = []
     async with asyncio.timeout(30):

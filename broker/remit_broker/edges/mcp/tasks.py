@@ -108,11 +108,13 @@ class Continued:
 
     async def holding(self) -> Holding:
         """What the client brought last."""
-        grant = self.holder.grant
-        return Holding(grant.claims.aud, grant.jti.txn, grant.token)
+        return self._brought()
 
     def going_on(self, held: Holding) -> Holding:
         """What the client brought last: the grant may have been renewed since the call began."""
+        return self._brought()
+
+    def _brought(self) -> Holding:
         grant = self.holder.grant
         return Holding(grant.claims.aud, grant.jti.txn, grant.token)
 
