@@ -13,9 +13,12 @@ from remit_broker.core.registry import (
     MAX_DEFINITION,
     MAX_DEFINITIONS,
     MAX_OFFERS,
+    OWN_TASKS,
+    TASKS,
     definitions_of,
     operations_of,
 )
+from remit_broker.edges.attach.server_tasks import EXTENSION
 from remit_broker.edges.attach.session import ServerError, ServerIdentity, ToolSession
 from remit_schemas.canonical import MAX_DEPTH, canonical, loads
 from remit_schemas.envelope import encode
@@ -39,6 +42,8 @@ class Offer:
     args: dict[str, Any]
     names: dict[str, str]
     left_out: tuple[str, ...]
+    tasks: dict[str, str]
+    """Tools that the server works on in the background, by their operations: ``optional`` or ``required``."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ async def offered_by(session: ToolSession) -> Offered:
     has = [name for name in CAPABILITIES if getattr(can, name) is not None]
     if can.resources is not None and can.resources.subscribe:
         has.append("subscriptions")
+    has += _tasks(session)
     return Offered(
         tools=await session.tools() if can.tools is not None or not has else (),
         resources=await _or_none(session.resources()) if can.resources is not None else (),
@@ -67,6 +73,15 @@ async def offered_by(session: ToolSession) -> Offered:
         capabilities=has,
         instructions=session.instructions[:MAX_INSTRUCTIONS],
     )
+
+
+def _tasks(session: ToolSession) -> list[str]:
+    """Whether the server works on calls in the background: where it is asked to, or of its own accord."""
+    can = session.capabilities
+    if not session.has_sessions:
+        return [OWN_TASKS] if EXTENSION in (can.extensions or {}) else []
+    asked = can.tasks.requests if can.tasks is not None else None
+    return [TASKS] if asked is not None and asked.tools is not None and asked.tools.call is not None else []
 
 
 async def _or_none(listing: Awaitable[Sequence[dict[str, Any]]]) -> Sequence[dict[str, Any]]:
@@ -86,10 +101,14 @@ def offer(offered: Offered, server: ServerIdentity) -> Offer:
     """
     kept: list[dict[str, Any]] = []
     names: dict[str, str] = {}
+    tasks: dict[str, str] = {}
     left_out: list[str] = []
     for tool in offered.tools:
         op = normalize(tool["name"])
         definition = {"name": op} | {key: tool[key] for key in _KEPT if key in tool}
+        support = _support(tool, offered.capabilities)
+        if support and OWN_TASKS not in offered.capabilities:
+            definition["execution"] = {"taskSupport": support}
         if op.startswith("$"):
             left_out.append(f"{tool['name']!r}: names that begin with $ are Remit's own")
         elif op in names:
@@ -102,11 +121,24 @@ def offer(offered: Offered, server: ServerIdentity) -> Offer:
         else:
             names[op] = tool["name"]
             kept.append(definition)
+            if support:
+                tasks[op] = support
     args = {"tools": kept, "server": {"name": server.name, "version": server.version}}
     if shown := _shown(offered):
         args["offers"] = shown
         names |= {op: op for op in operations_of(shown)}
-    return Offer(args, names, tuple(left_out))
+    return Offer(args, names, tuple(left_out), tasks)
+
+
+def _support(tool: dict[str, Any], can: Sequence[str]) -> str:
+    """Whether a tool is worked on in the background: ``optional``, ``required``, or not at all, which is what it says of itself where
+    its server says that it does such a thing.
+    """
+    if OWN_TASKS in can:
+        return "optional"
+    said = tool.get("execution")
+    support = said.get("taskSupport") if isinstance(said, dict) and TASKS in can else None
+    return support if support in ("optional", "required") else ""
 
 
 def _shown(offered: Offered) -> dict[str, Any]:

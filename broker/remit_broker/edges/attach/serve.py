@@ -10,9 +10,10 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from remit_broker.core.backends import scrubbed, worth_hiding
+from remit_broker.edges.attach.answers import finite, invalid, unavailable
 from remit_broker.edges.attach.conversation import Asked, Conversation, Heard
-from remit_broker.edges.attach.outbound import CAN
-from remit_broker.edges.attach.session import OnProgress, finite, invalid, unavailable
+from remit_broker.edges.attach.outbound import CAN, TASK
+from remit_broker.edges.attach.session import OnProgress
 from remit_broker.edges.attach.wire import NOTHING_SHOWN, Shown
 from remit_schemas.callee import Seen, answer_subject, check_dispatch
 from remit_schemas.canonical import loads
@@ -114,6 +115,8 @@ class Calls:
         self._hidden: dict[tuple[str, str], tuple[str, ...]] = {}
         self.server: Server | None = None
         self.names: Mapping[str, str] = {}
+        self.tasks: Mapping[str, str] = {}
+        """Which tools the server works on in the background: where whoever calls wants it (``optional``), or always (``required``)."""
         self.absence = "it is starting"
         self.back_in: float | None = None
         self.credentials: Callable[[str], Awaitable[Shown]] | None = None
@@ -212,9 +215,18 @@ class Calls:
         await self._publish(where, Started(connection=self._connection))
         voice = _Voice(where, self._publish, hidden)
         conversation = server.begin(
-            op, dispatch.args, meta=meta_of(dispatch, grant), progress=voice.progress, heard=voice.heard
+            op, dispatch.args, meta=self._meta(dispatch, grant), progress=voice.progress, heard=voice.heard
         )
         return await self._converse(dispatch, _Waiting(server, conversation, voice))
+
+    def _meta(self, dispatch: Dispatch, grant: Grant) -> dict[str, Any]:
+        meta, support = meta_of(dispatch, grant), self.tasks.get(parse_resource(dispatch.resource).op)
+        wish = dispatch.meta.get(TASK)
+        if support == "required" or (support == "optional" and isinstance(wish, dict)):
+            # Until then whoever called hears how it ends; the server may forget it after.
+            left = max(int(dispatch.deadline - time.time() * 1000), 1)
+            meta[TASK] = {"ttl": left}
+        return meta
 
     async def _again(self, dispatch: Dispatch, waiting: _Waiting, where: str) -> Frame:
         await self._publish(where, Started(connection=self._connection))

@@ -7,9 +7,8 @@ import contextlib
 import secrets
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from remit_broker.edges.inside import Running
 from remit_broker.edges.mcp.jsonrpc import INTERNAL_ERROR, METHOD_NOT_FOUND, Answer, Id
 from remit_broker.edges.mcp.tasks import Task
 from remit_schemas.errors import Code, refusal
@@ -28,6 +27,13 @@ NEEDS: Final = {"sampling/createMessage": "sampling", "elicitation/create": "eli
 SUBSCRIBED: Final = 1000
 OUTBOX: Final = 256
 """Messages that wait for a client that listens slowly, or not at all; of more, the oldest go."""
+
+
+class Cancels(Protocol):
+    """What a request is worked on by."""
+
+    def cancel(self) -> None:
+        """It is not wanted any more."""
 
 
 class _Ask:
@@ -54,7 +60,7 @@ class Session:
         self.version, self.client = version, client
         self.used = 0.0
         self.listening = False
-        self.running: dict[Id, Running | None] = {}
+        self.running: dict[Id, Cancels | None] = {}
         self.unwanted: set[Id] = set()
         self.ended = False
         self.can: dict[str, Any] = {}
@@ -100,7 +106,7 @@ class Session:
             )  # fmt: skip
         self.running[request] = None
 
-    def runs(self, request: Id, running: Running) -> None:
+    def runs(self, request: Id, running: Cancels) -> None:
         """The call that was begun is this one."""
         self.running[request] = running
         if request in self.unwanted:

@@ -16,6 +16,8 @@ from remit_broker.edges.http.guard import Handler, error_response
 from remit_broker.edges.http.operators import Operator, bearer
 from remit_broker.edges.inside import Calls
 from remit_broker.edges.mcp.access import Holder, Who, as_holder, as_user, presented, tenant_of
+from remit_broker.edges.mcp.background import Backgrounds, Owner
+from remit_broker.edges.mcp.background_calls import Behind, SessionTasks
 from remit_broker.edges.mcp.catalogue import Catalogue, Pages
 from remit_broker.edges.mcp.deputies import Deputies
 from remit_broker.edges.mcp.envelope import REVISION, is_stateless
@@ -79,6 +81,7 @@ class Streamable:
         clock = next(iter(places.values())).desk.ports.clock
         self._sessions = Sessions(clock.monotonic, self._end)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._backgrounds = Backgrounds(clock.now)
         self._stateless = Stateless(self._pages, seconds, secret, self._spawn, fault)
 
     def routes(self) -> list[Route]:
@@ -121,6 +124,7 @@ class Streamable:
         return [one for one in everyone if one.key[1] == tenant and one.view in (None, server)]
 
     def _end(self, session: Session) -> None:
+        self._backgrounds.drop(_owner(session))
         self._spawn(session.end())
 
     def _answering(self, handler: Handler) -> Handler:
@@ -191,7 +195,9 @@ class Streamable:
             return whole(failed(None, Fault(INVALID_REQUEST, f"send {JSON}")), 415)
         message = parse(await body_of(request))
         if isinstance(message, Call) and is_stateless(request.headers.get(VERSION), message):
-            client = Client(who, view, self._catalogue(view, who, place), place.calls, lambda: self._task(who, place))
+            client = Client(
+                who, view, self._catalogue(view, who, place), self._behind(place), lambda: self._task(who, place)
+            )
             return await self._stateless.answer(request, message, client)
         if isinstance(message, Call) and message.method == "initialize" and message.id is not None:
             return self._initialize(message, who, place, view)
@@ -202,7 +208,8 @@ class Streamable:
             self._heard(session, message)
             return Response(status_code=202)
         hops = Hops(session, place.calls, self._seconds, asks=SSE in accepts)
-        methods = Methods(session, self._catalogue(view, who, place), hops, self._pages)
+        tasks = SessionTasks(session, _owner(session), self._behind(place)) if session.version == VERSIONS[0] else None
+        methods = Methods(session, self._catalogue(view, who, place), hops, self._pages, tasks)
         return await self._request(methods, message, SSE in accepts)
 
     def _rules_for(self, who: Who) -> Rules:
@@ -213,6 +220,9 @@ class Streamable:
         found = Catalogue(view, who, self._rules_for(who), place.desk.ports, place.desk.directory)
         found.searches = place.searches
         return found
+
+    def _behind(self, place: Place) -> Behind:
+        return Behind(self._backgrounds, place.calls, place.desk.ports.limits.hop_ttl, self._spawn)
 
     def _task(self, who: Who, place: Place) -> Task:
         if isinstance(who, Holder):
@@ -326,6 +336,7 @@ class Streamable:
         if isinstance(session, Response):
             return session
         self._sessions.drop(session)
+        self._backgrounds.drop(_owner(session))
         await session.end()
         return Response(status_code=204)
 
@@ -339,6 +350,10 @@ class Streamable:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fault("mcp", error)
+
+
+def _owner(session: Session) -> Owner:
+    return Owner(session.key, session.view, session.id)
 
 
 async def _listen(session: Session) -> AsyncIterator[bytes]:
