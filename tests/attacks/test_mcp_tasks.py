@@ -83,8 +83,8 @@ async def test_a_task_without_a_session_is_its_users_alone(front: Front) -> None
     mine, token = front.raw("/mcp/requests"), await granted(front)
     name = (await once(mine, "tools/call", calling("work", "alone")))["result"]["taskId"]
     for other in (front.raw("/mcp/requests", token), front.raw("/mcp/sessions"), front.raw("/mcp")):
-        for method, more in (("tasks/get", {}), ("tasks/cancel", {}), ("tasks/update", {"inputResponses": {}})):
-            assert (await once(other, method, {"taskId": name, **more}))["error"]["code"] == -32602
+        for method in ("tasks/get", "tasks/cancel", "tasks/update"):
+            assert (await once(other, method, {"taskId": name, "inputResponses": {}}))["error"]["code"] == -32602
     # What a header says has to be what the body says.
     for wrong in ("another", ""):
         response = await mine.once("tasks/get", {"taskId": name}, {"Mcp-Name": wrong})

@@ -18,7 +18,9 @@ from tests.support.mcp_client import Front, Raw, front_of
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 GENERATIONS = ("sessions", "requests")
 EXTENSION = "io.modelcontextprotocol/tasks"
-KNOWS = {"io.modelcontextprotocol/clientCapabilities": {"extensions": {EXTENSION: {}}, "elicitation": {}}}
+KNOWS: dict[str, Any] = {
+    "io.modelcontextprotocol/clientCapabilities": {"extensions": {EXTENSION: {}}, "elicitation": {}}
+}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -152,7 +152,7 @@ def handle(message: dict[str, Any]) -> None:
         name = (said.get("content") or {}).get("name", said.get("action", "refused"))
         finish(str(ident)[4:], text(f"hello {name}"))
     elif method == "initialize" and SESSIONS:
-        can = {"tools": {}, "tasks": {"list": {}, "cancel": {}, "requests": {"tools": {"call": {}}}}}
+        can: dict[str, Any] = {"tools": {}, "tasks": {"list": {}, "cancel": {}, "requests": {"tools": {"call": {}}}}}
         answer(ident, {"protocolVersion": "2025-11-25", "capabilities": can, "serverInfo": about})
     elif method == "server/discover" and not SESSIONS:
         can = {"tools": {}, "extensions": {EXTENSION: {}}}

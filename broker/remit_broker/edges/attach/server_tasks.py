@@ -8,6 +8,7 @@ what becomes of a task towards clients is for another edge, and no id of a serve
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -218,5 +219,6 @@ def _checked(task: dict[str, Any], name: str) -> dict[str, Any]:
 def _pause(task: dict[str, Any]) -> float:
     least, usual, most = _PAUSE
     said = task.get("pollIntervalMs", task.get("pollInterval"))
-    known = isinstance(said, int | float) and not isinstance(said, bool) and said == said
-    return min(max(said / 1000, least), most) if known else usual
+    if not isinstance(said, int | float) or isinstance(said, bool) or not math.isfinite(said):
+        return usual
+    return min(max(said / 1000, least), most)
