@@ -85,6 +85,10 @@ class Catalogue:
         """The schema of the arguments of a tool; None where there is none of that name."""
         return next((one.definition.input_schema for one in self._all() if one.name == name), None)
 
+    def has_tasks(self) -> bool:
+        """Whether a server of this view works on calls in the background."""
+        return any({TASKS, OWN_TASKS} & set(one.offers.get("capabilities", [])) for one in self._attached())
+
     def task_support(self, resource: Resource) -> str:
         """Whether a tool can be worked on in the background: ``optional``, ``required`` or empty, which is not at all."""
         attachment = self._directory.attachment(resource.name)

@@ -126,7 +126,8 @@ class Stateless:
         tasks = RequestTasks(
             session, Owner(client.who.key, client.view), client.behind, parked, lambda: self._over(task)
         )
-        methods = Methods(session, client.catalogue, rounds, self._pages, tasks)
+        has = client.catalogue.has_tasks()
+        methods = Methods(session, client.catalogue, rounds, self._pages, tasks if has else None)
         told: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 
         async def work() -> dict[str, Any]:

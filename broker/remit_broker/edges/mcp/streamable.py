@@ -208,8 +208,10 @@ class Streamable:
             self._heard(session, message)
             return Response(status_code=202)
         hops = Hops(session, place.calls, self._seconds, asks=SSE in accepts)
-        tasks = SessionTasks(session, _owner(session), self._behind(place)) if session.version == VERSIONS[0] else None
-        methods = Methods(session, self._catalogue(view, who, place), hops, self._pages, tasks)
+        catalogue, tasks = self._catalogue(view, who, place), None
+        if session.version == VERSIONS[0] and catalogue.has_tasks():
+            tasks = SessionTasks(session, _owner(session), self._behind(place))
+        methods = Methods(session, catalogue, hops, self._pages, tasks)
         return await self._request(methods, message, SSE in accepts)
 
     def _rules_for(self, who: Who) -> Rules:
