@@ -231,9 +231,8 @@ class Stateless:
         async def events() -> AsyncIterator[bytes]:
             try:
                 yield event(listening.acknowledged(wanted))
-                while not listening.ended:
-                    said = await listening.next(QUIET)
-                    yield STILL_HERE if said is None else event(said)
+                async for said in listening.streams.outbox.read():
+                    yield said
                 yield event(result(call.id or 0, self._shaped(call.method, listening.over_result(), client)))
             finally:
                 self._listening.discard(listening)

@@ -288,5 +288,7 @@ async def events(lines: AsyncIterator[str]) -> AsyncIterator[bytes]:
         if line.startswith("data:"):
             data.append(line[5:].removeprefix(" "))
         elif not line and data:
-            yield "\n".join(data).encode()
+            # An event may be nothing but an id.
+            if any(data):
+                yield "\n".join(data).encode()
             data = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -37,13 +37,15 @@ from remit_broker.edges.mcp.jsonrpc import (
 from remit_broker.edges.mcp.methods import VERSIONS, Methods, agreed, refused, welcome
 from remit_broker.edges.mcp.session import Session, Sessions
 from remit_broker.edges.mcp.stateless import Client, Stateless
+from remit_broker.edges.mcp.streams import SOON, Streams
 from remit_broker.edges.mcp.tasks import Agents, Continued, Opened, Rules, Task, narrowed
-from remit_broker.edges.mcp.wire import JSON, NO_STORE, QUIET, SSE, STILL_HERE, accepted, body_of, event, whole
+from remit_broker.edges.mcp.wire import JSON, NO_STORE, SSE, accepted, body_of, whole
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.names import is_principal
 
 SESSION: Final = "mcp-session-id"
 VERSION: Final = "mcp-protocol-version"
+LAST: Final = "last-event-id"
 VIEW: Final = "view"
 VIEW_HEADER: Final = "remit-view"
 VIEWS: Final = ("tools", "search")
@@ -212,7 +214,7 @@ class Streamable:
         if session.version == VERSIONS[0] and catalogue.has_tasks():
             tasks = SessionTasks(session, _owner(session), self._behind(place))
         methods = Methods(session, catalogue, hops, self._pages, tasks)
-        return await self._request(methods, message, SSE in accepts)
+        return await self._request(session.streams, methods, message, SSE in accepts)
 
     def _rules_for(self, who: Who) -> Rules:
         """What whoever asks is given: of a user who logged in, what that one allowed the program, and no more."""
@@ -270,22 +272,25 @@ class Streamable:
         elif message.method == "notifications/cancelled":
             session.cancel(message.params.get("requestId"))
 
-    async def _request(self, methods: Methods, call: Call, streams: bool) -> Response:
-        """Answered with a stream where the client takes one: something may have to be told, or asked, before the end."""
-        told: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+    async def _request(self, streams: Streams, methods: Methods, call: Call, takes: bool) -> Response:
+        """Answered with a stream where the client ``takes`` one: something may have to be told, or asked, before the end."""
+        stream = streams.open()
 
         async def work() -> dict[str, Any]:
             try:
-                return await self._answered(methods, call, told.put)
+                said = await self._answered(methods, call, stream.tell)
+                stream.put(said)
+                return said
             finally:
-                told.put_nowait(None)
+                stream.close()
 
         # A task of its own: a client that hangs up has not thereby cancelled (2025-11-25, Transports).
         task = self._spawn(work())
-        first = await told.get()
-        if not streams:
+        if not takes:
+            streams.drop(stream)
             return whole(await task)
-        return StreamingResponse(self._events(first, told, task), media_type=SSE, headers=NO_STORE)
+        await stream.begun(SOON)
+        return StreamingResponse(stream.read(), media_type=SSE, headers=NO_STORE)
 
     async def _answered(self, methods: Methods, call: Call, tell: Any) -> dict[str, Any]:
         assert call.id is not None  # noqa: S101 - requests only
@@ -299,24 +304,6 @@ class Streamable:
             self._fault("mcp", error)
             return failed(call.id, Fault(INTERNAL_ERROR, "the broker failed; its log says why"))
 
-    async def _events(
-        self,
-        first: dict[str, Any] | None,
-        told: asyncio.Queue[dict[str, Any] | None],
-        task: asyncio.Task[dict[str, Any]],
-    ) -> AsyncIterator[bytes]:
-        said = first
-        while said is not None:
-            yield event(said)
-            while True:
-                try:
-                    async with asyncio.timeout(QUIET):
-                        said = await told.get()
-                    break
-                except TimeoutError:
-                    yield STILL_HERE
-        yield event(await task)
-
     async def _get(self, request: Request) -> Response:
         who, _, view = await self._known(request)
         if request.headers.get(VERSION) == REVISION:
@@ -326,9 +313,14 @@ class Streamable:
         session = self._session(request, who, view)
         if isinstance(session, Response):
             return session
-        if session.listening:
+        if (last := request.headers.get(LAST)) is not None:
+            if (found := session.streams.find(last)) is None:
+                gone = Fault(INVALID_REQUEST, f"{LAST} is no event of this session, or one that is not kept any more")
+                return whole(failed(None, gone), 400)
+            return StreamingResponse(found[0].read(found[1]), media_type=SSE, headers=NO_STORE)
+        if session.streams.outbox.listened:
             return whole(failed(None, Fault(INVALID_REQUEST, "this session is listened to already")), 409)
-        return StreamingResponse(_listen(session), media_type=SSE, headers=NO_STORE)
+        return StreamingResponse(session.streams.outbox.read(), media_type=SSE, headers=NO_STORE)
 
     async def _delete(self, request: Request) -> Response:
         who, _, view = await self._known(request)
@@ -356,14 +348,3 @@ class Streamable:
 
 def _owner(session: Session) -> Owner:
     return Owner(session.key, session.view, session.id)
-
-
-async def _listen(session: Session) -> AsyncIterator[bytes]:
-    session.listening = True
-    try:
-        yield b": listening\n\n"
-        while not session.ended:
-            said = await session.next(QUIET)
-            yield STILL_HERE if said is None else event(said)
-    finally:
-        session.listening = False
