@@ -16,11 +16,13 @@ from remit_broker.core.evidence import Verdict, verify_evidence
 from remit_broker.core.fold import Corrupt, fold_all
 from remit_broker.core.report import page
 from remit_broker.core.withholding import shown, withhold
+from remit_schemas.budget import Budget
 from remit_schemas.canonical import canonical
 from remit_schemas.errors import Code, Refusal
 from remit_schemas.records import OWNER, Facts, hash_of
+from remit_schemas.scope import Detail
 from remit_schemas.veil import GROUPS, PERSONAL, veil_of
-from tests.support.evidence import CHILD, ROOT, SECOND, TRUSTED, Case, reproved
+from tests.support.evidence import CHILD, GRANDCHILD, ROOT, SECOND, SMALL, TRUSTED, Case, reproved
 
 Evidence = dict[str, Any]
 
@@ -155,6 +157,8 @@ def test_the_last_record_is_shown_whole(whole: Evidence) -> None:
         withhold(named, GROUPS)
     assert (no.value.body.code, no.value.body.rule) == (Code.CONFLICT, "evidence.last")
     assert verified(withhold(named, ["user", "claims", "reasons"])).verified
+    with pytest.raises(Refusal):
+        withhold(case("local:ann").evidence(), ["user"])
     forged = copy.deepcopy(withhold(whole, GROUPS))
     forged["records"][-1]["who"] = {"withheld": "0" * 64}
     forged["records"][-1]["blind"] = ""
@@ -188,6 +192,22 @@ def test_a_veil_that_is_not_that_of_the_record_before_is_refused(whole: Evidence
         two["prev"] = one["hash"]
     with pytest.raises(Corrupt, match="#1: veil is not"):
         fold_all(records)
+
+
+def test_where_grants_are_withheld_scopes_are_judged_by_the_records() -> None:
+    made = Case()
+    made.story.open(CHILD, ROOT, SMALL, resource="agent/researcher/brief", scope=(Detail(resource="mcp/git/git_log"),))
+    made.story.open(
+        GRANDCHILD, CHILD, Budget(1, 1, 1), resource="mcp/git/git_log", scope=(Detail(resource="mcp/git/**"),)
+    )
+    made.story.close(GRANDCHILD)
+    made.story.close(CHILD)
+    made.story.end(who=OWNER)
+    left = withhold({**case().evidence(), "records": made.story.records}, GROUPS)
+    reproved(left)
+    found = {check.check: check for check in verified(left).checks}
+    assert not found["links"].ok and found["links"].where.startswith("record 2:"), found
+    assert found["records"].ok and found["complete"].ok
 
 
 def test_the_verifier_that_is_handed_out_knows_the_same_fields() -> None:

@@ -67,7 +67,7 @@ async def inspect_result(hop: Hop, ports: Ports) -> Hop:
         )
     frame = _with_content(final, shown)
     if redacted:
-        # INVARIANT: the record commits to what the caller was given too (test_what_was_released_is_kept_where_something_was_replaced).
+        # INVARIANT: the record commits to what the caller was given too (test_what_policy_takes_out_of_an_answer_is_in_no_vault).
         data = await weighed(lambda: canonical_document(content_of(frame)), hop.final_size, hop, ports)
         released = ports.digester.digest(hop.ask.txn, data)
     return hop.with_(
