@@ -131,6 +131,8 @@ def list_(tenant: Tenant = None, config: Config = None, as_json: Json = False) -
         if server.get("waiting"):
             held = f" {' '.join(server['waiting'])}  → remit servers accept {server['name']}"
             out.print(line(("  not callable until somebody looked:", "yellow"), held))
+        for what in server.get("refused", ()):
+            out.print(line(("  cannot be used:", "yellow"), f" {what}"))
         for name, same in server.get("collisions", {}).items():
             out.print(
                 line((f"  {name} at /mcp is the name of several, and none is called:", "yellow"), f" {' '.join(same)}")

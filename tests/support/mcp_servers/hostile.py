@@ -2,17 +2,20 @@
 
 dies-on-call · dies-once FILE · dies-at-start · hangs-on-call · hangs-on-initialize [FILE] · garbage · huge · endless-line · changes ·
 breaks-schema · many N · names · cursor-loop · protocol-error · not-a-result · nan · deep · big-integer · two-answers ·
-grandchild FILE · stderr-flood · full-pipe · asks-input · lies
+grandchild FILE · stderr-flood · full-pipe · asks-input · lies · malformed · malformed http PORT [events]
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +75,8 @@ def tools(cursor: str | None) -> dict[str, Any]:
             "ACT",
         ]
         return {"tools": [tool(name) for name in [*odd, "act"]]}
+    if MODE == "malformed":
+        return {"tools": [*malformed(), tool("fine")]}
     if MODE == "bombs":
         deep: dict[str, Any] = {"type": "string"}
         for _ in range(60):
@@ -96,6 +101,34 @@ def tools(cursor: str | None) -> dict[str, Any]:
             ]
         }
     return {"tools": [tool("act"), tool("fine")]}
+
+
+def malformed() -> list[Any]:
+    """Tools of which none can be used, each for another reason."""
+    deep: Any = {}
+    for _ in range(300):
+        deep = {"items": deep}
+    return [
+        None,
+        "a text",
+        {},
+        {"name": 7, "inputSchema": SCHEMA},
+        {"name": "no_schema"},
+        tool("schema_is_text", inputSchema="object"),
+        tool("schema_without_type", inputSchema={}),
+        tool("unknown_type", inputSchema={"type": "object", "properties": {"a": {"type": "nonsense"}}}),
+        tool("leads_elsewhere", inputSchema={"type": "object", "$ref": "https://elsewhere.example/schema"}),
+        tool("no_regex", inputSchema={"type": "object", "properties": {"a": {"pattern": "("}}}),
+        tool("no_output", outputSchema={"type": "object", "required": "n"}),
+        tool("too_large", description="x" * 200_000),
+        tool("not_a_number", inputSchema={"type": "object", "properties": {"a": {"default": float("nan")}}}),
+        tool("nested", inputSchema={"type": "object", "properties": {"a": deep}}),
+        tool("half_a_character", description="\ud800"),
+        tool("annotations_are_text", annotations="none"),
+        tool("a/b"),
+        tool("x" * 300),
+        tool("zero\u200bwidth"),
+    ]
 
 
 def endless(token: Any) -> None:
@@ -179,6 +212,30 @@ def handle(message: dict[str, Any]) -> None:
         say({"id": ident, "error": {"code": -32601, "message": "Method not found"}})
 
 
+class Http(BaseHTTPRequestHandler):
+    """One answer to one message, as a document or as an event."""
+
+    def do_POST(self) -> None:
+        """Handle a message."""
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            handle(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+        events, text = "events" in sys.argv, said.getvalue()
+        body = f"event: message\ndata: {text}\n\n" if events and text else text
+        self.send_response(200 if body else 202)
+        self.send_header("content-type", "text/event-stream" if events else "application/json")
+        self.send_header("content-length", str(len(body.encode())))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def do_GET(self) -> None:
+        """No stream."""
+        self.send_error(405)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
 def main() -> None:
     """Misbehave."""
     if MODE == "dies-at-start":
@@ -205,6 +262,8 @@ def main() -> None:
             '{"id":1,"result":{}}',
         ):
             raw(line)
+    if ARGUMENT == "http":
+        return ThreadingHTTPServer(("127.0.0.1", int(sys.argv[3])), Http).serve_forever()
     for line in sys.stdin:
         if MODE == "garbage":
             raw("DEBUG: got a line")
