@@ -12,7 +12,7 @@ import pytest_asyncio
 from remit_broker.core.asking import secret_asked
 from remit_broker.edges.attach.credentials import read_credentials
 from remit_broker.edges.attach.worker import AttachWorker
-from tests.support.attach_fixture import HASTY, Attached, eventually, hostile
+from tests.support.attach_fixture import HASTY, Attached, hostile
 from tests.support.mcp_client import Front, Raw, front_of, said
 from tests.support.raw import Arena, arena_on, error_of, tool
 
