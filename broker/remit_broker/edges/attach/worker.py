@@ -240,7 +240,7 @@ class AttachWorker:
             except TimeoutError:
                 raise ServerError("it did not list its tools in time") from None
             except Exception as error:
-                raise ServerError(f"its list of tools cannot be used: {_line(error)}") from None
+                raise ServerError(f"its list of tools cannot be used: {session.reason or _line(error)}") from None
             await self._link.up()
             self._calls.names, self._calls.server = found.names, session
             refused = await self._registered(found.args)
