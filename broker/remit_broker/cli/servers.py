@@ -124,6 +124,7 @@ def list_(tenant: Tenant = None, config: Config = None, as_json: Json = False) -
                 (server["name"], "bold"),
                 f"  {server['state']}  {len(tools)} tools{_others(server)}  {server.get('reason', '')}".rstrip(),
                 (f"  {server['contained']}" if server.get("contained") else "", "dim"),
+                ("  is told the trace" if server.get("trace") else "", "dim"),
             )
         )
         if tools:

@@ -74,6 +74,8 @@ class BusEdge:
         self._soon = soon
         self.tidings: Callable[[str, tuple[str, ...]], Awaitable[None]] = _untold
         """Told of resources of a server that changed."""
+        self.traced: frozenset[str] = frozenset()
+        """The MCP servers that are told the trace of each call."""
         self._to_begin = 0
         self._begun = asyncio.Event()
         self._nc, self._tenant, self._ports = nc, tenant, ports
@@ -320,6 +322,8 @@ class BusEdge:
             )
         )
         told = {"principal": principal.name, "replica": self._ports.bus.replica, **self._published}
+        if principal.kind == "mcp":
+            told["trace"] = principal.name in self.traced
         if unusable:
             told["refused"] = [*unusable[:MAX_REFUSED]]
         return told if self._shows is None else told | {"credentials": self._shows.kind(principal.name)}

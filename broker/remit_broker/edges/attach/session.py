@@ -155,7 +155,7 @@ class ToolSession:
         can = meta.get(CAN)
         meta = {key: said for key, said in meta.items() if key != CAN}
         outgoing = Outgoing(
-            traceparent=meta["traceparent"], bearer="" if self._as_user else meta["dev.remit/grant"],
+            traceparent=meta.get("traceparent", ""), bearer="" if self._as_user else meta["dev.remit/grant"],
             can=can if isinstance(can, dict) else None,
         )  # fmt: skip
         conversation = Conversation(

@@ -257,6 +257,7 @@ class AttachWorker:
             try:
                 said = await self._link.register(args)
                 kind = said.get("credentials", "grant")
+                self._calls.traced = said.get("trace") is True
                 # INVARIANT: a server that is to get a user's own credential does not get another one
                 # (test_each_user_calls_with_their_own_secret): the grant alone needs no asking.
                 self._calls.credentials = None if kind == "grant" else self._link.credentials

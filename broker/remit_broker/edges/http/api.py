@@ -434,7 +434,13 @@ def _quarantined(name: str, at: Call) -> dict[str, Any]:
     }
     attachment = at.desk.directory.attachment(name)
     refused = [*attachment.refused] if attachment is not None else []
-    return {"waiting": waiting, "quarantined": len(waiting), "collisions": collisions, "refused": refused}
+    return {
+        "waiting": waiting,
+        "quarantined": len(waiting),
+        "collisions": collisions,
+        "refused": refused,
+        "trace": name in at.desk.traced,
+    }
 
 
 def _waiting(name: str, at: Call) -> list[str]:
