@@ -89,7 +89,7 @@ def test_untouched_evidence_verifies(evidence: Evidence) -> None:
     assert verdict.verified
     assert [check.check for check in verdict.checks] == [
         "form", "records", "keys", "grants", "links", "signed", "approvals", "complete",
-        "checkpoint", "proof", "witnesses", "payloads", "rules", "refusals",
+        "checkpoint", "proof", "witnesses", "payloads", "personal", "rules", "refusals",
     ]  # fmt: skip
 
 

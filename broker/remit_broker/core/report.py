@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from remit_broker.core.evidence import Verdict
+from remit_broker.core.withholding import shown
 
 Local = Callable[[str], str]
 """A time of a record (RFC 3339 UTC) as the reader's clock shows it."""
@@ -43,8 +44,8 @@ DOES_NOT: Final = (
 
 
 def page(evidence: Fields, verdict: Verdict, local: Local) -> str:
-    """The whole document."""
-    records: list[Fields] = evidence["records"]
+    """The whole document. ``evidence`` is one whose records hold together."""
+    records: list[Fields] = [*shown(evidence).records]
     first, last = records[0], records[-1]
     hops = {record["hop"]: record for record in records if record["kind"] == "hop.opened"}
     ends = {record["hop"]: record for record in records if record["kind"] == "hop.closed"}
@@ -62,6 +63,8 @@ def page(evidence: Fields, verdict: Verdict, local: Local) -> str:
         _approvals(records, local),
         "<h2>Cost</h2>",
         _cost(first, hops, ends, last),
+        "<h2>What is withheld of people</h2>",
+        _withheld(evidence, records),
         "<h2>What was sent and answered</h2>",
         _payloads(evidence.get("payloads"), records, verdict),
         "<h2>Everything, in order</h2>",
@@ -244,6 +247,19 @@ def _cost(first: Fields, hops: Mapping[str, Fields], ends: Mapping[str, Fields],
     total = _money(last["spent"]) if last["kind"] == "txn.closed" else "not settled yet"
     return _table(("Call", "Held", "Used itself", ""), rows) + _h(
         "p", f"In all: {total}, of at most {_money(first['budget'])}."
+    )
+
+
+def _withheld(evidence: Fields, records: Sequence[Fields]) -> str:
+    if "personal" not in evidence:
+        return _h("p", "Nothing: this file shows the personal fields of its records.", "dim")
+    closed = [place.partition(".") for place in shown(evidence).withheld]
+    rows = [(number, records[int(number)]["kind"], field) for number, _, field in closed]
+    return _table(("Record", "Kind", "Field"), rows) + _h(
+        "p",
+        "In their place the records have salted commitments: nobody can guess the values from them, and each can be opened by "
+        "itself with its salt, which the operator has. Refused calls are left out of such a file, and so are the grants where the "
+        "user is withheld.",
     )
 
 
