@@ -96,12 +96,18 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     """What an MCP server shows beside its tools: ``capabilities``, ``instructions``, ``resources``, ``templates``, ``prompts``."""
     held: dict[str, str] = {}
     """Of definitions, and of what is shown beside tools, that nobody has accepted: why they wait."""
+    refused: tuple[str, ...] = ()
+    """A line for each of what the server lists that cannot be used at all, and is registered nowhere."""
 
 
 MAX_DEFINITIONS = 2000
 MAX_DEFINITION = 64 * 1024
 MAX_OFFERS = 256 * 1024
 """Bytes of JSON of all that a server shows beside its tools."""
+
+MAX_REFUSED = 100
+"""Lines about what cannot be used, each of at most ``MAX_LINE`` characters."""
+MAX_LINE = 1000
 
 _TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
 _URI = {"type": "string", "minLength": 1, "maxLength": 4096}
@@ -161,6 +167,19 @@ def offers_of(args: dict[str, Any]) -> dict[str, Any]:
         raise refusal(Code.MALFORMED, "what the server shows has no canonical form", rule="attach.offers",
                       ask="use finite numbers within 2^53-1") from None  # fmt: skip
     return dict(raw)
+
+
+def refused_of(args: dict[str, Any]) -> tuple[str, ...]:
+    """What an attach request says was left out, as lines. Refuses MALFORMED."""
+    raw = args.get("left_out", [])
+    if not isinstance(raw, list) or len(raw) > 2 * MAX_REFUSED or not all(isinstance(one, str) for one in raw):
+        raise refusal(
+            Code.MALFORMED,
+            "left_out is no list of lines",
+            rule="attach.left_out",
+            ask="send one line for each, at most 200",
+        )
+    return tuple(one[:MAX_LINE] for one in raw)
 
 
 def annotations_of(raw: dict[str, Any]) -> Annotations:

@@ -118,6 +118,8 @@ class Calls:
         self.back_in: float | None = None
         self.credentials: Callable[[str], Awaitable[Shown]] | None = None
         """What is shown for the user of a grant, where the server is called with anything but the grant."""
+        self.traced = False
+        """Whether the server is told the trace of a call: the broker says so when it is registered."""
         self.apart = False
         """Whether each user, or task, has a process of its own."""
         self.session_of: Callable[[str, str, Shown], Awaitable[Server]] = _no_session
@@ -212,7 +214,11 @@ class Calls:
         await self._publish(where, Started(connection=self._connection))
         voice = _Voice(where, self._publish, hidden)
         conversation = server.begin(
-            op, dispatch.args, meta=meta_of(dispatch, grant), progress=voice.progress, heard=voice.heard
+            op,
+            dispatch.args,
+            meta=meta_of(dispatch, grant, traced=self.traced),
+            progress=voice.progress,
+            heard=voice.heard,
         )
         return await self._converse(dispatch, _Waiting(server, conversation, voice))
 
@@ -388,7 +394,7 @@ class _Voice:
         await self._publish(self.where, frame)
 
 
-def meta_of(dispatch: Dispatch, grant: Grant) -> dict[str, Any]:
+def meta_of(dispatch: Dispatch, grant: Grant, *, traced: bool) -> dict[str, Any]:
     """What a server is told in ``_meta`` (MCP, General fields; keys under a domain of ours): for whom, through whom, and the proof.
 
     A server that wants to be sure verifies ``dev.remit/grant`` with the published keys; the rest is for those that only log it.
@@ -401,8 +407,8 @@ def meta_of(dispatch: Dispatch, grant: Grant) -> dict[str, Any]:
         "dev.remit/chain": list(grant.chain),
         "dev.remit/txn": dispatch.txn,
         "dev.remit/hop": dispatch.hop,
-        # W3C Trace Context: the hop is the parent of whatever span the server opens.
-        "traceparent": f"00-{dispatch.txn}-{dispatch.hop}-01",
+        # W3C Trace Context: the hop is the parent of whatever span the server opens, where its spans are wanted.
+        **({"traceparent": f"00-{dispatch.txn}-{dispatch.hop}-01"} if traced else {}),
     }
 
 

@@ -21,15 +21,13 @@ from pydantic import RootModel, ValidationError
 from remit_broker.edges.attach.changes import Changes
 from remit_broker.edges.attach.child import Child, start
 from remit_broker.edges.attach.conversation import Asked, Conversation, Heard
+from remit_broker.edges.attach.listing import List, Listed, answers, listed
 from remit_broker.edges.attach.outbound import CAN, Outbound, Outgoing, calling
 from remit_broker.edges.attach.server_log import ServerLog
-from remit_broker.edges.attach.source import HttpSource, Source
+from remit_broker.edges.attach.source import HttpSource, ServerError, Source
 from remit_broker.edges.attach.stdio import stdio
 from remit_broker.edges.attach.streamable import Http
 from remit_schemas.errors import Code, Effect, Refusal, refusal
-
-MAX_TOOLS: Final = 10_000
-MAX_PAGES: Final = 1_000
 
 _SAID: Final = 500
 
@@ -60,10 +58,6 @@ def request_of(op: str, args: dict[str, Any], more: dict[str, Any]) -> Any:
 
 class _Raw(RootModel[dict[str, Any]]):
     """A result as it came, with everything in it."""
-
-
-class ServerError(Exception):
-    """The server did not start, or broke the protocol. The text says how, on one line."""
 
 
 class _OtherGenerationError(ServerError):
@@ -136,44 +130,16 @@ class ToolSession:
         """What the server says about its use."""
         return str(self._client.session.instructions or "")
 
-    async def tools(self) -> list[dict[str, Any]]:
-        """Every tool of every page, as the server describes it. Raises :class:`ServerError`."""
-        return await self._all("tools", self._client.session.list_tools)
-
-    async def resources(self) -> list[dict[str, Any]]:
-        """Every resource, likewise."""
-        return await self._all("resources", self._client.session.list_resources)
-
-    async def templates(self) -> list[dict[str, Any]]:
-        """Every template of resources, likewise."""
-        return await self._all("resource_templates", self._client.session.list_resource_templates)
-
-    async def prompts(self) -> list[dict[str, Any]]:
-        """Every prompt, likewise."""
-        return await self._all("prompts", self._client.session.list_prompts)
-
-    async def _all(self, what: str, ask: Callable[..., Awaitable[Any]]) -> list[dict[str, Any]]:
-        found: list[Any] = []
-        cursor, seen, said = None, set[str](), what.replace("_", " ")
-        for _ in range(MAX_PAGES):
-            page = await ask(params=types.PaginatedRequestParams(cursor=cursor))
-            found.extend(getattr(page, what))
-            cursor = page.next_cursor
-            if len(found) > MAX_TOOLS:
-                raise ServerError(f"it lists more than {MAX_TOOLS} {said}")
-            if cursor is None:
-                return [one.model_dump(by_alias=True, mode="json", exclude_none=True) for one in found]
-            if cursor in seen:
-                raise ServerError(f"its list of {said} goes round in circles (a cursor came twice)")
-            seen.add(cursor)
-        raise ServerError(f"its list of {said} has more than {MAX_PAGES} pages")
+    async def listing(self, of: List) -> Listed:
+        """What is in one of its lists. Raises :class:`ServerError` and :class:`MCPError`."""
+        return await listed(self._client.session, of)
 
     async def lives(self, seconds: float) -> bool:
         """Whether the server still answers. A listing is asked for, since both generations of MCP have it (ping has gone)."""
         try:
             async with asyncio.timeout(seconds):
-                await self._client.session.list_tools()
-        except (TimeoutError, MCPError, ValidationError):
+                await answers(self._client.session)
+        except (TimeoutError, MCPError):
             return False
         return True
 
@@ -189,7 +155,7 @@ class ToolSession:
         can = meta.get(CAN)
         meta = {key: said for key, said in meta.items() if key != CAN}
         outgoing = Outgoing(
-            traceparent=meta["traceparent"], bearer="" if self._as_user else meta["dev.remit/grant"],
+            traceparent=meta.get("traceparent", ""), bearer="" if self._as_user else meta["dev.remit/grant"],
             can=can if isinstance(can, dict) else None,
         )  # fmt: skip
         conversation = Conversation(

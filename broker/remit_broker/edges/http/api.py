@@ -417,7 +417,15 @@ def _quarantined(name: str, at: Call) -> dict[str, Any]:
         for mapped, same in shared.items()
         if any(one.server == name for one in same)
     }
-    return {"waiting": waiting, "quarantined": len(waiting), "collisions": collisions}
+    attachment = at.desk.directory.attachment(name)
+    refused = [*attachment.refused] if attachment is not None else []
+    return {
+        "waiting": waiting,
+        "quarantined": len(waiting),
+        "collisions": collisions,
+        "refused": refused,
+        "trace": name in at.desk.traced,
+    }
 
 
 def _waiting(name: str, at: Call) -> list[str]:

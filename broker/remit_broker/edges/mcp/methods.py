@@ -46,7 +46,7 @@ class Methods:
             case "ping":
                 return {}
             case "tools/list":
-                return self._tools(call)
+                return await self._tools(call)
             case "tools/call":
                 return await self._call_tool(call, tell)
             case "resources/list" | "resources/templates/list" | "prompts/list":
@@ -72,10 +72,10 @@ class Methods:
         some, after = self._pages.page(what, whose, entries, call.params.get("cursor"))
         return {shown: some} if after is None else {shown: some, "nextCursor": after}
 
-    def _tools(self, call: Call) -> dict[str, Any]:
+    async def _tools(self, call: Call) -> dict[str, Any]:
         if self._catalogue.searches:
             return {"tools": finder.TOOLS}
-        told = self._page("tools", "tools", [described(one) for one in self._catalogue.tools()], call)
+        told = self._page("tools", "tools", [described(one) for one in await self._catalogue.tools()], call)
         if call.params.get("cursor") is None and (shared := self._catalogue.collisions()):
             # Not hidden: whoever misses a tool finds out why.
             told["_meta"] = {COLLISIONS: shared}
@@ -87,7 +87,7 @@ class Methods:
         if not isinstance(name, str) or not isinstance(args, dict):
             raise Fault(INVALID_PARAMS, "tools/call needs the name of a tool, and an object as its arguments")
         if self._catalogue.searches:
-            said = finder.answer(name, args, self._catalogue)
+            said = await finder.answer(name, args, self._catalogue)
             if not isinstance(said, finder.Meant):
                 return said
             name, args = said
