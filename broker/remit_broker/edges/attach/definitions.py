@@ -12,10 +12,13 @@ from remit_broker.core.registry import (
     MAX_DEFINITION,
     MAX_DEFINITIONS,
     MAX_OFFERS,
+    OWN_TASKS,
+    TASKS,
     definitions_of,
     operations_of,
 )
 from remit_broker.edges.attach.listing import NO_JSON, PROMPTS, RESOURCES, TEMPLATES, TOOLS, List, Listed, bounded, told
+from remit_broker.edges.attach.server_tasks import EXTENSION
 from remit_broker.edges.attach.session import ServerIdentity, ToolSession
 from remit_broker.edges.attach.source import ServerError
 from remit_schemas.canonical import MAX_DEPTH, canonical, loads
@@ -47,6 +50,8 @@ class Offer:
     args: dict[str, Any]
     names: dict[str, str]
     left_out: tuple[str, ...]
+    tasks: dict[str, str]
+    """Tools that the server works on in the background, by their operations: ``optional`` or ``required``."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ async def offered_by(session: ToolSession) -> Offered:
     has = [name for name in CAPABILITIES if getattr(can, name) is not None]
     if can.resources is not None and can.resources.subscribe:
         has.append("subscriptions")
+    has += _tasks(session)
     tools = await session.listing(TOOLS) if can.tools is not None or not has else Listed()
     resources = await _or_none(session, RESOURCES) if can.resources is not None else Listed()
     templates = await _or_none(session, TEMPLATES) if can.resources is not None else Listed()
@@ -82,6 +88,15 @@ async def offered_by(session: ToolSession) -> Offered:
         instructions=session.instructions[:MAX_INSTRUCTIONS],
         left_out=(*tools.left_out, *prompts.left_out, *templates.left_out, *resources.left_out),
     )
+
+
+def _tasks(session: ToolSession) -> list[str]:
+    """Whether the server works on calls in the background: where it is asked to, or of its own accord."""
+    can = session.capabilities
+    if not session.has_sessions:
+        return [OWN_TASKS] if EXTENSION in (can.extensions or {}) else []
+    asked = can.tasks.requests if can.tasks is not None else None
+    return [TASKS] if asked is not None and asked.tools is not None and asked.tools.call is not None else []
 
 
 async def _or_none(session: ToolSession, of: List) -> Listed:
@@ -103,12 +118,16 @@ def offer(offered: Offered, server: ServerIdentity) -> Offer:
     """
     kept: list[dict[str, Any]] = []
     names: dict[str, str] = {}
+    tasks: dict[str, str] = {}
     left_out = [*offered.left_out]
     shown = _shown(offered, left_out)
     room = ROOM - len(encode(shown))
     for tool in offered.tools:
         op = normalize(tool["name"])
         definition = {"name": op} | {key: tool[key] for key in _KEPT if key in tool}
+        support = _support(tool, offered.capabilities)
+        if support and OWN_TASKS not in offered.capabilities:
+            definition["execution"] = {"taskSupport": support}
         if op.startswith("$"):
             left_out.append(told(tool["name"], "names that begin with $ are Remit's own"))
         elif op in names:
@@ -128,6 +147,8 @@ def offer(offered: Offered, server: ServerIdentity) -> Offer:
             room -= size
             names[op] = tool["name"]
             kept.append(definition)
+            if support:
+                tasks[op] = support
     args = {"tools": kept, "server": {"name": server.name, "version": server.version}}
     if shown:
         args["offers"] = shown
@@ -135,7 +156,18 @@ def offer(offered: Offered, server: ServerIdentity) -> Offer:
     kept_away = bounded(tuple(left_out))
     if kept_away:
         args["left_out"] = [*kept_away]
-    return Offer(args, names, kept_away)
+    return Offer(args, names, kept_away, tasks)
+
+
+def _support(tool: dict[str, Any], can: Sequence[str]) -> str:
+    """Whether a tool is worked on in the background: ``optional``, ``required``, or not at all, which is what it says of itself where
+    its server says that it does such a thing.
+    """
+    if OWN_TASKS in can:
+        return "optional"
+    said = tool.get("execution")
+    support = said.get("taskSupport") if isinstance(said, dict) and TASKS in can else None
+    return support if support in ("optional", "required") else ""
 
 
 def _shown(offered: Offered, left_out: list[str]) -> dict[str, Any]:

@@ -19,12 +19,17 @@ if TYPE_CHECKING:
     from remit_broker.edges.attach.conversation import Conversation
 
 GOVERNED: Final = frozenset(
-    {"tools/call", "resources/read", "prompts/get", "completion/complete", "resources/subscribe"}
-)
+    {
+        "tools/call", "resources/read", "prompts/get", "completion/complete", "resources/subscribe",
+        "tasks/get", "tasks/result", "tasks/update", "tasks/cancel",
+    }
+)  # fmt: skip
 
 
 CAN: Final = "io.modelcontextprotocol/clientCapabilities"
 """The key of ``_meta`` in which a request of the generation 2026-07-28 says what its client can be asked."""
+TASK: Final = "dev.remit/task"
+"""The key of ``_meta`` under which the broker says that a call may be worked on in the background: ``{"ttl"}`` in milliseconds."""
 
 
 _TRACE: Final = ("traceparent", "tracestate", "baggage")
@@ -43,6 +48,8 @@ class Outgoing:
     heard: Callable[[dict[str, Any]], Awaitable[None]] | None = None
     can: dict[str, Any] | None = None
     """What the client whose call it is can be asked, where it is one that says so; what a server asks is asked of that one."""
+    task: dict[str, Any] | None = None
+    """Where the server may work on it in the background: for how long it should keep the result, ``{"ttl"}`` in milliseconds."""
 
 
 calling: ContextVar[Outgoing | None] = ContextVar("calling", default=None)

@@ -29,6 +29,12 @@ END_BYTES: Final = 4096
 
 UNREACHABLE: Final = -32000
 
+AGAIN: Final = (0.2, 10.0)
+"""First and last pause, in seconds, before a stream that cannot be opened is asked for again."""
+PATIENCE: Final = 300.0
+"""Seconds for which it is asked for."""
+_AWAY: Final = frozenset({502, 503, 504})
+
 _LISTING: Final = re.compile(rb'"method"\s*:\s*"[a-z/]{1,40}/list"')
 
 
@@ -68,6 +74,24 @@ class _Answering(httpx2.AsyncBaseTransport):
         self._secret = secret
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        return await (self._stream(request) if request.method == "GET" else self._once(request))
+
+    async def _stream(self, request: httpx2.Request) -> httpx2.Response:
+        """The stream on which a server speaks of its own accord, or one of a request that broke off and is taken up where it was.
+
+        The library asks for it, with ``Last-Event-ID``, and gives up for good after two failures in a row: sooner than a server is
+        started again.
+        """
+        # INVARIANT: a server that comes back is heard again (test_a_stream_of_a_server_that_was_away_is_taken_up_again).
+        pause, longest = AGAIN
+        until = anyio.current_time() + PATIENCE
+        while (response := await self._once(request)).status_code in _AWAY and anyio.current_time() < until:
+            await response.aclose()
+            await anyio.sleep(pause)
+            pause = min(pause * 2, longest)
+        return response
+
+    async def _once(self, request: httpx2.Request) -> httpx2.Response:
         try:
             response = await self._inner.handle_async_request(request)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol) as error:

@@ -242,7 +242,7 @@ class AttachWorker:
             except Exception as error:
                 raise ServerError(f"its list of tools cannot be used: {session.reason or _line(error)}") from None
             await self._link.up()
-            self._calls.names, self._calls.server = found.names, session
+            self._calls.names, self._calls.tasks, self._calls.server = found.names, found.tasks, session
             refused = await self._registered(found.args)
             self._ran = True
             server = f"{session.identity.name} {session.identity.version}".strip()

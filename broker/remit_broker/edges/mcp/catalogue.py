@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from remit_broker.core.policy import PolicyRequest
-from remit_broker.core.registry import Attachment, Definition, Target
+from remit_broker.core.registry import OWN_TASKS, TASKS, Attachment, Definition, Target
 from remit_broker.core.tool_names import Named, joined
 from remit_broker.edges.mcp.access import Holder, Who
 from remit_broker.edges.mcp.jsonrpc import INVALID_PARAMS, Fault
@@ -95,6 +95,19 @@ class Catalogue:
     def schema(self, name: str) -> dict[str, Any] | None:
         """The schema of the arguments of a tool; None where there is none of that name."""
         return next((one.definition.input_schema for one in self._all() if one.name == name), None)
+
+    def has_tasks(self) -> bool:
+        """Whether a server of this view works on calls in the background."""
+        return any({TASKS, OWN_TASKS} & set(one.offers.get("capabilities", [])) for one in self._attached())
+
+    def task_support(self, resource: Resource) -> str:
+        """Whether a tool can be worked on in the background: ``optional``, ``required`` or empty, which is not at all."""
+        attachment = self._directory.attachment(resource.name)
+        can = attachment.offers.get("capabilities", []) if attachment is not None else []
+        if attachment is None or TASKS not in can:
+            return "optional" if OWN_TASKS in can else ""
+        found = next((one for one in attachment.definitions if one.op == resource.op), None)
+        return str(found.execution.get("taskSupport", "")) if found is not None else ""
 
     def offered(self, what: str) -> list[dict[str, Any]]:
         """The ``resources``, ``templates`` or ``prompts`` of this view, of servers whose own operation may be seen."""

@@ -88,10 +88,13 @@ class Hops:
             want=Want(ttl_ms=int(self._seconds * 1000)),
             parts=True,
             trace=_trace(meta),
-            meta=passed_on(meta, self._session.can),
+            meta=self._passed_on(meta),
         )
         running = self._begin(at, held, aim.resource, request)
         return await self._to_the_end(at, held, running, aim, meta, tell)
+
+    def _passed_on(self, meta: dict[str, Any]) -> dict[str, Any]:
+        return passed_on(meta, self._session.can)
 
     async def _acting(self, held: Holding, aim: Aim) -> Holding:
         """``held``, or what the sub-agent has that the client names."""
