@@ -385,6 +385,7 @@ class Broker:
             registration = Registration(tenant.registry, tenant.ports.detectors)
             edge = BusEdge(self.nats.of(name), name, tenant.ports, registration.attach, told, self._pace.soon, shows)
             edge.tidings = functools.partial(tidings.say, name)
+            edge.traced = frozenset(self.settings.config.mcp.trace)
             await tenant.take_requests(edge)
             edges.append(edge)
             self._inside[name] = Calls(name, tenant.ports.clock, tenant.bus, edge.take)
@@ -429,6 +430,7 @@ class Broker:
                 self.backends,
                 self.vault_desk(one),
                 one.admin,
+                frozenset(self.settings.config.mcp.trace),
             )
             for one in self.tenants.values()
         ]

@@ -54,8 +54,11 @@ def scrapers(config: Config, keys: KeyFiles, operator: Operator) -> Reader:
 
 
 def dev_issuer(config: Config, keys: KeyFiles, http: str, clock: Clock) -> DevIssuer | None:
-    """The issuer inside this broker, where it is on."""
-    return DevIssuer(http + DEV_PATH, config.development, keys, clock) if config.development.issuer else None
+    """The issuer inside this broker, where it is on. People log in at it where there is no real one."""
+    if not config.development.issuer:
+        return None
+    back = f"{(config.oauth.url or http).rstrip('/')}/oauth/callback"
+    return DevIssuer(http + DEV_PATH, config.development, keys, clock, None if config.issuers else back)
 
 
 def marked(config: Config, http: str) -> dict[str, Any]:

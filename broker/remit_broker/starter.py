@@ -43,6 +43,7 @@ auth = {auth:<22}# "local": the OS user, by the token in data/keys/local.token; 
 # idle = 900.0               # seconds without a call after which a session goes on in another task
 # view = "tools"             # what clients see at /mcp: all "tools", or three that "search" them
 # sub_agents = []            # names that clients may say their own sub-agents have
+# trace = []                 # ["git"]: servers that are told the trace of each call (traceparent)
 
 {identity}
 [limits]

@@ -232,20 +232,77 @@ def cosignature(line: str, text: str, vkey: str) -> int | None:
 
 # --- The checks -------------------------------------------------------------------------------------------------------
 
+PERSONAL = {
+    "txn.opened": ("user", "auth", "token", "issuer", "roles", "groups"), "hop.opened": ("facts.roles", "facts.groups"),
+    "hop.parked": ("reason",), "hop.closed": ("reason",), "approval.requested": ("user", "reason"),
+    "approval.decided": ("user", "who", "auth", "reason", "token"), "grant.revoked": ("who", "why"), "txn.closed": ("who",),
+}  # fmt: skip
+Closed = dict[int, dict[str, str]]
+
+
+def withheld(evidence: Evidence) -> Closed:
+    """By number, of each record that is shown veiled, the commitments that stand in the place of its personal fields."""
+    found: Closed = {}
+    for number, record in enumerate(evidence["records"]):
+        for field in PERSONAL.get(record.get("kind"), ()):
+            name, _, inner = field.partition(".")
+            value = record.get(name)
+            if inner:
+                value = value.get(inner) if isinstance(value, dict) else None
+            if isinstance(value, dict):
+                if set(value) != {"withheld"} or record.get("blind") != "" or number == len(evidence["records"]) - 1:
+                    raise Bad(f"record {number}: what stands for its {field} is no commitment")
+                found.setdefault(number, {})[field] = value["withheld"]
+    return found
+
+
+def personal(evidence: Evidence) -> str:
+    """What is disclosed of people is what the records commit to: HMAC-SHA-256 under the salt that is shown with each."""
+    if "personal" not in evidence:
+        return "nothing is withheld"
+    closed, opened = withheld(evidence), 0
+    for number, each in enumerate(evidence["personal"]):
+        place, field = each["record"], each["field"]
+        commitment = closed.get(place, {}).pop(field, None) if type(place) is int else None
+        salt = b64(each["salt"], url=True)
+        if set(each) != {"record", "field", "salt", "text"} or commitment is None or len(salt) != 32:
+            raise Bad(f"disclosure {number}: it opens no field that is withheld, or one that was opened before")
+        if hmac.new(salt, each["text"].encode(), "sha256").hexdigest() != commitment:
+            raise Bad(f"disclosure {number}: it is not what record {place} commits to")
+        parse(each["text"].encode())
+        opened += 1
+    places = [f"{number}.{field}" for number, fields in closed.items() for field in fields]
+    return f"{len(places)} withheld ({', '.join(places) or 'none'}); {opened} disclosed, as the records commit to them"
+
+
+def nameless(evidence: Evidence) -> bool:
+    """Whether the file withholds whose task it is: then it has no grants, each of which names them."""
+    opened = [each.get("record") for each in evidence.get("personal", []) if each.get("field") == "user"]
+    kinds = [evidence["records"][n].get("kind") for n in opened if type(n) is int and 0 <= n < len(evidence["records"])]
+    owned = {"txn.opened", "approval.requested"} & set(kinds)
+    return "user" in withheld(evidence).get(0, {}) and not owned
+
+
 HOPS = ("hop.parked", "hop.resumed", "hop.closed", "grant.renewed")
 MINTS = ("txn.opened", "hop.opened", "hop.resumed", "grant.renewed")
 
 
 def records(evidence: Evidence) -> str:
-    """Every record is as it was sealed and in its place, of one txn, and nothing follows its end."""
-    before = "0" * 64
+    """Every record is as it was sealed and in its place, of one txn, and nothing follows its end.
+
+    The hash of a veiled record is not that of what is shown: the record after it names the digest of what is shown, as ``veil``.
+    """
+    before, veil = "0" * 64, ""
+    closed = withheld(evidence)
     opened: set[str] = set()
     ended: set[str] = set()
     for number, record in enumerate(evidence["records"]):
         content = {name: value for name, value in record.items() if name != "hash"}
         kind, hop = record.get("kind"), record.get("hop")
         wrong = (
-            "its hash is not that of its content" if record.get("hash") != hashlib.sha256(canonical(content)).hexdigest()
+            "the one before it is not as this one says" if veil and record.get("veil") != veil
+            else "its hash is not that of its content"
+            if number not in closed and record.get("hash") != hashlib.sha256(canonical(content)).hexdigest()
             else "it does not follow the one before it" if (record.get("seq"), record.get("prev")) != (number, before)
             else "it is of another txn" if (record.get("txn"), record.get("tenant"))
             != (evidence["txn"], evidence["records"][0].get("tenant"))
@@ -259,13 +316,20 @@ def records(evidence: Evidence) -> str:
         if wrong:
             raise Bad(f"record {number}: {wrong}")
         before = record["hash"]
+        veil = hashlib.sha256(canonical(record)).hexdigest() if number in closed else ""
         opened |= {hop} if kind in ("txn.opened", "hop.opened") else set()
         ended |= {hop} if kind == "hop.closed" else {"txn"} if kind == "txn.closed" else set()
-    return f"{len(evidence['records'])} records: hashes, order, hops"
+    return f"{len(evidence['records'])} records: hashes, order, hops" + (
+        f", {len(closed)} of them veiled" if closed else ""
+    )
 
 
 def grants(evidence: Evidence, keys: Keys) -> str:
     """Each record that mints a grant has it here, signed, and each is no wider in budget, time and depth than the one above it."""
+    if nameless(evidence):
+        if evidence["grants"]:
+            raise Bad("grants name the user, who is withheld")
+        return "withheld, since each names the user: what binds the records is the checkpoint"
     minting = {record["jti"]: record for record in evidence["records"] if record["kind"] in MINTS}
     parents = {record["hop"]: record["parent"] for record in evidence["records"] if record["kind"] == "hop.opened"}
     found: dict[int, tuple[dict[str, Any], str, str]] = {}
@@ -307,9 +371,21 @@ def grants(evidence: Evidence, keys: Keys) -> str:
 
 def approvals(evidence: Evidence, keys: Keys) -> str:
     """Each decision is signed, and about the request that the records say."""
-    decided = 0
-    for record in evidence["records"]:
-        if record["kind"] == "approval.decided":
+    decided, closed, said_of = (
+        0,
+        0,
+        {(each.get("record"), each.get("field")): each for each in evidence.get("personal", [])},
+    )
+    for number, shown in enumerate(evidence["records"]):
+        if shown["kind"] == "approval.decided":
+            fields = withheld(evidence).get(number, {})
+            told = {
+                field: parse(said_of[number, field]["text"].encode()) for field in fields if (number, field) in said_of
+            }
+            record = {**shown, **told}
+            if isinstance(record["token"], dict):
+                closed += 1
+                continue
             try:
                 claims, _ = token(record["token"], "remit-approval+jwt", keys)
             except Bad as no:
@@ -318,7 +394,7 @@ def approvals(evidence: Evidence, keys: Keys) -> str:
             if any(one != other for one, other in said):
                 raise Bad(f"record {record['seq']}: its token says something else")
             decided += 1
-    return f"{decided} signed decisions"
+    return f"{decided} signed decisions" + (f", and {closed} whose signature is withheld" if closed else "")
 
 
 def log(evidence: Evidence, keys: Keys) -> str:
@@ -337,19 +413,20 @@ def complete(evidence: Evidence) -> str:
 
 
 COMMITS = {
-    "hop.opened": "args_digest", "hop.resumed": "input_digest", "hop.parked": "request_digest", "hop.closed": "result_digest",
+    "hop.opened": ("args_digest",), "hop.resumed": ("input_digest",), "hop.parked": ("request_digest", "released_digest"),
+    "hop.closed": ("result_digest", "released_digest"),
 }  # fmt: skip
 
 
 def payloads(evidence: Evidence) -> str:
     """Contents that were disclosed are those that the records commit to: HMAC-SHA-256 under the salt that is shown with each."""
     of, told, opened = evidence["records"], evidence.get("payloads"), set()
-    made = sum(bool(record.get(COMMITS.get(record["kind"], ""))) for record in of)
+    made = sum(bool(record.get(name)) for record in of for name in COMMITS.get(record["kind"], ()))
     for number, each in enumerate(told or []):
         place, field = each["record"], each["field"]
         if set(each) != {"record", "field", "salt", "text"} or type(place) is not int or not 0 <= place < len(of):
             raise Bad(f"payload {number}: it names no record of the file")
-        if field != COMMITS.get(of[place]["kind"]) or (place, field) in opened:
+        if field not in COMMITS.get(of[place]["kind"], ()) or (place, field) in opened:
             raise Bad(f"payload {number}: record {place} has no commitment of that name, or it is there twice")
         salt = b64(each["salt"], url=True)
         if len(salt) != 32 or hmac.new(salt, each["text"].encode(), "sha256").hexdigest() != of[place][field]:
@@ -372,6 +449,8 @@ def refusals(evidence: Evidence, keys: Keys) -> str:
     told, proofs = evidence["refusals"], evidence.get("refusal_proofs")
     if not isinstance(proofs, list) or len(proofs) != len(told):
         raise Bad("there is not one proof for each refusal")
+    if not told and "personal" in evidence:
+        return "left out, since they name people; how many there were is not proved"
     if not told:
         return "none; that there were none is not proved"
     _, size, root, _ = checkpoint(evidence.get("refusal_checkpoint"), "refusals/[0-9]+", keys)
@@ -462,6 +541,7 @@ def verify(
         ("timestamps", lambda: timestamps(evidence, tsa)),
         ("complete", lambda: complete(evidence)),
         ("payloads", lambda: payloads(evidence)),
+        ("personal", lambda: personal(evidence)),
         ("rules", lambda: rules(evidence)),
         ("refusals", lambda: refusals(evidence, keys)),
     ]

@@ -6,7 +6,7 @@ the answer that comes all the same ends its reading: the connection stays, and h
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from typing import Any
 
 
@@ -15,7 +15,7 @@ class Hearing:
 
     _pongs: list[Any]
 
-    def _process_pong(self) -> Awaitable[None]:
+    def _process_pong(self) -> Coroutine[Any, Any, None]:
         # INVARIANT: a flush that is given up leaves the connection hearing
         # (test_a_flush_that_is_given_up_leaves_the_connection_hearing).
         if self._pongs and self._pongs[0].done():

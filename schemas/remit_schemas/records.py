@@ -18,6 +18,8 @@ from remit_schemas.scope import Detail
 VERSION: Final = 1
 GENESIS: Final = "0" * 64
 MAX_RECORD: Final = 16 * 1024
+OWNER: Final = "the user"
+"""Who closed a task, where its own user did. No agent can be called that."""
 MAX_ENTRY: Final = 48 * 1024
 
 Outcome = Literal["ok", "failed", "error", "refused", "cancelled", "unknown"]
@@ -93,7 +95,11 @@ class Epochs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind"):
-    """``at`` is RFC 3339 UTC with milliseconds; ``by`` the broker replica that wrote it; ``hash`` seals the rest."""
+    """``at`` is RFC 3339 UTC with milliseconds; ``by`` the broker replica that wrote it; ``hash`` seals the rest.
+
+    ``blind`` is 16 random bytes in hex, and ``veil`` the digest of the veiled form of the record before it, where that has one
+    (:mod:`remit_schemas.veil`): they let personal fields be left out of evidence. Records of older brokers have neither.
+    """
 
     v: int = VERSION
     tenant: str
@@ -104,6 +110,8 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     prev: str
     by: str
     hash: str = ""
+    blind: str = ""
+    veil: str = ""
 
 
 class TxnOpened(_Record, frozen=True, tag="txn.opened"):
@@ -178,7 +186,7 @@ class HopClosed(_Record, frozen=True, tag="hop.closed"):
     ``cost`` is what the callee used itself beside its one call; ``spent`` what the parent is charged out of its hold
     (the callee's own and its descendants'), ``overrun`` what was reported beyond the hold. ``ms`` is how long it took.
     ``labels`` are those of what came back, ``lowered`` those that the endorser of its opening took from it. ``detached`` is the
-    task that a detached call became.
+    task that a detached call became. ``released_digest`` is that of what the caller was given, where something was ``redacted``.
     """
 
     outcome: Outcome
@@ -199,6 +207,7 @@ class HopClosed(_Record, frozen=True, tag="hop.closed"):
     labels: tuple[str, ...] = ()
     lowered: tuple[str, ...] = ()
     detached: str = ""
+    released_digest: str = ""
 
 
 class GrantRenewed(_Record, frozen=True, tag="grant.renewed"):
@@ -213,7 +222,8 @@ class HopParked(_Record, frozen=True, tag="hop.parked"):
 
     ``cost`` is what the callee used itself since the hop was opened or resumed, beside its one call; ``spent`` and ``overrun``
     what the hop is charged so far in all. ``connection`` is the one that may still wait for the input. ``request_digest`` is
-    keyed, as ``args_digest`` is. ``findings``, ``redacted`` and ``decision`` are about the request and its release.
+    keyed, as ``args_digest`` is. ``findings``, ``redacted`` and ``decision`` are about the request and its release, and
+    ``released_digest`` is that of what the caller was asked, where something was ``redacted``.
     """
 
     cost: Budget
@@ -227,6 +237,7 @@ class HopParked(_Record, frozen=True, tag="hop.parked"):
     findings: tuple[Finding, ...] = ()
     redacted: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    released_digest: str = ""
 
 
 class HopResumed(_Record, frozen=True, tag="hop.resumed"):
@@ -320,7 +331,10 @@ class GrantRevoked(_Record, frozen=True, tag="grant.revoked"):
 
 
 class TxnClosed(_Record, frozen=True, tag="txn.closed"):
-    """Nothing follows. ``spent`` is what the whole tree was charged."""
+    """Nothing follows. ``spent`` is what the whole tree was charged.
+
+    ``who`` closed it: an agent, the broker, :data:`OWNER`, or a person.
+    """
 
     reason: Literal["closed", "expired", "idle", "revoked"]
     who: str

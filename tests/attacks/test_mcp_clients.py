@@ -274,3 +274,24 @@ async def test_a_stream_holds_one_message_a_line(front: Front) -> None:
     response = await raw.post({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
     (answer,) = said(response)
     assert json.loads(json.dumps(answer))["result"]["structuredContent"]["result"] == params["arguments"]["text"]
+
+
+async def test_an_event_of_another_session_is_not_there(front: Front) -> None:
+    mine, other, thief = await begun(front), await begun(front), await granted(front, "thief")
+    for n in range(3):
+        await mine.ask("tools/call", {"name": "echo", "arguments": {"text": f"mine {n}"}})
+    await other.ask("tools/call", {"name": "echo", "arguments": {"text": "theirs"}})
+
+    async def taken_up(raw: Raw, session: str, last: str) -> Any:
+        headers = {"Authorization": f"Bearer {raw.token}", "Mcp-Session-Id": session, "Accept": "text/event-stream"}
+        return await front.http.get(front.url + raw.path, headers={**headers, "Last-Event-ID": last})
+
+    assert "mine 2" in (await taken_up(mine, mine.session, "3-0")).text
+    # In another session the same id is that one's own event, or none.
+    for last in ("3-0", "2-1", "3-1", "9-9", "", "x", "../1-0", "1-0, 3-0"):
+        answer = await taken_up(other, other.session, last)
+        assert answer.status_code == 400 and "mine" not in answer.text
+    own = (await taken_up(other, other.session, "1-0")).text
+    assert "theirs" in own and "mine" not in own
+    # With the id of the session too it is of no use to another user.
+    assert (await taken_up(thief, mine.session, "3-0")).status_code == 404

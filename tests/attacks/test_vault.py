@@ -219,12 +219,23 @@ async def test_a_namesake_in_another_tenant_is_not_erased(stage: Stage) -> None:
     assert await stage.values(f"{txn}.{hop}", f"?tenant={OTHER}") == [ASKED, None]
 
 
-async def test_an_answer_in_which_policy_replaced_something_is_not_kept(stage: Stage) -> None:
+async def test_what_policy_takes_out_of_an_answer_is_in_no_vault(stage: Stage) -> None:
+    """What the caller was given is, and is disclosed and checked by a commitment of its own."""
     txn, hop = await stage.called("ann", args=LEAK)
     shown = (await stage.told("GET", f"/api/vault/{txn}.{hop}"))["contents"]
     kept = {one["field"]: (one["kept"], one["why"][:24]) for one in shown}
-    assert kept["result_digest"] == (False, "policy replaced somethin")
-    assert not any(f".results.{txn}." in key for key in await stage.bytes_of())
+    assert kept["result_digest"] == (False, "policy replaced somethin") and kept["released_digest"] == (True, "")
+    given = next(one["value"] for one in shown if one["field"] == "released_digest")
+    assert set(given) == {"key"} and given["key"] and SECRET not in str(given)
+    assert len([key for key in await stage.bytes_of() if f".results.{txn}." in key]) == 1
+    found = await stage.told("GET", f"/api/chains/{txn}/evidence?payloads=all")
+    assert [one["field"] for one in found["payloads"]] == ["args_digest", "released_digest"]
+    assert SECRET not in json.dumps(found)
+    assert (await stage.verified(txn, "?payloads=all"))["payloads"].startswith("2 disclosed")
+    keys = json.dumps(stage.lab.broker.keys.jwks()).encode()
+    assert all(ok for _, ok, _ in offline(json.dumps(found).encode(), keys))
+    found["payloads"][1]["text"] = found["payloads"][1]["text"].replace("key", "Key")
+    assert [name for name, ok, _ in offline(json.dumps(found).encode(), keys) if not ok] == ["payloads"]
 
 
 async def test_erasing_a_person_breaks_no_proof(stage: Stage) -> None:
@@ -236,7 +247,7 @@ async def test_erasing_a_person_breaks_no_proof(stage: Stage) -> None:
     assert await stage.values(f"{txn}.{hop}") == [None, None]
     assert await stage.values(others) == [ASKED, SAID], "nobody else's"
     assert await stage.told("GET", f"/api/chains/{txn}") == before
-    await stage.verified(txn)
+    await stage.verified(txn, "?withhold=nothing")
     said = [
         (one["state"], one["name"], one["why"])
         for one in (await stage.told("GET", "/api/revocations"))["history"]
@@ -246,6 +257,18 @@ async def test_erasing_a_person_breaks_no_proof(stage: Stage) -> None:
     again = await stage.called("eve")
     assert await stage.values(".".join(again)) == [ASKED, SAID], "what is kept afterwards has a key of its own"
     assert await stage.values(f"{txn}.{hop}") == [None, None]
+
+
+async def test_evidence_of_somebody_who_was_erased_does_not_name_them(stage: Stage) -> None:
+    txn, _ = await stage.called("mia")
+    await stage.told("POST", f"/api/chains/{txn}/close")
+    assert "mia" in (await stage.ask("GET", f"/api/chains/{txn}/evidence")).text
+    await stage.told("POST", "/api/vault/erase", {"user": "mia", "reason": "asked for it"})
+    assert "mia" not in (await stage.ask("GET", f"/api/chains/{txn}/evidence")).text
+    assert (await stage.verified(txn))["complete"].startswith("closed")
+    assert "mia" in (await stage.ask("GET", f"/api/chains/{txn}/evidence?withhold=nothing")).text, "whoever has to know"
+    said = [one["what"] for one in (await stage.told("GET", "/api/accesses"))["accesses"] if txn in one["what"]]
+    assert said[-1] == f"evidence of {txn}, whole"
 
 
 async def test_what_was_restored_of_an_erased_subject_opens_nothing(stage: Stage) -> None:

@@ -58,13 +58,17 @@ def test_a_call_is_asked_for_shown_approved_and_made(desk: Running, caller: Call
     assert desk.json("approvals", "show", name)["args"] == args
     done = desk.remit("approvals", "approve", name, "--reason", "agreed")
     assert (done.code, "goes through once" in done.out) == (0, True)
-    assert caller.call(args, "--json").code == 0
+    made = caller.call(args, "--json")
+    assert made.code == 0
     assert desk.json("approvals", "show", name)["state"] == "used"
     assert caller.asks(args)["approval"] != name
     chain = desk.remit("chain", caller.txn).out
     assert f"approval {name} of {TOOL} asked for by planner" in chain and f"approved {name}: agreed" in chain
     why = desk.remit("why", f"{caller.txn}.{name}").out
     assert "APPROVAL_REQUIRED" in why
+    why = desk.remit("why", made.json()["hop"]).out
+    assert "on behalf of ann" in why and "through planner" in why, "on whose authority"
+    assert "approved by local:" in why and ": agreed" in why, "and who approved it"
 
 
 def test_a_denial_reaches_the_caller_with_its_reason(desk: Running, caller: Caller) -> None:

@@ -105,6 +105,7 @@ def test_why_explains_a_hop_by_txn_and_hop(broker: Running, told: dict[str, Any]
     assert "opened planner → mcp/tools/echo" in shown
     assert "policy: allow by" in shown
     assert "closed ok" in shown
+    assert "on behalf of" in shown and "approved by" not in shown
 
 
 def test_why_as_json_is_the_records_of_the_hop(broker: Running, told: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,3 +120,25 @@ def test_where_it_cannot_be_written_is_named(broker: Running, exported: Path) ->
     done = broker.remit("evidence", "export", txn, "-o", "/no/such/folder/e.json", "--json")
     assert done.code == 2
     assert "/no/such/folder/e.json" in done.error["message"]
+
+
+def test_the_last_record_names_no_user(broker: Running, exported: Path) -> None:
+    """A task that its own user closed: all that is personal can be withheld, and one field be opened by itself."""
+    whole = json.loads((exported / "e.json").read_text())
+    user = whole["records"][0]["user"]
+    assert whole["records"][-1]["who"] == "the user"
+    done = broker.remit("evidence", "export", whole["txn"], "-o", str(exported / "w.json"), "--withhold", "all")
+    assert "personal fields are withheld" in done.out
+    assert not re.search(rf"\b{user}\b", (exported / "w.json").read_text())
+    verdict = verify(exported, "--json", evidence="w.json")
+    assert verdict.code == 0 and any(check["check"] == "personal" for check in verdict.json()["checks"])
+    words = ("-o", str(exported / "one.json"), "--withhold", "all", "--disclose", "0.user", "--json")
+    broker.json("evidence", "export", whole["txn"], *words[:-1])
+    one = json.loads((exported / "one.json").read_text())
+    assert [json.loads(told["text"]) for told in one["personal"]] == [user] and verify(
+        exported, evidence="one.json"
+    ).code == 0
+    assert (
+        broker.remit("evidence", "export", whole["txn"], "-o", str(exported / "no.json"), "--withhold", "names").code
+        == 1
+    )

@@ -104,6 +104,16 @@ async def test_the_trace_of_the_hop_is_not_replaced_by_the_librarys_own_span(des
     _assert_meta(hop, seen["meta"])
 
 
+async def test_a_server_that_is_told_no_trace_gets_none_of_the_librarys_own_either(desk: Desk) -> None:
+    desk.broker.answer = Result(value={"definitions": 0})
+    foreign = SpanContext(int("f" * 32, 16), int("e" * 16, 16), is_remote=False, trace_flags=TraceFlags(1))
+    with use_span(NonRecordingSpan(foreign)):
+        attached = desk.begin(well_behaved())
+    await attached.until("running")
+    _, seen = await _seen_by_server(desk)
+    assert not {"traceparent", "tracestate", "baggage"} & seen["meta"].keys()
+
+
 async def test_over_http_the_grant_is_also_the_bearer_token_of_that_request(desk: Desk) -> None:
     port = free_port()
     server = await asyncio.create_subprocess_exec(

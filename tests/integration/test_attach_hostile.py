@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from remit_broker.edges.attach.serve import MAX_CALLS
 from remit_broker.edges.attach.server_log import MAX_BYTES
+from remit_broker.edges.attach.session import ToolSession
 from remit_broker.edges.attach.source import HttpSource, source
 from remit_schemas.envelope import Started
 from remit_schemas.errors import Code
 from tests.support.attach_broker import definitions
-from tests.support.attach_fixture import Desk, alive, desk_fixture, eventually, free_port, hostile  # noqa: F401
+from tests.support.attach_fixture import (  # noqa: F401
+    SERVERS,
+    Desk,
+    alive,
+    desk_fixture,
+    eventually,
+    free_port,
+    hostile,
+    listens,
+)
 
 
 async def test_a_server_that_dies_on_a_call_leaves_the_effect_unknown(desk: Desk) -> None:
@@ -185,6 +197,37 @@ async def test_names_that_no_resource_can_have_are_left_out_with_reasons(desk: D
         assert name in left_out
     for name in tools:
         await (await desk.broker.call("files", name)).value()
+
+
+MALFORMED = ("None", "7", "no_schema", "schema_is_text", "schema_without_type", "too_large", "not_a_number", "nested",
+             "half_a_character", "no_output", "annotations_are_text", "a/b", "xxx", "zero")  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["stdio", "document", "events"])
+async def test_one_malformed_tool_keeps_no_other_from_being_registered(desk: Desk, way: str) -> None:
+    async with AsyncExitStack() as stack:
+        if way == "stdio":
+            what = hostile("malformed")
+        else:
+            port = free_port()
+            words = [sys.executable, str(SERVERS / "hostile.py"), "malformed", "http", str(port), way]
+            process = await asyncio.create_subprocess_exec(*words)
+            stack.push_async_callback(process.wait)
+            stack.callback(process.kill)
+            await listens(port)
+            what = HttpSource(f"http://127.0.0.1:{port}/mcp")
+        attached = await desk.attach(what)
+        tools = definitions(await desk.broker.registered())
+        # What only a compiler of schemas sees is left to the broker.
+        assert set(tools) == {"fine", "unknown_type", "leads_elsewhere", "no_regex"}
+        left_out = attached.worker.report.left_out
+        for name in MALFORMED:
+            assert any(name in line.partition(":")[0] for line in left_out), name
+        assert all(line.rpartition(": ")[2].strip() and line.isprintable() for line in left_out)
+        await (await desk.broker.call("files", "fine")).value()
+        # Asked whether it lives, it is not taken for dead.
+        assert isinstance(session := attached.worker._calls.server, ToolSession) and await session.lives(5)
+        await attached.stop()
 
 
 async def test_stopping_ends_grandchildren_too(desk: Desk, tmp_path: Path) -> None:

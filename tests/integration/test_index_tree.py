@@ -135,6 +135,7 @@ async def test_a_batch_that_is_not_written_has_not_moved_the_tree(index: SqliteI
     with pytest.raises(sqlite3.DatabaseError):
         await index.add(messages[4:])
     assert await roots(index) == before and index.position == 4
+    assert other.execute("SELECT count(*) FROM record").fetchone() == (4,), "nor any row been written without its leaf"
     other.execute("DROP TRIGGER full")
     other.commit()
     other.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ NO_SECRET = ("secrets.cedar", STARTER[STARTER.index('@id("no-secret-leaves")') :
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def front(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Front]:
-    async with front_of(tmp_path_factory.mktemp("front"), policies=(PERMIT, NO_SECRET)) as running:
+    async with front_of(
+        tmp_path_factory.mktemp("front"), {"mcp": {"trace": ["traced"]}}, policies=(PERMIT, NO_SECRET)
+    ) as running:
         yield running
 
 
@@ -28,7 +31,7 @@ async def front(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Front
 async def test_what_a_client_writes_into_meta_reaches_the_server(front: Front, mode: str) -> None:
     meta: Any = {
         "example.org/tenant": {"a": [1, "x"]}, "dev.remit/user": "root", "dev.remit/grant": "forged", "dev.remit/own": 1,
-        "io.modelcontextprotocol/other": 1, "tracestate": "x=y", "baggage": "x=y",
+        "io.modelcontextprotocol/other": 1, "tracestate": "x=y", "baggage": "x=y", "traceparent": "x",
     }  # fmt: skip
     async with front.client(mode=mode) as client:
         answer = await client.call_tool("who_am_i", {}, meta=meta)
@@ -37,8 +40,27 @@ async def test_what_a_client_writes_into_meta_reaches_the_server(front: Front, m
     assert told["dev.remit/txn"] == answer.meta["dev.remit/txn"] and told["dev.remit/chain"][-1] == "mcp-client"
     assert told["dev.remit/user"] != "root" or told["dev.remit/grant"] != "forged"
     assert told["dev.remit/grant"].count(".") == 2
-    assert not told.keys() & {"dev.remit/own", "io.modelcontextprotocol/other", "tracestate", "baggage"}
-    assert told["traceparent"].startswith(f"00-{told['dev.remit/txn']}-{told['dev.remit/hop']}")
+    assert not told.keys() & {"dev.remit/own", "io.modelcontextprotocol/other", "tracestate", "baggage", "traceparent"}
+
+
+async def test_only_a_server_that_is_trusted_with_it_is_told_the_trace(front: Front) -> None:
+    meta: Any = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "x=y", "baggage": "x=y"}
+    seen = {}
+    async with AsyncExitStack() as stack:
+        await front.attach("traced", stack=stack)
+        for name in ("files", "traced"):
+            async with front.client(f"/mcp/{name}") as client:
+                seen[name] = (await client.call_tool("who_am_i", {}, meta=meta)).structured_content["meta"]
+    # The hop's own, where it is told at all: never what a client says of itself, which is linked in the broker's span.
+    assert not {"traceparent", "tracestate", "baggage"} & seen["files"].keys()
+    assert not {"tracestate", "baggage"} & seen["traced"].keys()
+    told = seen["traced"]
+    assert told["traceparent"] == f"00-{told['dev.remit/txn']}-{told['dev.remit/hop']}-01"
+    # Who calls, and through whom, is told to both.
+    assert all(one["dev.remit/chain"][-1] == "mcp-client" and one["dev.remit/user"] for one in seen.values())
+    headers = {"Authorization": f"Bearer {front.token}"}
+    listed = (await front.http.get(f"{front.url}/api/servers", headers=headers)).json()["servers"]
+    assert {one["name"]: one["trace"] for one in listed} == {"files": False, "traced": True}
 
 
 async def test_a_secret_in_meta_is_found(front: Front) -> None:

@@ -8,12 +8,15 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from remit_broker.adapters.content.signs import signs
 from remit_broker.adapters.detectors import ContentDetectors
 from remit_broker.adapters.json_schema import JsonSchemas
+from remit_broker.adapters.outbound import Outbound
+from remit_broker.core.addresses import network
 from remit_broker.core.scan.finding import Finding, Report
 from remit_broker.edges.attach.source import source
 from remit_broker.edges.scan.run import Tools, scan
@@ -57,6 +60,13 @@ def guarded(path: str, headers: dict[str, str], body: bytes) -> Answer:
 def careless(path: str, headers: dict[str, str], body: bytes) -> Answer:
     """A server that answers everybody."""
     return 200, {"mcp-session-id": "7", "access-control-allow-origin": "*"}, spoken(body)
+
+
+PUBLIC: dict[str, Any] = {
+    "issuer": "https://login.example", "authorization_endpoint": "https://login.example/a",
+    "token_endpoint": "http://login.example/t", "code_challenge_methods_supported": ["plain"],
+    "registration_endpoint": "https://login.example/r",
+}  # fmt: skip
 
 
 @asynccontextmanager
@@ -290,3 +300,44 @@ async def test_an_authorization_server_elsewhere_is_not_asked() -> None:
         async with served(answer) as (url, _):
             await look(url, "good")
     assert asked == []
+
+
+async def test_metadata_of_an_authorization_server_elsewhere_is_looked_at() -> None:
+    asked: list[str] = []
+
+    async def get(url: str) -> bytes:
+        asked.append(url)
+        return json.dumps(PUBLIC).encode()
+
+    async with served(guarded) as (url, _):
+        report = await scan(source(url=url), TOOLS, lambda: "now", token="good", foreign=get)
+    assert asked == ["https://login.example/.well-known/oauth-authorization-server"]
+    found = {(one.rule, one.severity) for one in report.findings if one.where.startswith("https://login.example")}
+    assert {("auth.pkce", "high"), ("auth.endpoint", "high")} <= found
+
+
+async def test_metadata_elsewhere_is_asked_for_from_public_addresses_alone() -> None:
+    def inner(path: str, headers: dict[str, str], body: bytes) -> Answer:
+        return 200, {}, {"issuer": "x"}
+
+    async with served(inner) as (at, seen):
+        private = at.removesuffix("/mcp")
+
+        def names_it(path: str, headers: dict[str, str], body: bytes) -> Answer:
+            status, extra, told = guarded(path, headers, body)
+            if isinstance(told, dict) and "authorization_servers" in told:
+                others = [f"http://[::ffff:127.0.0.1]:{urlsplit(private).port}", "http://169.254.169.254/latest"]
+                told = {**told, "authorization_servers": [private, *others, *(f"{private}/{n}" for n in range(20))]}
+            return status, extra, told
+
+        async with served(names_it) as (url, _):
+            given = source(url=url)
+            report = await scan(given, TOOLS, lambda: "now", token="good", foreign=Outbound(named="--allow").get)
+            assert not seen
+            notes = [one for one in report.findings if one.rule == "auth.server"]
+            assert notes and all("--allow" in one.ask for one in notes)
+            # A network that the operator names is asked, and gets no token; of many that are named, few are.
+            allowed = Outbound([network("127.0.0.0/8")]).get
+            report = await scan(given, TOOLS, lambda: "now", token="good", foreign=allowed)
+    assert {one.rule for one in report.findings} >= {"auth.issuer", "auth.pkce"}
+    assert 0 < len(seen) <= 10 and not any("authorization" in headers for _, _, headers in seen)

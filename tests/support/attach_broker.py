@@ -104,7 +104,7 @@ class FakeBroker:
         self.folder = folder
         self.key = SigningKey.from_seed(bytes(range(32)))
         self.registrations: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
-        self.answer: Frame = Result(value={"definitions": 0})
+        self.answer: Frame = Result(value={"definitions": 0, "trace": True})
         self.strays: list[str] = []
         self._hops: dict[tuple[str, str], Hop] = {}
         self._nc = nc

@@ -16,6 +16,7 @@ from remit_schemas.grant import mint, parse
 from remit_schemas.keys import KeySet, SigningKey
 from remit_schemas.records import hash_of, plain
 from remit_schemas.scope import Detail
+from remit_schemas.veil import veil_of
 from tests.support.story import LARGE, LATER, ROOT, TXN, Story, hop_id, opened, refused
 
 KEY = SigningKey.from_seed(b"\x01" * 32)
@@ -174,7 +175,7 @@ def resealed(records: list[dict[str, Any]], start: int) -> None:
     """Give every record from ``start`` on the hash and ``prev`` that its new content calls for: what a forger would do."""
     for index in range(start, len(records)):
         if index:
-            records[index]["prev"] = records[index - 1]["hash"]
+            records[index].update(prev=records[index - 1]["hash"], veil=veil_of(records[index - 1]))
         records[index]["hash"] = hash_of(records[index])
 
 

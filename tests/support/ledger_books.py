@@ -7,6 +7,7 @@ and goes on, so that one fault does not hide the next.
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -35,6 +36,29 @@ class Violation(NamedTuple):
 def sealed(record: Json) -> str:
     """The hash that a record must have."""
     return hashlib.sha256(rfc8785.dumps({key: value for key, value in record.items() if key != "hash"})).hexdigest()
+
+
+PERSONAL = {
+    "txn.opened": ["user", "auth", "token", "issuer", "roles", "groups"], "hop.opened": ["facts.roles", "facts.groups"],
+    "hop.parked": ["reason"], "hop.closed": ["reason"], "approval.requested": ["user", "reason"],
+    "approval.decided": ["user", "who", "auth", "reason", "token"], "grant.revoked": ["who", "why"], "txn.closed": ["who"],
+}  # fmt: skip
+
+
+def veil(record: Json) -> str:
+    """What the next record must say in ``veil``: of a record with a ``blind`` in which something personal stands."""
+    if not record.get("blind"):
+        return ""
+    shown = {**record, "blind": ""}
+    for field in PERSONAL.get(record["kind"], []):
+        name, _, inner = field.partition(".")
+        holder = (record.get(name) or {}) if inner else record
+        value = holder.get(inner or name)
+        if value:
+            salt = hmac.digest(bytes.fromhex(record["blind"]), field.encode(), "sha256")
+            put = {"withheld": hmac.new(salt, rfc8785.dumps(value), "sha256").hexdigest()}
+            shown[name] = {**shown[name], inner: put} if inner else put
+    return hashlib.sha256(rfc8785.dumps(shown)).hexdigest() if shown != {**record, "blind": ""} else ""
 
 
 def plus(one: Json, other: Json) -> Json:
@@ -128,7 +152,7 @@ class Books:
         self.records: list[Json] = []
         self.user = ""
         self.closed = False
-        self._seq, self._hash = -1, "0" * 64
+        self._seq, self._hash, self._veil = -1, "0" * 64, ""
         self._used_keys: set[str] = set()
         self.knows: dict[str, set[str]] = {}
         """Labels of all that has reached a principal in this txn, or may have."""
@@ -161,7 +185,9 @@ class Books:
         self._need(record["seq"] == self._seq + 1, "chain.seq", record, f"seq {record['seq']} follows {self._seq}")
         self._need(record["prev"] == self._hash, "chain.prev", record, "prev is not the hash of the record before")
         self._need(record["hash"] == sealed(record), "chain.hash", record, "its hash is not that of its content")
-        self._seq, self._hash = record["seq"], record["hash"]
+        said = record.get("veil", "")
+        self._need(said == self._veil, "chain.veil", record, "veil is not that of the record before")
+        self._seq, self._hash, self._veil = record["seq"], record["hash"], veil(record)
 
     def _apply(self, record: Json) -> None:
         kind = record["kind"]

@@ -41,7 +41,7 @@ LARGE = Budget(1_000_000, 100_000, 100)
 def opened(txn: str = TXN, tenant: str = "default", budget: Budget = LARGE, **changes: Any) -> TxnOpened:
     """The first record of a txn."""
     record = TxnOpened(
-        tenant=tenant, txn=txn, seq=0, at=AT, hop=ROOT, prev=GENESIS, by="r1", user="ann", agent="planner", auth="test",
+        tenant=tenant, txn=txn, seq=0, at=AT, hop=ROOT, prev=GENESIS, by="r1", blind="0" * 32, user="ann", agent="planner", auth="test",
         jti=f"{txn}.{ROOT}.1", scope=(), budget=budget, exp=2_000_000_000, max_depth=8,
     )  # fmt: skip
     return seal(msgspec.structs.replace(record, **changes))
@@ -51,7 +51,8 @@ def opening(fold: Fold, hop: str, parent: str | None = None, budget: Budget | No
     """``hop.opened`` under ``parent`` (the root by default), by whoever holds the parent's grant."""
     above = fold.nodes[parent or fold.root]
     record = HopOpened(
-        tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=hop, prev=fold.hash, by="r1", parent=above.hop,
+        tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=hop, prev=fold.hash, by="r1",
+        blind=f"{fold.seq + 1:032x}", veil=fold.veil, parent=above.hop,
         caller=above.callee, resource="agent/researcher/brief", depth=above.depth + 1, jti=f"{fold.txn}.{hop}.1",
         scope=(), budget=budget or Budget(1000, 100, 5), exp=above.exp, deadline=min(1_900_000_000_000, above.deadline),
         max_depth=above.max_depth, args_digest="d" * 64, args_size=2, definition="e" * 64,
@@ -66,7 +67,8 @@ def closing(
     """``hop.closed``, settled."""
     spent, overrun = settle(fold, hop, cost, outcome)
     record = HopClosed(
-        tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=hop, prev=fold.hash, by="r1", outcome=outcome,
+        tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=hop, prev=fold.hash, by="r1",
+        blind=f"{fold.seq + 1:032x}", veil=fold.veil, outcome=outcome,
         cost=cost, spent=spent, overrun=overrun, effect="happened", ms=3, labels=labels,
     )  # fmt: skip
     return seal(msgspec.structs.replace(record, **changes))
@@ -77,7 +79,7 @@ def renewing(fold: Fold, hop: str, exp: int | None = None, **changes: Any) -> Gr
     node = fold.nodes[hop]
     record = GrantRenewed(
         tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=hop, prev=fold.hash, by="r1",
-        jti=f"{fold.txn}.{hop}.{node.n + 1}", exp=node.exp + 60 if exp is None else exp,
+        blind=f"{fold.seq + 1:032x}", veil=fold.veil, jti=f"{fold.txn}.{hop}.{node.n + 1}", exp=node.exp + 60 if exp is None else exp,
     )  # fmt: skip
     return seal(msgspec.structs.replace(record, **changes))
 
@@ -86,7 +88,8 @@ def parking(fold: Fold, hop: str, cost: Budget = ZERO, **changes: Any) -> HopPar
     """``hop.parked``, settled."""
     spent, overrun = settle(fold, hop, cost, "ok")
     record = HopParked(
-        tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=hop, prev=fold.hash, by="r1", cost=cost, spent=spent,
+        tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=hop, prev=fold.hash, by="r1",
+        blind=f"{fold.seq + 1:032x}", veil=fold.veil, cost=cost, spent=spent,
         overrun=overrun, request_digest="f" * 64, request_size=9, connection="c" * 22,
     )  # fmt: skip
     return seal(msgspec.structs.replace(record, **changes))
@@ -98,7 +101,8 @@ def resuming(fold: Fold, hop: str, budget: Budget | None = None, **changes: Any)
     above = fold.nodes[node.parent or ""]
     record = HopResumed(
         tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=hop, prev=fold.hash, by="r1",
-        jti=f"{fold.txn}.{hop}.{node.n + 1}", scope=node.scope, budget=budget or Budget(1000, 100, 5),
+        blind=f"{fold.seq + 1:032x}", veil=fold.veil, jti=f"{fold.txn}.{hop}.{node.n + 1}", scope=node.scope,
+        budget=budget or Budget(1000, 100, 5),
         exp=min(above.exp, node.deadline // 1000), deadline=node.deadline, max_depth=node.max_depth,
         args_digest=node.args_digest, input_digest="9" * 64, input_size=4,
         decision=Decision("allow", ("default",), "rev"), epochs=Epochs("rev", 1),
@@ -110,7 +114,8 @@ def asking(fold: Fold, name: str, hop: str | None = None, **changes: Any) -> App
     """``approval.requested`` by ``hop`` (the root by default) for what :func:`opening` opens under it."""
     node = fold.nodes[hop or fold.root]
     record = ApprovalRequested(
-        tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=node.hop, prev=fold.hash, by="r1", id=name,
+        tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=node.hop, prev=fold.hash, by="r1",
+        blind=f"{fold.seq + 1:032x}", veil=fold.veil, id=name,
         caller=node.callee, user=fold.user, chain=fold.chain(node.hop), action="delegate", resource="agent/researcher/brief",
         definition="e" * 64, args_digest="d" * 64, args_size=2, decision=Decision("allow", ("default",), "rev"),
         needs=(Need("default"),), exp=min(LATER, fold.totals.exp),
@@ -123,7 +128,8 @@ def deciding(fold: Fold, name: str, user: str = "eve", **changes: Any) -> Approv
     approval = fold.requests[name]
     asked = approval.asked
     record = ApprovalDecided(
-        tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=asked.hop, prev=fold.hash, by="r1", id=name,
+        tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=asked.hop, prev=fold.hash, by="r1",
+        blind=f"{fold.seq + 1:032x}", veil=fold.veil, id=name,
         verdict="approve", who=f"local:{user}", user=user, auth="local", request=asked.hash, exp=min(LATER, fold.totals.exp),
         token="t", settled=True,
     )  # fmt: skip
@@ -137,7 +143,7 @@ def revoking(fold: Fold, hop: str, **changes: Any) -> GrantRevoked:
     """``grant.revoked`` of the first grant of ``hop``."""
     record = GrantRevoked(
         tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=hop, prev=fold.hash, by="r1",
-        jti=f"{fold.txn}.{hop}.1", who="ann",
+        blind=f"{fold.seq + 1:032x}", veil=fold.veil, jti=f"{fold.txn}.{hop}.1", who="ann",
     )  # fmt: skip
     return seal(msgspec.structs.replace(record, **changes))
 
@@ -146,7 +152,7 @@ def ending(fold: Fold, **changes: Any) -> TxnClosed:
     """``txn.closed``."""
     record = TxnClosed(
         tenant=fold.tenant, txn=fold.txn, seq=fold.seq + 1, at=AT, hop=fold.root, prev=fold.hash, by="r1",
-        reason="closed", who="ann", spent=fold.totals.spent, overrun=fold.totals.overrun,
+        blind=f"{fold.seq + 1:032x}", veil=fold.veil, reason="closed", who="ann", spent=fold.totals.spent, overrun=fold.totals.overrun,
     )  # fmt: skip
     return seal(msgspec.structs.replace(record, **changes))
 
@@ -192,8 +198,8 @@ class Story:
     def revoke(self, hop: str) -> Fold:
         return self.add(revoking(self.fold, hop))
 
-    def end(self) -> Fold:
-        return self.add(ending(self.fold))
+    def end(self, **changes: Any) -> Fold:
+        return self.add(ending(self.fold, **changes))
 
     def add(self, record: Record) -> Fold:
         return self._add(self.fold, record)

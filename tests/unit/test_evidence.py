@@ -89,7 +89,7 @@ def test_untouched_evidence_verifies(evidence: Evidence) -> None:
     assert verdict.verified
     assert [check.check for check in verdict.checks] == [
         "form", "records", "keys", "grants", "links", "signed", "approvals", "complete",
-        "checkpoint", "proof", "witnesses", "payloads", "rules", "refusals",
+        "checkpoint", "proof", "witnesses", "payloads", "personal", "rules", "refusals",
     ]  # fmt: skip
 
 
@@ -127,6 +127,16 @@ def test_swapped_records_are_found_at_the_first(evidence: Evidence, index: int) 
 def test_a_record_that_stands_there_twice_is_found_at_the_second(evidence: Evidence, index: int) -> None:
     evidence["records"].insert(index, evidence["records"][index])
     assert bad(evidence)[1].startswith(f"record {index + 1}:")
+
+
+@pytest.mark.parametrize("index", range(1, len(GOOD["records"])))
+def test_a_record_that_was_put_in_is_found_where_it_stands(evidence: Evidence, index: int) -> None:
+    """Made up as a broker would have written it there, the hash it has included."""
+    records = evidence["records"]
+    made = {**records[index], "by": "somebody", "prev": records[index - 1]["hash"]}
+    records.insert(index, {**made, "hash": hash_of(made)})
+    assert bad(evidence)[0] == "records"
+    assert bad(evidence)[1].startswith((f"record {index}:", f"record {index + 1}:"))
 
 
 def test_a_field_nobody_knows_is_found_although_it_was_sealed(evidence: Evidence) -> None:

@@ -367,6 +367,7 @@ PLANTED: dict[str, tuple[str, Callable[[Story], None]]] = {
     "a record was changed": ("chain.hash", _unsealed),
     "a record is gone": ("chain.seq", _lost_record),
     "a record follows another one": ("chain.prev", _exchanged),
+    "a record vouches for another form of the one before": ("chain.veil", _change(1, veil="0" * 64)),
     "a record stands before its elder": ("chain.order", _out_of_order),
     "a record of no kind": ("chain.form", _change(5, kind="hop.forgotten")),
     "a record of another txn": ("chain.form", _change(5, tenant="other")),

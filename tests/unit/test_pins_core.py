@@ -31,6 +31,7 @@ def test_there_is_a_difference_exactly_where_the_digests_differ(old: dict[str, A
     [
         {"title": "t"}, {"description": "d"}, {"inputSchema": {"type": "object", "title": "t"}}, {"outputSchema": {"type": "object"}},
         {"annotations": {"readOnlyHint": True}}, {"icons": [{"src": "https://example.com/i.png"}]}, {"name": "other"},
+        {"execution": {"taskSupport": "required"}},
     ],
 )  # fmt: skip
 def test_the_digest_covers_all_that_a_client_is_shown(more: dict[str, Any]) -> None:

@@ -45,9 +45,11 @@ def test_the_questions_of_an_auditor_are_answered() -> None:
         "mcp/git/git_log",
         "default",
         "local:eve",
-        "approve: 0123456789abcdef",
+        "approved (0123456789abcdef)",
+        "approved by local:eve",
+        "local:eve approves mcp/git/git_log",
     ]
-    wanted += ["local 2026", "used: 0123456789abcdef", "still open", "0.001 USD", "✓ Verified", "no completeness proof"]
+    wanted += ["local 2026", "mcp/git/git_log: used", "still open", "0.001 USD", "✓ Verified", "no completeness proof"]
     for said in wanted:
         assert said in text, said
     assert "the texts of policy set" in text.lower()

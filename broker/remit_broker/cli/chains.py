@@ -12,7 +12,7 @@ from remit_broker.cli.audit_export import moment
 from remit_broker.cli.client import BrokerClient
 from remit_broker.cli.common import Config, Json, Tenant, command, typed
 from remit_broker.cli.printing import line, out, say
-from remit_broker.cli.show import cost, count, explained, tree
+from remit_broker.cli.show import cost, count, explained, on_whose_authority, tree
 from remit_broker.config import Settings, load
 from remit_broker.core.near import meant
 from remit_schemas.budget import parse_budget
@@ -155,6 +155,9 @@ def why(
     for part in record["records"]:
         for words in explained(part):
             out.print(words)
+        if part["kind"] == "hop.opened":
+            for words in on_whose_authority(record["authority"]):
+                out.print(words)
     show_reasons(told)
     if at:
         out.print(line(("trace ", "dim"), at))

@@ -49,6 +49,17 @@ def export(
     hop: Annotated[
         list[str] | None, typer.Option(help="With --with-payloads: of this hop, and no other not named.")
     ] = None,
+    withhold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GROUPS",
+            help="Leave out personal fields: some of user,claims,people,reasons, or all. nothing: also of who was erased.",
+        ),
+    ] = None,
+    disclose: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD", help="With --withhold: show this one all the same, as in 0.user."),
+    ] = None,
     tenant: Tenant = None,
     config: Config = None,
     as_json: Json = False,
@@ -58,12 +69,21 @@ def export(
         raise ConfigError("--hop says of which hops contents are disclosed", "say --with-payloads too")
     client = BrokerClient(load(config), tenant)
     payloads = (",".join(the_hop(client, one) for one in hop) if hop else "all") if with_payloads else None
-    found = client.get(f"/api/chains/{whole(client, txn)}/evidence", payloads=payloads)
+    shown = ",".join(disclose) if disclose else None
+    found = client.get(
+        f"/api/chains/{whole(client, txn)}/evidence", payloads=payloads, withhold=withhold, disclose=shown
+    )
     output.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     if as_json:
         say({"txn": found["txn"], "file": str(output), "records": len(found["records"]), "complete": found["complete"]})
     else:
         out.print(line(f"wrote {output}: {len(found['records'])} records, {len(found['grants'])} grants"))
+        if "personal" in found:
+            out.print(
+                line(
+                    f"  personal fields are withheld, {len(found['personal'])} of them disclosed, and refusals left out"
+                )
+            )
         if not found["complete"]:
             out.print(line(("  the txn is still open: more may follow", "yellow")))
 

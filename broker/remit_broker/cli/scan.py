@@ -13,6 +13,7 @@ from remit_broker.cli.containing import Network, Read, Uncontained, room_for
 from remit_broker.cli.printing import err, line, out, say
 
 if TYPE_CHECKING:
+    from remit_broker.core.addresses import Network as Net
     from remit_broker.core.scan.finding import Finding, Report
     from remit_broker.edges.attach.source import Source
 
@@ -29,6 +30,10 @@ def scan(
     html: Annotated[Path | None, typer.Option(help="Write the report as a page of its own.", metavar="FILE")] = None,
     token_file: Annotated[str, typer.Option(help="A bearer token for a URL; - reads stdin.", metavar="FILE")] = "",
     ca: Annotated[Path | None, typer.Option(help="A file of certificates to trust for a URL.", metavar="FILE")] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(help="A network that is asked for metadata that the server names, although it is not public."),
+    ] = None,
     cwd: Annotated[Path | None, typer.Option(help="Working folder of the command.")] = None,
     env: Annotated[
         list[str] | None, typer.Option("--env", help="NAME=VALUE for the command; it sees nothing else.")
@@ -53,13 +58,13 @@ def scan(
         target = source(None if url else given, url, cwd=folder, env=variables or None, room=room)
     except SourceError as bad:
         raise ConfigError(str(bad), "remit servers scan URL, or: remit servers scan -- CMD…") from None
-    if not isinstance(target, HttpSource) and (token_file or ca):
-        raise ConfigError("--token-file and --ca are for a URL", "leave them out")
+    if not isinstance(target, HttpSource) and (token_file or ca or allow):
+        raise ConfigError("--token-file, --ca and --allow are for a URL", "leave them out")
     token = read_text(token_file).strip() if token_file else None
     if token is not None and not (token.isascii() and token.isprintable() and token and " " not in token):
         raise ConfigError(f"{token_file} holds no token", "write the access token into it, nothing else")
     try:
-        report = run_loop(_look(target, token, str(ca) if ca else None, seconds))
+        report = run_loop(_look(target, token, str(ca) if ca else None, _networks(allow), seconds))
     except SourceError as bad:
         raise ConfigError(str(bad), "give its whole path, or install it") from None
     if html is not None:
@@ -76,17 +81,28 @@ def scan(
         raise typer.Exit(REFUSED)
 
 
-async def _look(target: Source, token: str | None, ca: str | None, seconds: float) -> Report:
+def _networks(texts: list[str] | None) -> list[Net]:
+    from remit_broker.core.addresses import network
+
+    try:
+        return [network(text) for text in texts or ()]
+    except ValueError:
+        raise ConfigError(f"--allow {texts} is no network", "write such as --allow 10.0.0.0/8") from None
+
+
+async def _look(target: Source, token: str | None, ca: str | None, allowed: list[Net], seconds: float) -> Report:
     import time
 
     from remit_broker.adapters.content.signs import signs
     from remit_broker.adapters.detectors import ContentDetectors
     from remit_broker.adapters.json_schema import JsonSchemas
+    from remit_broker.adapters.outbound import Outbound
     from remit_broker.core.times import rfc3339
     from remit_broker.edges.scan.run import Tools, scan
 
     tools = Tools(signs(ContentDetectors()), JsonSchemas().check)
-    return await scan(target, tools, lambda: rfc3339(time.time()), token=token, ca=ca, seconds=seconds)
+    foreign = Outbound(allowed, named="--allow").get
+    return await scan(target, tools, lambda: rfc3339(time.time()), token=token, ca=ca, foreign=foreign, seconds=seconds)
 
 
 def _pair(pair: str) -> tuple[str, str]:

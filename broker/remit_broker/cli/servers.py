@@ -124,6 +124,7 @@ def list_(tenant: Tenant = None, config: Config = None, as_json: Json = False) -
                 (server["name"], "bold"),
                 f"  {server['state']}  {len(tools)} tools{_others(server)}  {server.get('reason', '')}".rstrip(),
                 (f"  {server['contained']}" if server.get("contained") else "", "dim"),
+                ("  is told the trace" if server.get("trace") else "", "dim"),
             )
         )
         if tools:
@@ -131,6 +132,8 @@ def list_(tenant: Tenant = None, config: Config = None, as_json: Json = False) -
         if server.get("waiting"):
             held = f" {' '.join(server['waiting'])}  → remit servers accept {server['name']}"
             out.print(line(("  not callable until somebody looked:", "yellow"), held))
+        for what in server.get("refused", ()):
+            out.print(line(("  cannot be used:", "yellow"), f" {what}"))
         for name, same in server.get("collisions", {}).items():
             out.print(
                 line((f"  {name} at /mcp is the name of several, and none is called:", "yellow"), f" {' '.join(same)}")

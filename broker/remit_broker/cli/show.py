@@ -250,6 +250,15 @@ def _decided(record: dict[str, Any]) -> list[Text]:
     return lines
 
 
+def on_whose_authority(told: dict[str, Any]) -> list[Text]:
+    """For whom a hop was made, through whom, and who approved it."""
+    lines = [line(f"  on behalf of {told['user']} (known by {told['auth']}), through {' → '.join(told['chain'])}")]
+    for one in told["approvals"]:
+        said = "approved" if one["verdict"] == "approve" else "denied"
+        lines.append(line(f"  {said} by {one['who']} at {one['at']}" + (f": {one['reason']}" if one["reason"] else "")))
+    return lines
+
+
 def verdict_lines(verdict: Verdict) -> list[Text]:
     """What a verification found, check by check."""
     lines = [

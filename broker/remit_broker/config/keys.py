@@ -180,7 +180,7 @@ class McpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Clients of MCP. ``agent`` is the name under which they call where they bring no grant; ``scopes`` and ``budget`` are what
     each of their sessions is given; ``call_ttl`` is the longest that one call may take, in seconds, and ``idle`` the time after
     which a session goes on in another task. ``view`` is what they see at ``/mcp``: all ``tools``, or three that ``search`` them.
-    ``sub_agents`` are names that they may say their sub-agents have.
+    ``sub_agents`` are names that they may say their sub-agents have. ``trace`` are the servers that are told the trace of a call.
     """
 
     agent: str = "mcp-client"
@@ -190,6 +190,7 @@ class McpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     idle: Annotated[float, msgspec.Meta(ge=1, le=28_800)] = 900.0
     view: Literal["tools", "search"] = "tools"
     sub_agents: tuple[str, ...] = ()
+    trace: tuple[str, ...] = ()
 
 
 class TenantConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -37,6 +37,9 @@ def clients(file: Path, config: Config) -> Clients:
             raise ConfigError(
                 f"{file}: mcp.sub_agents has {name!r}", "use [a-z0-9_-], with mcp.agent at most 62 characters"
             )
+    for name in mcp.trace:
+        if not is_principal(name):
+            raise ConfigError(f"{file}: mcp.trace has {name!r}", "name servers as remit servers list does")
     try:
         key = "mcp.scopes"
         scopes = tuple(parse_scope(text) for text in mcp.scopes)

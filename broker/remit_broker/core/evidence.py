@@ -20,12 +20,13 @@ from typing import Any, Final
 import msgspec
 
 from remit_broker.core import sealing
-from remit_broker.core.fold import Corrupt, Fold, fold_all
+from remit_broker.core.fold import Corrupt, Fold, fold_shown
 from remit_broker.core.notes import Witness
 from remit_broker.core.policy_texts import revision_of
 from remit_broker.core.sealing import LEDGER, REFUSALS, Proofs, Unproved
 from remit_broker.core.tree import GRANTS
-from remit_broker.core.vault import FIELDS, opens
+from remit_broker.core.vault import commitments, opens
+from remit_broker.core.withholding import HIDDEN, Shown, shown
 from remit_schemas.approval import verify as verify_decision
 from remit_schemas.bundle import verify_link
 from remit_schemas.canonical import loads
@@ -33,7 +34,7 @@ from remit_schemas.errors import Refusal
 from remit_schemas.grant import Grant, parse, verify
 from remit_schemas.keys import KeySet
 from remit_schemas.records import MAX_RECORD, HopRefused, hash_of
-from remit_schemas.scope import Detail
+from remit_schemas.scope import Detail, Scope
 
 VERSION: Final = 1
 MAX_EVIDENCE: Final = 256 * 1024 * 1024
@@ -97,15 +98,18 @@ def verify_evidence(
     """
     checks = [_form(evidence)]
     if checks[0].ok:
-        records: list[dict[str, Any]] = evidence["records"]
-        accounts, fold = _records(evidence["txn"], records)
+        accounts, fold, seen = _records(evidence)
         checks += [accounts, _keys(evidence["keys"], keys)]
-        if fold is not None:
-            grants, found = _grants(evidence["grants"], records, keys)
-            checks += [grants, _links(found, records, allowed_cycles), _signed(found, records)]
+        if fold is not None and seen is not None:
+            records = seen.records
+            if seen.user:
+                grants, found = _grants(evidence["grants"], records, keys)
+                checks += [grants, _links(found, records, allowed_cycles), _signed(found, records)]
+            else:
+                checks += _without_grants(evidence["grants"], records)
             checks += [_approvals(records, keys), _complete(evidence["complete"], fold)]
             checks += _log(evidence, records, keys, list(witnesses))
-            checks.append(_payloads(evidence.get("payloads"), records))
+            checks += [_payloads(evidence.get("payloads"), records), _personal(evidence, seen)]
         checks += [_rules(evidence.get("policies", {})), _refusals(evidence, keys)]
     return Verdict(all(check.ok for check in checks), tuple(checks))
 
@@ -126,15 +130,61 @@ def _form(evidence: Mapping[str, Any]) -> Check:
     return Check("form", True, f"version {VERSION}")
 
 
-def _records(txn: Any, records: list[dict[str, Any]]) -> tuple[Check, Fold | None]:
-    """Hashes, order, gaps, and the accounts: the fold accepts nothing that a broker would not have appended."""
+def _records(evidence: Mapping[str, Any]) -> tuple[Check, Fold | None, Shown | None]:
+    """Hashes, order, gaps, and the accounts: the fold accepts nothing that a broker would not have appended.
+
+    INVARIANT: a record of which something is withheld is bound by the next one
+    (test_what_is_shown_of_a_veiled_record_cannot_be_changed).
+    """
+    records, txn = evidence["records"], evidence["txn"]
     try:
-        fold = fold_all(records)
+        seen = shown(evidence)
+        fold = fold_shown((raw, seen.veils.get(number)) for number, raw in enumerate(seen.records))
     except Corrupt as bad:
-        return Check("records", False, f"record {bad.where.rpartition('#')[2]}: {bad.why}"), None
+        return Check("records", False, f"record {bad.where.rpartition('#')[2]}: {bad.why}"), None, None
+    except ValueError as bad:
+        return Check("records", False, str(bad)), None, None
     if fold.txn != txn:
-        return Check("records", False, f"record 0: it is of txn {fold.txn}, the file says {txn!r}"), None
-    return Check("records", True, f"{len(records)} records, hash chain and accounts"), fold
+        return Check("records", False, f"record 0: it is of txn {fold.txn}, the file says {txn!r}"), None, None
+    veiled = f", {len(seen.veils)} of them veiled" if seen.veils else ""
+    return Check("records", True, f"{len(records)} records, hash chain and accounts{veiled}"), fold, seen
+
+
+def _personal(evidence: Mapping[str, Any], seen: Shown) -> Check:
+    """What is withheld of people, and that what is shown in its place is what the records commit to."""
+    if "personal" not in evidence:
+        return Check("personal", True, "nothing is withheld")
+    closed = ", ".join(seen.withheld[:12]) + (f" and {len(seen.withheld) - 12} more" if len(seen.withheld) > 12 else "")
+    return Check(
+        "personal",
+        True,
+        f"{len(seen.withheld)} withheld ({closed or 'none'}); {seen.disclosed} disclosed, as the records commit to them",
+    )
+
+
+def _without_grants(tokens: list[Any], records: list[dict[str, Any]]) -> list[Check]:
+    """Where it is withheld whose task it is, there are no grants: what they say of scopes stands in the records too."""
+    if tokens:
+        return [Check("grants", False, "grants name the user, who is withheld")]
+    scopes: dict[str, Scope] = {}
+    links = 0
+    for raw in records:
+        if raw["kind"] not in ("txn.opened", "hop.opened", "hop.resumed"):
+            continue
+        try:
+            scope = Scope.of(msgspec.convert(raw["scope"], tuple[Detail, ...]))
+            above = scopes.get(raw["parent"]) if raw["kind"] == "hop.opened" else scopes.get(raw["hop"])
+            wider = raw["seq"] > 0 and (above is None or not scope <= above)
+        except (Refusal, ValueError) as bad:
+            return [Check("links", False, f"record {raw['seq']}: its scope is none: {bad}")]
+        if wider:
+            return [Check("links", False, f"record {raw['seq']}: its scope is wider than the one above it")]
+        scopes[raw["hop"]], links = scope, links + (raw["seq"] > 0)
+    return [
+        Check("grants", True, "withheld, since each names the user"),
+        Check("links", True, f"{links} delegations by their records, none wider than the one above it"),
+        Check("signed", True, "no record is bound by a grant: all of them are by the checkpoint"),
+    ]
 
 
 def _keys(claimed: dict[str, Any], trusted: KeySet) -> Check:
@@ -251,17 +301,20 @@ def _approvals(records: list[dict[str, Any]], keys: KeySet) -> Check:
     That each was used once, in time, by the call that was approved, is a matter of the records.
     """
     asked: dict[str, dict[str, Any]] = {}
-    decided = used = 0
+    decided = used = closed = 0
     for raw in records:
         if raw["kind"] == "approval.requested":
             asked[raw["id"]] = raw
+        elif raw["kind"] == "approval.decided" and raw["token"] == HIDDEN:
+            closed += 1
         elif raw["kind"] == "approval.decided":
             if why := _undecided(raw, asked[raw["id"]], keys):
                 return Check("approvals", False, f"record {raw['seq']}: {why}")
             decided += 1
         elif raw.get("approval"):
             used += 1
-    return Check("approvals", True, f"{len(asked)} asked for, {decided} signed decisions, {used} used, each once")
+    kept = f", {closed} more whose signature is withheld" if closed else ""
+    return Check("approvals", True, f"{len(asked)} asked for, {decided} signed decisions{kept}, {used} used, each once")
 
 
 def _undecided(raw: dict[str, Any], asked: dict[str, Any], keys: KeySet) -> str:
@@ -283,7 +336,7 @@ def _undecided(raw: dict[str, Any], asked: dict[str, Any], keys: KeySet) -> str:
 
 def _payloads(told: Any, records: list[dict[str, Any]]) -> Check:
     """Contents in the file are those that the records commit to. Those that were withheld are counted, and hinder nothing."""
-    made = sum(bool(record.get(FIELDS.get(record["kind"], ("", ""))[0])) for record in records)
+    made = sum(len(commitments(record)) for record in records)
     if told is None:
         return Check("payloads", True, f"none disclosed: {made} commitments to what was sent and answered stay closed")
     if not isinstance(told, list):
@@ -327,7 +380,7 @@ def _log(
     last = len(records) - 1
     try:
         # INVARIANT: what is proved is the last record of the file (test_the_proof_of_another_record_proves_nothing).
-        index = sealing.included(records[-1], evidence.get("proof"), checkpoint)
+        index = sealing.included(evidence["records"][-1], evidence.get("proof"), checkpoint)
         checks.append(Check("proof", True, f"record {last} is number {index} of the log, and covers all before it"))
     except Unproved as no:
         checks.append(Check("proof", False, f"record {last}: {no}"))
@@ -351,6 +404,8 @@ def _refusals(evidence: Mapping[str, Any], keys: KeySet) -> Check:
             return Check("refusals", False, f"refusal {index}: it is not as it was sealed, or of another txn")
     if not isinstance(proofs, list) or len(proofs) != len(refusals):
         return Check("refusals", False, "there is not one proof for each refusal")
+    if not refusals and "personal" in evidence:
+        return Check("refusals", True, "left out, since they name people; how many there were is not proved")
     if not refusals:
         return Check("refusals", True, "none; that there were none is not proved")
     try:

@@ -47,10 +47,12 @@ from remit_schemas.records import (
     TxnClosed,
     TxnOpened,
     parse_record,
+    plain,
 )
 from remit_schemas.scope import Detail, Scope
+from remit_schemas.veil import speaks, veil_of
 
-__all__ = ["Corrupt", "Fold", "Node", "Settlement", "apply", "extend", "fold_all", "open_path", "settle"]
+__all__ = ["Corrupt", "Fold", "Node", "Settlement", "apply", "extend", "fold_all", "fold_shown", "open_path", "settle"]
 
 MAX_DEPTH: Final = 16
 """Deepest delegation anywhere (contract: ``max_depth`` ≤ 16)."""
@@ -77,10 +79,27 @@ def fold_all(raws: Iterable[dict[str, Any]]) -> Fold:
     return fold
 
 
+def fold_shown(shown: Iterable[tuple[dict[str, Any], str | None]]) -> Fold:
+    """The fold of a sequence of which some records are shown in their veiled form: those with its digest beside them.
+
+    Their hash is not that of what is shown; the next record vouches for both. So the last one has to be whole. Raises :class:`Corrupt`.
+    """
+    fold: Fold | None = None
+    veil: str | None = None
+    for raw, veil in shown:
+        try:
+            fold = _follow(fold, _sealed(raw) if veil is None else _form(raw), raw, veil)
+        except _Unfit as unfit:
+            raise _corrupt(fold, unfit) from None
+    if fold is None or veil is not None:
+        raise Corrupt("#0" if fold is None else f"{fold.txn}#{fold.seq}", "the last record has to be there, and whole")
+    return fold
+
+
 def apply(fold: Fold | None, raw: dict[str, Any]) -> Fold:
     """``fold`` after one more record (None: before the first). O(log n) in its hops. Raises :class:`Corrupt`."""
     try:
-        return _follow(fold, _sealed(raw))
+        return _follow(fold, _sealed(raw), raw)
     except _Unfit as unfit:
         raise _corrupt(fold, unfit) from None
 
@@ -91,7 +110,7 @@ def extend(fold: Fold | None, record: Record) -> Fold:
     Its type, its size and its hash are what this process made them; everything it says is judged all the same.
     """
     try:
-        return _follow(fold, record)
+        return _follow(fold, record, None)
     except _Unfit as unfit:
         raise _corrupt(fold, unfit) from None
 
@@ -100,15 +119,19 @@ def _corrupt(fold: Fold | None, unfit: Exception) -> Corrupt:
     return Corrupt("#0" if fold is None else f"{fold.txn}#{fold.seq + 1}", str(unfit))
 
 
-def _follow(fold: Fold | None, record: Record) -> Fold:
+def _follow(fold: Fold | None, record: Record, raw: dict[str, Any] | None, veil: str | None = None) -> Fold:
     expected = 0 if fold is None else fold.seq + 1
     _require(record.v == VERSION, lambda: f"version {record.v} is unknown")
     _require(_AT.fullmatch(record.at) is not None, lambda: f"at is {record.at!r}, not RFC 3339 UTC with milliseconds")
     _require(record.seq == expected, lambda: f"seq is {record.seq}, expected {expected}")
     _require(record.prev == (GENESIS if fold is None else fold.hash), "prev is not the hash of the record before it")
-    if fold is None:
-        return _open_txn(record)
-    return _continue(fold, record)
+    # INVARIANT: what a record says of the veiled form of the one before it is so
+    # (test_a_veil_that_is_not_that_of_the_record_before_is_refused).
+    _require(record.veil == ("" if fold is None else fold.veil), "veil is not that of the record before it")
+    after = _open_txn(record) if fold is None else _continue(fold, record)
+    if veil is None:
+        veil = veil_of(plain(record) if raw is None else raw) if speaks(record) else ""
+    return after if after.veil == veil else replace(after, veil=veil)
 
 
 class _Unfit(Exception):  # noqa: N818
@@ -123,8 +146,8 @@ def _require(condition: bool, why: str | Callable[[], str]) -> None:
 
 def _sealed(raw: dict[str, Any]) -> Record:
     """The record of ``raw``: of a known kind and version, no larger than allowed, and sealed by its own hash."""
+    record = _form(raw)
     try:
-        record = parse_record(raw)
         content = canonical_document({key: value for key, value in raw.items() if key != "hash"})
     except (ValueError, TypeError, RecursionError) as error:
         raise _Unfit(f"not a record: {error}") from None
@@ -133,6 +156,13 @@ def _sealed(raw: dict[str, Any]) -> Record:
     )
     _require(digest(content) == record.hash, "hash is not that of the record")
     return record
+
+
+def _form(raw: dict[str, Any]) -> Record:
+    try:
+        return parse_record(raw)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _Unfit(f"not a record: {error}") from None
 
 
 def _open_txn(record: Record) -> Fold:

@@ -102,6 +102,8 @@ class BadIssuer(Exception):  # noqa: N818 - a finding about a configuration
 DEVELOPMENT: Final = "development"
 """The name of the issuer inside this broker."""
 DEV_AUDIENCE: Final = "remit"
+DEV_CLIENT: Final = "remit-development"
+"""The one client of the issuer inside this broker: the broker itself."""
 DEV_PATH: Final = "/development"
 """Where on the HTTP edge it is."""
 
@@ -118,6 +120,9 @@ def development_issuer(url: str, config: DevelopmentConfig, beside: bool) -> Iss
             user=Source(claim="sub", prefix="dev:" if beside else ""), tenant="tenant", roles="roles", groups="groups"
         ),
         operators=config.operators,
+        # INVARIANT: where real users log in, nobody logs in at the development issuer
+        # (test_beside_a_real_issuer_nobody_logs_in_at_the_development_issuer).
+        login=None if beside else LoginConfig(client_id=DEV_CLIENT),
     )
 
 

@@ -48,6 +48,8 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
     annotations: dict[str, Any] = {}
     needs: tuple[str, ...] | None = None
     icons: tuple[dict[str, Any], ...] = ()
+    execution: dict[str, Any] = {}
+    """``taskSupport``, where the tool can be worked on in the background: ``optional`` or ``required``."""
 
     @property
     def digest(self) -> str:
@@ -59,6 +61,8 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
         found: dict[str, Any] = msgspec.to_builtins(self)
         if not self.icons:
             del found["icons"]
+        if not self.execution:
+            del found["execution"]
         return found
 
 
@@ -96,12 +100,22 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     """What an MCP server shows beside its tools: ``capabilities``, ``instructions``, ``resources``, ``templates``, ``prompts``."""
     held: dict[str, str] = {}
     """Of definitions, and of what is shown beside tools, that nobody has accepted: why they wait."""
+    refused: tuple[str, ...] = ()
+    """A line for each of what the server lists that cannot be used at all, and is registered nowhere."""
 
 
 MAX_DEFINITIONS = 2000
 MAX_DEFINITION = 64 * 1024
 MAX_OFFERS = 256 * 1024
 """Bytes of JSON of all that a server shows beside its tools."""
+
+TASKS = "tasks"
+"""What is shown of a server of the generation with sessions that works on calls in the background where it is asked to."""
+OWN_TASKS = "own-tasks"
+"""Of one of the generation without, which does of its own accord."""
+MAX_REFUSED = 100
+"""Lines about what cannot be used, each of at most ``MAX_LINE`` characters."""
+MAX_LINE = 1000
 
 _TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
 _URI = {"type": "string", "minLength": 1, "maxLength": 4096}
@@ -163,6 +177,19 @@ def offers_of(args: dict[str, Any]) -> dict[str, Any]:
     return dict(raw)
 
 
+def refused_of(args: dict[str, Any]) -> tuple[str, ...]:
+    """What an attach request says was left out, as lines. Refuses MALFORMED."""
+    raw = args.get("left_out", [])
+    if not isinstance(raw, list) or len(raw) > 2 * MAX_REFUSED or not all(isinstance(one, str) for one in raw):
+        raise refusal(
+            Code.MALFORMED,
+            "left_out is no list of lines",
+            rule="attach.left_out",
+            ask="send one line for each, at most 200",
+        )
+    return tuple(one[:MAX_LINE] for one in raw)
+
+
 def annotations_of(raw: dict[str, Any]) -> Annotations:
     """MCP's hints with their defaults; ``destructiveHint`` means nothing where ``readOnlyHint`` is true."""
     read_only = raw.get("readOnlyHint") is True
@@ -207,11 +234,11 @@ def _definition(kind: Kind, raw: Any) -> Definition:
         raw.get("outputSchema", raw.get("output_schema")),
         raw.get("needs"),
     )
-    annotations, icons = raw.get("annotations") or {}, raw.get("icons") or []
+    annotations, icons, execution = raw.get("annotations") or {}, raw.get("icons") or [], raw.get("execution") or {}
     good = (
         isinstance(schema, dict) and isinstance(output, dict | None) and isinstance(annotations, dict)
         and (needs is None or (isinstance(needs, list) and all(isinstance(need, str) for need in needs)))
-        and isinstance(icons, list) and all(isinstance(icon, dict) for icon in icons)
+        and isinstance(icons, list) and all(isinstance(icon, dict) for icon in icons) and isinstance(execution, dict)
     )  # fmt: skip
     if not good or schema is None:
         raise refusal(Code.MALFORMED, f"the definition of {name!r} is not well formed", rule="attach.definition",
@@ -227,6 +254,7 @@ def _definition(kind: Kind, raw: Any) -> Definition:
         annotations=annotations,
         needs=tuple(needs) if needs is not None else None,
         icons=tuple(icons),
+        execution=execution,
     )
     try:
         size = len(canonical(found.plain()))

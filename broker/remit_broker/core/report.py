@@ -11,18 +11,27 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from remit_broker.core.evidence import Verdict
+from remit_broker.core.withholding import HIDDEN, shown
 
 Local = Callable[[str], str]
 """A time of a record (RFC 3339 UTC) as the reader's clock shows it."""
 Fields = Mapping[str, Any]
 
 _STYLE: Final = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1b1f24;background:#fff}
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem;border-bottom:1px solid #d0d7de}code,pre{font:13px/1.45 ui-monospace,monospace}
-table{border-collapse:collapse;width:100%}td,th{text-align:left;vertical-align:top;padding:.3rem .6rem;border-bottom:1px solid #eaeef2}
-ul.tree,ul.tree ul{list-style:none;border-left:2px solid #d0d7de;padding-left:1rem;margin:.3rem 0}
-.ok{color:#116329}.no{color:#a40e26}.wait{color:#7d4e00}.dim{color:#57606a}pre{background:#f6f8fa;padding:.6rem;overflow-x:auto;white-space:pre-wrap}
-.verdict{padding:.8rem 1rem;border-radius:.4rem;font-weight:600}.verdict.ok{background:#dafbe1}.verdict.no{background:#ffebe9}
+:root{color-scheme:light dark;--fg:#1b1f24;--bg:#fff;--dim:#57606a;--line:#d0d7de;--thin:#eaeef2;--box:#f6f8fa}
+:root{--ok:#116329;--no:#a40e26;--wait:#7d4e00;--okbox:#dafbe1;--nobox:#ffebe9}
+@media(prefers-color-scheme:dark){:root{--fg:#e6edf3;--bg:#0d1117;--dim:#9198a1;--line:#3d444d;--thin:#262c36;--box:#161b22}
+:root{--ok:#57d364;--no:#ff8182;--wait:#e3b341;--okbox:#0f2d18;--nobox:#3c1418}}
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:var(--fg);background:var(--bg)}
+body,td,th{overflow-wrap:anywhere}h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem;border-bottom:1px solid var(--line)}
+code,pre{font:13px/1.45 ui-monospace,monospace}.wide{overflow-x:auto}table{border-collapse:collapse;width:100%}
+td,th{text-align:left;vertical-align:top;padding:.3rem .6rem;border-bottom:1px solid var(--thin);min-width:2.5rem}
+ul.tree,ul.tree ul{list-style:none;border-left:2px solid var(--line);padding-left:1rem;margin:.3rem 0}
+.ok{color:var(--ok)}.no{color:var(--no)}.wait{color:var(--wait)}.dim{color:var(--dim)}
+pre{background:var(--box);padding:.6rem;overflow-x:auto;white-space:pre-wrap}
+.verdict{padding:.8rem 1rem;border-radius:.4rem;font-weight:600}.verdict.ok{background:var(--okbox)}.verdict.no{background:var(--nobox)}
+@media(max-width:40rem){ul.tree,ul.tree ul{padding-left:.5rem}.wide table{min-width:34rem}}
+@media print{body{margin:0;max-width:none}details:not([open])>*{display:block}}
 """
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _UNITS: Final = (("usd_micros", "USD"), ("tokens", "tokens"), ("calls", "calls"))
@@ -43,8 +52,8 @@ DOES_NOT: Final = (
 
 
 def page(evidence: Fields, verdict: Verdict, local: Local) -> str:
-    """The whole document."""
-    records: list[Fields] = evidence["records"]
+    """The whole document. ``evidence`` is one whose records hold together."""
+    records: list[Fields] = [*shown(evidence).records]
     first, last = records[0], records[-1]
     hops = {record["hop"]: record for record in records if record["kind"] == "hop.opened"}
     ends = {record["hop"]: record for record in records if record["kind"] == "hop.closed"}
@@ -53,7 +62,7 @@ def page(evidence: Fields, verdict: Verdict, local: Local) -> str:
         _verdict(verdict),
         _summary(first, last, evidence, local),
         "<h2>Who called whom</h2>",
-        _tree(first, hops, ends, evidence["refusals"], local),
+        _tree(first, hops, ends, evidence["refusals"], _approvers(records), local),
         "<h2>What each hand-over was narrowed to</h2>",
         _narrowing(first, hops),
         "<h2>Rules</h2>",
@@ -62,6 +71,8 @@ def page(evidence: Fields, verdict: Verdict, local: Local) -> str:
         _approvals(records, local),
         "<h2>Cost</h2>",
         _cost(first, hops, ends, last),
+        "<h2>What is withheld of people</h2>",
+        _withheld(evidence, records),
         "<h2>What was sent and answered</h2>",
         _payloads(evidence.get("payloads"), records, verdict),
         "<h2>Everything, in order</h2>",
@@ -88,6 +99,7 @@ def page(evidence: Fields, verdict: Verdict, local: Local) -> str:
     title = _e(f"Evidence of {evidence['txn']}")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{_e(_POLICY)}">'
         f'<meta name="referrer" content="no-referrer"><title>{title}</title><style>{_STYLE}</style></head><body>\n'
         + "\n".join(parts)
@@ -117,7 +129,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         return _h("p", "None.", "dim")
     top = "".join(_h("th", each) for each in head)
     body = "".join("<tr>" + "".join(_h("td", cell) for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    shown = f"<thead><tr>{top}</tr></thead>" if any(head) else ""
+    return f'<div class="{"wide" if shown else "pairs"}"><table>{shown}<tbody>{body}</tbody></table></div>'
 
 
 def _verdict(verdict: Verdict) -> str:
@@ -132,7 +145,7 @@ def _summary(first: Fields, last: Fields, evidence: Fields, local: Local) -> str
     by = f"{first['auth']}" + (f", {first['issuer']}" if first.get("issuer") else "")
     rows = [
         ("Task", evidence["txn"]),
-        ("On behalf of", f"{first['user']} (known by {by})"),
+        ("On behalf of", first["user"] + (f" (known by {by})" if first["auth"] != HIDDEN else "")),
         ("Roles and groups then", ", ".join([*first.get("roles", ()), *first.get("groups", ())]) or "none"),
         ("First agent", first["agent"]),
         ("Opened", f"{local(first['at'])} ({first['at']})"),
@@ -143,8 +156,22 @@ def _summary(first: Fields, last: Fields, evidence: Fields, local: Local) -> str
     return _table(("", ""), rows)
 
 
+def _approvers(records: Sequence[Fields]) -> dict[str, str]:
+    """By request, who approved it."""
+    found: dict[str, str] = {}
+    for record in records:
+        if record["kind"] == "approval.decided" and record["verdict"] == "approve":
+            found[record["id"]] = ", ".join([*filter(None, [found.get(record["id"])]), record["who"]])
+    return found
+
+
 def _tree(
-    first: Fields, hops: Mapping[str, Fields], ends: Mapping[str, Fields], refusals: Sequence[Fields], local: Local
+    first: Fields,
+    hops: Mapping[str, Fields],
+    ends: Mapping[str, Fields],
+    refusals: Sequence[Fields],
+    approvers: Mapping[str, str],
+    local: Local,
 ) -> str:
     below: dict[str, list[str]] = {}
     for hop in hops.values():
@@ -163,6 +190,10 @@ def _tree(
         how = ("wait", "open") if end is None else ("ok" if end["outcome"] == "ok" else "no", end["outcome"])
         took = "" if end is None else f", {end['ms']} ms"
         about = f"{local(hop['at'])}{took}, by {', '.join(hop['decision']['rules']) or 'no rule'}"
+        if hop.get("approval"):
+            about += f", approved by {approvers.get(hop['approval'], 'nobody')}"
+        if end is not None:
+            about += f", charged {_money(end['spent'])}"
         call = f"{_h('span', how[1], how[0])} {_e(hop['caller'])} → {_h('code', hop['resource'])}"
         return f"<li>{call} {_h('span', about, 'dim')}{inner}</li>"
 
@@ -184,15 +215,18 @@ def _scope(details: Sequence[Fields]) -> str:
 
 def _money(budget: Fields) -> str:
     return ", ".join(
-        f"{budget[u] / 1_000_000:.6g} USD" if u == "usd_micros" else f"{budget[u]} {name}" for u, name in _UNITS
+        f"{budget[u] / 1_000_000:.6g} USD"
+        if u == "usd_micros"
+        else f"{budget[u]} {name[:-1] if budget[u] == 1 else name}"
+        for u, name in _UNITS
     )
 
 
 def _narrowing(first: Fields, hops: Mapping[str, Fields]) -> str:
     rows = [(first["agent"], "the task", _scope(first["scope"]), _money(first["budget"]), first["max_depth"], "")]
     rows += [
-        (hop["resource"].split("/")[1], hop["resource"], _scope(hop["scope"]), _money(hop["budget"]), hop["max_depth"],
-         ", ".join([*hop.get("labels", ()), *(f"redacted {where}" for where in hop.get("redacted", ()))]))
+        (hop["resource"].split("/")[1], hop["resource"], _scope(hop["scope"]) or "nothing further", _money(hop["budget"]),
+         hop["max_depth"], ", ".join([*hop.get("labels", ()), *(f"redacted {where}" for where in hop.get("redacted", ()))]))
         for hop in hops.values()
     ]  # fmt: skip
     return _table(("Holder", "For", "May use", "At most", "Depth at most", "Labels, what was removed"), rows)
@@ -205,7 +239,9 @@ def _rules(records: Sequence[Fields], refusals: Sequence[Fields], policies: Mapp
             for rule in decision["rules"]:
                 used.setdefault((decision["revision"], rule), set()).add(decision["effect"])
     parts = [
-        _table(("Rule", "Decided", "Policy set"), [(r, ", ".join(sorted(how)), rev) for (rev, r), how in used.items()])
+        _table(
+            ("Rule", "Decided", "Policy set"), [(r, ", ".join(sorted(how)), rev[:12]) for (rev, r), how in used.items()]
+        )
     ]
     for revision in dict.fromkeys(revision for revision, _ in used):
         texts = policies.get(revision)
@@ -220,18 +256,27 @@ def _rules(records: Sequence[Fields], refusals: Sequence[Fields], policies: Mapp
 
 
 def _approvals(records: Sequence[Fields], local: Local) -> str:
-    rows = []
+    rows, asked = [], {record["id"]: record["resource"] for record in records if record["kind"] == "approval.requested"}
     for record in records:
         if record["kind"] == "approval.requested":
             needs = "; ".join(f"{need['count']} by {need['rule']}" for need in record["needs"])
             rows.append(
-                (local(record["at"]), f"asked for {record['resource']}", record["caller"], needs, record["reason"])
+                (
+                    local(record["at"]),
+                    f"{record['resource']}: asked for ({record['id']})",
+                    record["caller"],
+                    needs,
+                    record["reason"],
+                )
             )
         elif record["kind"] == "approval.decided":
             who = f"{record['who']} ({record['auth']})"
-            rows.append((local(record["at"]), f"{record['verdict']}: {record['id']}", who, "", record["reason"]))
+            said = "approved" if record["verdict"] == "approve" else "denied"
+            what = f"{asked.get(record['id'], '')}: {said} ({record['id']})"
+            rows.append((local(record["at"]), what, who, "", record["reason"]))
         elif record.get("approval"):
-            rows.append((local(record["at"]), f"used: {record['approval']}", record.get("caller", ""), "", ""))
+            what = f"{asked.get(record['approval'], '')}: used ({record['approval']})"
+            rows.append((local(record["at"]), what, record.get("caller", ""), "", ""))
     return _table(("When", "What", "Who", "Demanded", "Reason"), rows)
 
 
@@ -244,6 +289,19 @@ def _cost(first: Fields, hops: Mapping[str, Fields], ends: Mapping[str, Fields],
     total = _money(last["spent"]) if last["kind"] == "txn.closed" else "not settled yet"
     return _table(("Call", "Held", "Used itself", ""), rows) + _h(
         "p", f"In all: {total}, of at most {_money(first['budget'])}."
+    )
+
+
+def _withheld(evidence: Fields, records: Sequence[Fields]) -> str:
+    if "personal" not in evidence:
+        return _h("p", "Nothing: this file shows the personal fields of its records.", "dim")
+    closed = [place.partition(".") for place in shown(evidence).withheld]
+    rows = [(number, records[int(number)]["kind"], field) for number, _, field in closed]
+    return _table(("Record", "Kind", "Field"), rows) + _h(
+        "p",
+        "In their place the records have salted commitments: nobody can guess the values from them, and each can be opened by "
+        "itself with its salt, which the operator has. Refused calls are left out of such a file, and so are the grants where the "
+        "user is withheld.",
     )
 
 
@@ -269,7 +327,9 @@ def _of(told: Fields, records: Sequence[Fields]) -> str:
 
 
 def _timeline(records: Sequence[Fields], refusals: Sequence[Fields], local: Local) -> str:
-    rows = [(record["at"], record["seq"], record["kind"], _what(record)) for record in records]
+    about = {record["hop"]: record["resource"] for record in records if record["kind"] == "hop.opened"}
+    about |= {record["id"]: record["resource"] for record in records if record["kind"] == "approval.requested"}
+    rows = [(record["at"], record["seq"], record["kind"], _what(record, about)) for record in records]
     rows += [
         (no["at"], "", "hop.refused", f"{no['caller']} → {no['resource']}: {no['code']} ({no['rule']}) {no['message']}")
         for no in refusals
@@ -278,7 +338,8 @@ def _timeline(records: Sequence[Fields], refusals: Sequence[Fields], local: Loca
     return _table(("When", "Record", "Kind", "What"), [(f"{local(at)} ({at})", *rest) for at, *rest in rows])
 
 
-def _what(record: Fields) -> str:
+def _what(record: Fields, about: Mapping[str, str]) -> str:
+    """``about`` says of each hop and each request which resource it is of."""
     kind = record["kind"]
     if kind == "txn.opened":
         return f"{record['user']} delegates to {record['agent']}"
@@ -286,12 +347,19 @@ def _what(record: Fields) -> str:
         rules = ", ".join(record["decision"]["rules"])
         return f"{record['caller']} → {record['resource']}, arguments of {record['args_size']} bytes, by {rules}"
     if kind == "hop.closed":
-        return f"{record['outcome']}, effect {record['effect']}" + (
+        return f"{about.get(record['hop'], '')}: {record['outcome']}, effect {record['effect']}" + (
             f": {record['code']} {record.get('reason', '')}" if record.get("code") else ""
+        )
+    if kind == "approval.requested":
+        return f"{record['caller']} asks for {record['resource']}: {record['reason']}"
+    if kind == "approval.decided":
+        said = "approves" if record["verdict"] == "approve" else "denies"
+        return f"{record['who']} {said} {about.get(record['id'], record['id'])}" + (
+            f": {record['reason']}" if record["reason"] else ""
         )
     if kind in ("grant.revoked", "txn.closed"):
         return f"by {record['who']}: {record.get('why') or record.get('reason', '')}"
-    return f"hop {record['hop']}" + (f": {record['reason']}" if record.get("reason") else "")
+    return about.get(record["hop"], f"hop {record['hop']}") + (f": {record['reason']}" if record.get("reason") else "")
 
 
 def _checks(verdict: Verdict) -> str:

@@ -117,7 +117,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A txn after its record ``seq``, whose hash is ``hash``.
+    """A txn after its record ``seq``, whose hash is ``hash`` and whose veiled form has the digest ``veil``.
 
     ``idem`` maps what may be used once (as the records name it) to the hop that used it; ``revoked``
     holds the hops whose grants were revoked, each of which covers everything beneath it. ``renewals`` counts those of all grants.
@@ -135,6 +135,7 @@ class Fold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     seq: int
     hash: str
     nodes: Map[str, Node]
+    veil: str = ""
     state: Literal["open", "closed"] = "open"
     labels: frozenset[str] = frozenset()
     idem: Map[str, str] = Map()

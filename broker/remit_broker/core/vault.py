@@ -15,14 +15,16 @@ from remit_schemas.base64url import decode, encode
 
 Kind = Literal["arguments", "results"]
 """What is kept for how long is said for each of these."""
+RELEASED: Final = "released_digest"
+"""What the caller was given, where policy replaced something in what came: that itself is kept nowhere."""
 
-FIELDS: Final[Mapping[str, tuple[str, Kind]]] = {
-    "hop.opened": ("args_digest", "arguments"),
-    "hop.resumed": ("input_digest", "arguments"),
-    "hop.parked": ("request_digest", "results"),
-    "hop.closed": ("result_digest", "results"),
+FIELDS: Final[Mapping[str, tuple[tuple[str, Kind], ...]]] = {
+    "hop.opened": (("args_digest", "arguments"),),
+    "hop.resumed": (("input_digest", "arguments"),),
+    "hop.parked": (("request_digest", "results"), (RELEASED, "results")),
+    "hop.closed": (("result_digest", "results"), (RELEASED, "results")),
 }
-"""By the kind of a record, its commitment to a content, and what that is."""
+"""By the kind of a record, its commitments to contents, and what those are."""
 SALT: Final = 32
 MAX_TEXT: Final = 32 * 1024 * 1024
 
@@ -61,12 +63,17 @@ def contents(records: Sequence[Mapping[str, Any]]) -> list[Content]:
     tenant, user, txn = records[0]["tenant"], records[0]["user"], records[0]["txn"]
     found = []
     for record in records:
-        field, kind = FIELDS.get(record["kind"], ("", "results"))
-        if digest := record.get(field):
-            replaced = kind == "results" and bool(record.get("redacted"))
-            slot = Slot(tenant, user, kind, txn, record["hop"], digest)
-            found.append(Content(record["seq"], field, slot, replaced))
+        for field, kind in FIELDS.get(record["kind"], ()):
+            if digest := record.get(field):
+                replaced = kind == "results" and field != RELEASED and bool(record.get("redacted"))
+                slot = Slot(tenant, user, kind, txn, record["hop"], digest)
+                found.append(Content(record["seq"], field, slot, replaced))
     return found
+
+
+def commitments(record: Mapping[str, Any]) -> list[str]:
+    """The names of a record's commitments to contents."""
+    return [field for field, _ in FIELDS.get(record["kind"], ()) if record.get(field)]
 
 
 def standing(records: Iterable[AdminRecord]) -> Standing:
@@ -99,7 +106,7 @@ def opens(told: Any, records: Sequence[Mapping[str, Any]]) -> tuple[int, str]:
     if type(number) is not int or not 0 <= number < len(records):
         raise ValueError("it names no record of the file")
     record = records[number]
-    if field != FIELDS.get(record["kind"], ("", ""))[0]:
+    if field not in commitments(record):
         raise ValueError(f"record {number} has no commitment of that name")
     try:
         key, data = decode(salt.encode()), text.encode()

@@ -12,7 +12,15 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from remit_broker.core.registry import Attachment, Definition, Principal, definitions_of, offers_of
+from remit_broker.core.registry import (
+    MAX_REFUSED,
+    Attachment,
+    Definition,
+    Principal,
+    definitions_of,
+    offers_of,
+    refused_of,
+)
 from remit_broker.core.times import rfc3339
 from remit_broker.hop.admit import admit
 from remit_broker.hop.begin import begin
@@ -31,7 +39,7 @@ from remit_broker.hop.verify import holder
 from remit_broker.ports import Ports, Recipient, at_once
 from remit_schemas import subjects
 from remit_schemas.envelope import Accepted, Result
-from remit_schemas.errors import Code, refusal
+from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.names import Resource
 
 Service = Callable[[Hop], Awaitable[Any]]
@@ -66,6 +74,8 @@ class BusEdge:
         self._soon = soon
         self.tidings: Callable[[str, tuple[str, ...]], Awaitable[None]] = _untold
         """Told of resources of a server that changed."""
+        self.traced: frozenset[str] = frozenset()
+        """The MCP servers that are told the trace of each call."""
         self._to_begin = 0
         self._begun = asyncio.Event()
         self._nc, self._tenant, self._ports = nc, tenant, ports
@@ -298,7 +308,8 @@ class BusEdge:
             raise withheld(found)
         server = hop.request.args.get("server")
         definitions = definitions_of(principal.kind, hop.request.args)
-        await self._check(principal.name, definitions)
+        definitions, unusable = await self._usable(principal, definitions)
+        refused = (*refused_of(hop.request.args), *unusable) if principal.kind == "mcp" else ()
         await self._attach(
             Attachment(
                 name=principal.name,
@@ -307,9 +318,14 @@ class BusEdge:
                 definitions=definitions,
                 at=rfc3339(self._ports.clock.now()),
                 offers=offers_of(hop.request.args) if principal.kind == "mcp" else {},
+                refused=refused[:MAX_REFUSED],
             )
         )
         told = {"principal": principal.name, "replica": self._ports.bus.replica, **self._published}
+        if principal.kind == "mcp":
+            told["trace"] = principal.name in self.traced
+        if unusable:
+            told["refused"] = [*unusable[:MAX_REFUSED]]
         return told if self._shows is None else told | {"credentials": self._shows.kind(principal.name)}
 
     async def _changed(self, hop: Hop) -> dict[str, Any]:
@@ -327,13 +343,24 @@ class BusEdge:
         await self.tidings(hop.ask.caller, tuple(uris))
         return {}
 
-    async def _check(self, name: str, definitions: tuple[Definition, ...]) -> None:
-        """Refuses MALFORMED or TOO_LARGE for a schema that cannot be used, RATE_LIMITED while another of the same caller is checked.
+    async def _usable(
+        self, principal: Principal, definitions: tuple[Definition, ...]
+    ) -> tuple[tuple[Definition, ...], tuple[str, ...]]:
+        """The definitions whose schemas can be used, and a line for each that cannot.
+
+        Whoever writes an agent can mend it, so there the whole request is refused: MALFORMED or TOO_LARGE. RATE_LIMITED while
+        another of the same caller is checked.
+
+        INVARIANT: one tool keeps no other tool of its MCP server away
+        (test_one_malformed_tool_keeps_no_other_away_and_is_shown_with_its_reason).
 
         INVARIANT: whatever is attached, the broker's calls go on meanwhile: compiling the schemas of one large request takes
         seconds, so it is done schema by schema, one request of a caller at a time, with most of the time left to others
         (test_attaching_what_is_hard_to_check_stops_nobody).
         """
+        name = principal.name
+        good: list[Definition] = []
+        lines: list[str] = []
         if name in self._attaching:
             raise refusal(
                 Code.RATE_LIMITED, f"{name} is being attached already", rule="attach.busy",
@@ -344,12 +371,19 @@ class BusEdge:
         try:
             for definition in definitions:
                 began = clock.monotonic()
-                self._ports.schemas.check(definition.input_schema)
-                if definition.output_schema is not None:
-                    self._ports.schemas.check(definition.output_schema)
+                try:
+                    self._ports.schemas.check(definition.input_schema)
+                    if definition.output_schema is not None:
+                        self._ports.schemas.check(definition.output_schema)
+                    good.append(definition)
+                except Refusal as refused:
+                    if principal.kind != "mcp":
+                        raise
+                    lines.append(f"{definition.op!r}: {refused.body.message} ({refused.body.rule}); {refused.body.ask}")
                 await asyncio.sleep(2 * (clock.monotonic() - began))
         finally:
             self._attaching.discard(name)
+        return tuple(good), tuple(lines)
 
     async def _close(self, hop: Hop) -> dict[str, Any]:
         """``txn.close``: the holder of the root grant says that the task is done."""

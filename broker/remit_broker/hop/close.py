@@ -91,6 +91,7 @@ def outcome(hop: Hop, ports: Ports, fold: Fold, body: ErrorBody | None) -> HopCl
             decision=seen.decision if seen else None,
             findings=seen.findings if seen else (),
             redacted=seen.redacted if seen else (),
+            released_digest=seen.released if seen else "",
             labels=labels_back(hop, fold.nodes[hop.id]),
             lowered=tuple(sorted(lowered(hop, fold.nodes[hop.id]))),
             detached=_task(hop),

@@ -19,6 +19,8 @@ class Head(TypedDict):
     hop: str
     prev: str
     by: str
+    blind: str
+    veil: str
 
 
 def head(fold: Fold, hop: str, ports: Ports, now: float | None = None) -> Head:
@@ -34,4 +36,6 @@ def head(fold: Fold, hop: str, ports: Ports, now: float | None = None) -> Head:
         "hop": hop,
         "prev": fold.hash,
         "by": ports.bus.replica,
+        "blind": ports.ids.txn(),
+        "veil": fold.veil,
     }

@@ -187,10 +187,14 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Inspected(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A final frame after inspection: what may be released, and what the close record says of it."""
+    """A final frame after inspection: what may be released, and what the close record says of it.
+
+    ``released`` is the digest of what may be released, where something was ``redacted``; ``digest`` is of what came.
+    """
 
     frame: Result | Error | InputRequired
     digest: str = ""
+    released: str = ""
     size: int = 0
     decision: Decision | None = None
     findings: tuple[Finding, ...] = ()

@@ -60,14 +60,21 @@ async def inspect_result(hop: Hop, ports: Ports) -> Hop:
         raise _withheld(no, hop, seen, verdict) from None
     shown: Any = value
     redacted: tuple[str, ...] = ()
+    released = ""
     if verdict.redact and seen.findings:
         shown, redacted = await weighed(
             lambda: ports.detectors.redact(value, verdict.redact), hop.final_size, hop, ports
         )
+    frame = _with_content(final, shown)
+    if redacted:
+        # INVARIANT: the record commits to what the caller was given too (test_what_policy_takes_out_of_an_answer_is_in_no_vault).
+        data = await weighed(lambda: canonical_document(content_of(frame)), hop.final_size, hop, ports)
+        released = ports.digester.digest(hop.ask.txn, data)
     return hop.with_(
         result=Inspected(
-            frame=_with_content(final, shown),
+            frame=frame,
             digest=seen.digest,
+            released=released,
             size=seen.size,
             decision=verdict.decision,
             findings=seen.findings,

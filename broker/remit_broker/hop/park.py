@@ -66,6 +66,7 @@ def parked(hop: Hop, ports: Ports, fold: Fold, unheard: ErrorBody | None) -> Hop
             decision=seen.decision if seen else None,
             findings=seen.findings if seen else (),
             redacted=seen.redacted if seen else (),
+            released_digest=seen.released if seen else "",
             labels=labels_back(hop, fold.nodes[hop.id]) if unheard is None else (),
         )
     )

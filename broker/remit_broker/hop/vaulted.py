@@ -25,13 +25,13 @@ async def keep_arguments(hop: Hop, ports: Ports) -> None:
 
 
 async def keep_answer(hop: Hop, ports: Ports) -> None:
-    """Before the close. What policy replaced something in is kept nowhere: the record commits to what it was before that."""
+    """Before the close. What policy replaced something in is kept as it was released, and as it was before that nowhere."""
     seen = hop.result
-    # INVARIANT: what policy takes out of an answer is in no vault (test_an_answer_in_which_policy_replaced_something_is_not_kept).
     # A detached call is answered with a grant.
-    if seen is None or seen.redacted or hop.request.detach:
+    if seen is None or hop.request.detach:
         return
-    await _keep(hop, ports, "results", seen.digest, content_of(seen.frame))
+    # INVARIANT: what policy takes out of an answer is in no vault (test_what_policy_takes_out_of_an_answer_is_in_no_vault).
+    await _keep(hop, ports, "results", seen.released or seen.digest, content_of(seen.frame))
 
 
 async def _keep(hop: Hop, ports: Ports, kind: Kind, digest: str, value: Any) -> None:

@@ -16,6 +16,7 @@ import anyio
 import mcp_types as types
 from mcp.server.lowlevel import Server
 from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
+from mcp.server.streamable_http import EventMessage, EventStore
 from mcp.server.subscriptions import (
     InMemorySubscriptionBus,
     ListenHandler,
@@ -231,8 +232,7 @@ async def call_tool(ctx: Any, params: types.CallToolRequestParams) -> types.Call
         case "json_schema_2020_12_tool":
             return answer(text(f"JSON Schema 2020-12 tool called with: {args}"))
         case "test_reconnection":
-            if ctx.close_sse_stream is not None:
-                await ctx.close_sse_stream()
+            # It closes no stream itself: to close a connection is between two neighbours, and says nothing beyond them.
             await anyio.sleep(0.3)
             return answer(text("Reconnection test completed successfully"))
     raise MCPError(types.INVALID_PARAMS, f"Unknown tool: {params.name}")
@@ -447,12 +447,31 @@ class Alone:
         await self.inner(scope, receive, send)
 
 
+class Kept(EventStore):
+    """What was sent, so that a client whose connection broke gets it."""
+
+    def __init__(self) -> None:
+        self._all: list[tuple[str, Any]] = []
+
+    async def store_event(self, stream_id: str, message: Any) -> str:
+        self._all.append((stream_id, message))
+        return str(len(self._all))
+
+    async def replay_events_after(self, last_event_id: str, send_callback: Any) -> str | None:
+        at = int(last_event_id)
+        stream = self._all[at - 1][0]
+        for number, (of, message) in enumerate(self._all[at:], at + 1):
+            if of == stream and message is not None:
+                await send_callback(EventMessage(message, str(number)))
+        return stream
+
+
 async def main() -> None:
     alone = sys.argv[-1] == NEW_ONLY
     if sys.argv[1:2] == ["http"]:
         import uvicorn
 
-        app = server.streamable_http_app(host="127.0.0.1")
+        app = server.streamable_http_app(host="127.0.0.1", event_store=Kept(), retry_interval=1000)
         served = Alone(app) if alone else app
         await uvicorn.Server(
             uvicorn.Config(served, host="127.0.0.1", port=int(sys.argv[2]), log_level="error", lifespan="on")

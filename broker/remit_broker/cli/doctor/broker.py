@@ -92,6 +92,11 @@ def servers(states: list[dict[str, Any]]) -> Iterator[Finding]:
         if waiting := state.get("waiting"):
             what = f"{state['name']}: {', '.join(waiting[:5])}{' …' if len(waiting) > 5 else ''} cannot be called until accepted"
             yield note("servers", what, f"remit servers accept {state['name']}")
+        if refused := state.get("refused"):
+            yield note(
+                "servers", f"{state['name']}: {len(refused)} of what it lists cannot be used, such as {refused[0]}",
+                "mend it in the server; the rest of it is there",
+            )  # fmt: skip
         for name, same in state.get("collisions", {}).items():
             if state["name"] == min(one.split("/")[1] for one in same):
                 yield note(

@@ -8,13 +8,19 @@ from typing import Final
 from remit_broker.core.scan.finding import SEVERITIES, Finding, Report
 
 _STYLE: Final = """
+html{color-scheme:light dark}
 body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1c2330;background:#fff}
 h1{font-size:1.5rem;margin-bottom:.2rem}h2{font-size:1.1rem;margin-top:2rem}
 code{font:13px ui-monospace,monospace;overflow-wrap:anywhere;background:#f3f4f6;padding:.1em .3em;border-radius:3px}
 table{border-collapse:collapse;width:100%}td,th{text-align:left;vertical-align:top;padding:.45rem .6rem;border-top:1px solid #e3e6ea}
 .s{font-weight:600;white-space:nowrap}.critical{color:#8f1020}.high{color:#b3341a}.medium{color:#8a5a00}.low{color:#35608a}.info{color:#667}
 p.ask{margin:.2rem 0 0;color:#445}dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem}dd{margin:0}
-@media (prefers-color-scheme:dark){body{background:#14181f;color:#d8dde6}code{background:#232a35}td,th{border-color:#2c3440}
+dl.counts{display:flex;gap:0 .4rem}dl.counts dd{margin-right:1.2rem}
+@media (max-width:45rem){thead{display:none}tr{display:block;border-top:1px solid #e3e6ea;padding:.5rem 0}
+td{display:block;border:0;padding:.1rem 0}dl{grid-template-columns:1fr}dt{color:#667;font-size:.85rem}dd{margin-bottom:.3rem}}
+@media (prefers-color-scheme:dark){body{background:#14181f;color:#d8dde6}code{background:#232a35}
+td,th,tr{border-color:#2c3440!important}
+dt{color:#9aa4b2}
 p.ask{color:#9aa4b2}.critical{color:#ff8a92}.high{color:#ff9d7a}.medium{color:#e6b85c}.low{color:#8fbce6}.info{color:#9aa4b2}}
 """
 
@@ -25,7 +31,9 @@ def page(report: Report) -> str:
     INVARIANT: nothing of a server is markup in it (test_nothing_of_a_server_is_markup_in_the_report): its texts are escaped, and
     the policy of the page forbids scripts and everything that would be fetched.
     """
-    counts = "".join(f"<dt>{level}</dt><dd>{number}</dd>" for level, number in report.counts().items())
+    counts = "".join(
+        f'<dt class="s {level}">{level}</dt><dd>{number}</dd>' for level, number in report.counts().items() if number
+    )
     server = " ".join(report.server.get(key, "") for key in ("name", "version")).strip() or "unknown"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -37,7 +45,7 @@ def page(report: Report) -> str:
 <dt>ran</dt><dd>{escape(report.contained or "-")}</dd>
 <dt>tools</dt><dd>{len(report.tools)}</dd><dt>resources, prompts</dt><dd>{report.resources}, {report.prompts}</dd>
 <dt>digest of its tools</dt><dd>{_code(report.pin or "-")}</dd></dl>
-<h2>Findings</h2><dl>{counts}</dl>
+<h2>Findings</h2><dl class="counts">{counts}</dl>
 <table><thead><tr><th>severity</th><th>what</th><th>where</th></tr></thead><tbody>
 {"".join(map(_row, report.findings)) or '<tr><td colspan="3">nothing was found</td></tr>'}</tbody></table>
 {f"<p>and {report.left_out} more</p>" if report.left_out else ""}

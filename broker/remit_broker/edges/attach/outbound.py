@@ -19,17 +19,27 @@ if TYPE_CHECKING:
     from remit_broker.edges.attach.conversation import Conversation
 
 GOVERNED: Final = frozenset(
-    {"tools/call", "resources/read", "prompts/get", "completion/complete", "resources/subscribe"}
-)
+    {
+        "tools/call", "resources/read", "prompts/get", "completion/complete", "resources/subscribe",
+        "tasks/get", "tasks/result", "tasks/update", "tasks/cancel",
+    }
+)  # fmt: skip
 
 
 CAN: Final = "io.modelcontextprotocol/clientCapabilities"
 """The key of ``_meta`` in which a request of the generation 2026-07-28 says what its client can be asked."""
+TASK: Final = "dev.remit/task"
+"""The key of ``_meta`` under which the broker says that a call may be worked on in the background: ``{"ttl"}`` in milliseconds."""
+
+
+_TRACE: Final = ("traceparent", "tracestate", "baggage")
 
 
 @dataclass
 class Outgoing:
-    """One governed request. ``handed_over`` turns true when the server may have got it: before that, nothing has happened."""
+    """One governed request. ``traceparent`` is empty for a server that is told no trace. ``handed_over`` turns true when the
+    server may have got it: before that, nothing has happened.
+    """
 
     traceparent: str
     bearer: str
@@ -38,6 +48,8 @@ class Outgoing:
     heard: Callable[[dict[str, Any]], Awaitable[None]] | None = None
     can: dict[str, Any] | None = None
     """What the client whose call it is can be asked, where it is one that says so; what a server asks is asked of that one."""
+    task: dict[str, Any] | None = None
+    """Where the server may work on it in the background: for how long it should keep the result, ``{"ttl"}`` in milliseconds."""
 
 
 calling: ContextVar[Outgoing | None] = ContextVar("calling", default=None)
@@ -64,8 +76,12 @@ class Outbound:
         # The library writes the trace context of its own span over the hop's; the chain would break there.
         meta = (request.params or {}).get("_meta")
         if isinstance(meta, dict):
-            meta["traceparent"] = call.traceparent
-            meta.pop("tracestate", None)
+            # INVARIANT: a server that is not trusted with it is told no trace, whatever the library or a client put there
+            # (test_only_a_server_that_is_trusted_with_it_is_told_the_trace).
+            for name in _TRACE:
+                meta.pop(name, None)
+            if call.traceparent:
+                meta["traceparent"] = call.traceparent
             if call.can is not None and CAN in meta:
                 meta[CAN] = call.can
         if not self._http or not call.bearer:

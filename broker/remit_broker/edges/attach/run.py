@@ -13,8 +13,7 @@ from typing import Final
 
 from remit_broker.edges.attach.containment import NO_LIMITS, Limits, Room
 from remit_broker.edges.attach.credentials import CredentialsError, read_credentials
-from remit_broker.edges.attach.session import ServerError
-from remit_broker.edges.attach.source import ONE_FOR_ALL, Sharing, SourceError, source
+from remit_broker.edges.attach.source import ONE_FOR_ALL, ServerError, Sharing, SourceError, source
 from remit_broker.edges.attach.wire import BusError
 from remit_broker.edges.attach.worker import AttachWorker, OnReport, Report
 from remit_schemas.errors import SURFACES, Refusal

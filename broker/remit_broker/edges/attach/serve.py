@@ -10,9 +10,11 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from remit_broker.core.backends import scrubbed, worth_hiding
+from remit_broker.edges.attach.answers import finite, invalid, unavailable
 from remit_broker.edges.attach.conversation import Asked, Conversation, Heard
-from remit_broker.edges.attach.outbound import CAN
-from remit_broker.edges.attach.session import OnProgress, finite, invalid, unavailable
+from remit_broker.edges.attach.outbound import CAN, TASK
+from remit_broker.edges.attach.pace import Pace
+from remit_broker.edges.attach.session import OnProgress
 from remit_broker.edges.attach.wire import NOTHING_SHOWN, Shown
 from remit_schemas.callee import Seen, answer_subject, check_dispatch
 from remit_schemas.canonical import loads
@@ -35,7 +37,7 @@ from remit_schemas.errors import Code, Effect, Refusal, refusal
 from remit_schemas.grant import Grant
 from remit_schemas.keys import KeySet
 from remit_schemas.names import parse_resource
-from remit_schemas.parts import AHEAD, split
+from remit_schemas.parts import split
 from remit_schemas.subjects import parse_service
 
 MAX_CALLS: Final = 256
@@ -109,15 +111,19 @@ class Calls:
         self._publish = publish
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._cancelled: set[tuple[str, str]] = set()
-        self._pace: dict[tuple[str, str], _Pace] = {}
+        self._pace: dict[tuple[str, str], Pace] = {}
         self._waiting: dict[tuple[str, str], _Waiting] = {}
         self._hidden: dict[tuple[str, str], tuple[str, ...]] = {}
         self.server: Server | None = None
         self.names: Mapping[str, str] = {}
+        self.tasks: Mapping[str, str] = {}
+        """Which tools the server works on in the background: where whoever calls wants it (``optional``), or always (``required``)."""
         self.absence = "it is starting"
         self.back_in: float | None = None
         self.credentials: Callable[[str], Awaitable[Shown]] | None = None
         """What is shown for the user of a grant, where the server is called with anything but the grant."""
+        self.traced = False
+        """Whether the server is told the trace of a call: the broker says so when it is registered."""
         self.apart = False
         """Whether each user, or task, has a process of its own."""
         self.session_of: Callable[[str, str, Shown], Awaitable[Server]] = _no_session
@@ -212,9 +218,21 @@ class Calls:
         await self._publish(where, Started(connection=self._connection))
         voice = _Voice(where, self._publish, hidden)
         conversation = server.begin(
-            op, dispatch.args, meta=meta_of(dispatch, grant), progress=voice.progress, heard=voice.heard
+            op, dispatch.args, meta=self._meta(dispatch, grant), progress=voice.progress, heard=voice.heard
         )
         return await self._converse(dispatch, _Waiting(server, conversation, voice))
+
+    def _meta(self, dispatch: Dispatch, grant: Grant) -> dict[str, Any]:
+        meta, support = (
+            meta_of(dispatch, grant, traced=self.traced),
+            self.tasks.get(parse_resource(dispatch.resource).op),
+        )
+        wish = dispatch.meta.get(TASK)
+        if support == "required" or (support == "optional" and isinstance(wish, dict)):
+            # Until then whoever called hears how it ends; the server may forget it after.
+            left = max(int(dispatch.deadline - time.time() * 1000), 1)
+            meta[TASK] = {"ttl": left}
+        return meta
 
     async def _again(self, dispatch: Dispatch, waiting: _Waiting, where: str) -> Frame:
         await self._publish(where, Started(connection=self._connection))
@@ -269,7 +287,7 @@ class Calls:
     async def _parts(self, dispatch: Dispatch, where: str, whole: Result) -> Frame:
         """Send the value in parts, no faster than the broker takes them; what then ends the hop."""
         key = (dispatch.txn, dispatch.hop)
-        pace = self._pace[key] = _Pace()
+        pace = self._pace[key] = Pace()
         count = 0
         try:
             async with asyncio.timeout(dispatch.deadline / 1000 - time.time()):
@@ -329,26 +347,6 @@ async def _no_session(user: str, txn: str, shown: Shown) -> Server:
     raise RuntimeError("not wired")
 
 
-class _Pace:
-    """How many parts of a result are ahead of what the broker has taken."""
-
-    def __init__(self) -> None:
-        self._sent = self._taken = 0
-        self._grew = asyncio.Event()
-
-    def taken(self, count: int) -> None:
-        """The broker has taken so many."""
-        self._taken = max(self._taken, count)
-        self._grew.set()
-
-    async def ready(self) -> None:
-        """Wait until one more may be sent, which then counts as sent."""
-        while self._sent - self._taken >= AHEAD:
-            self._grew.clear()
-            await self._grew.wait()
-        self._sent += 1
-
-
 class _Waiting:
     """A conversation with the server, and where what is said in it goes."""
 
@@ -388,7 +386,7 @@ class _Voice:
         await self._publish(self.where, frame)
 
 
-def meta_of(dispatch: Dispatch, grant: Grant) -> dict[str, Any]:
+def meta_of(dispatch: Dispatch, grant: Grant, *, traced: bool) -> dict[str, Any]:
     """What a server is told in ``_meta`` (MCP, General fields; keys under a domain of ours): for whom, through whom, and the proof.
 
     A server that wants to be sure verifies ``dev.remit/grant`` with the published keys; the rest is for those that only log it.
@@ -401,8 +399,8 @@ def meta_of(dispatch: Dispatch, grant: Grant) -> dict[str, Any]:
         "dev.remit/chain": list(grant.chain),
         "dev.remit/txn": dispatch.txn,
         "dev.remit/hop": dispatch.hop,
-        # W3C Trace Context: the hop is the parent of whatever span the server opens.
-        "traceparent": f"00-{dispatch.txn}-{dispatch.hop}-01",
+        # W3C Trace Context: the hop is the parent of whatever span the server opens, where its spans are wanted.
+        **({"traceparent": f"00-{dispatch.txn}-{dispatch.hop}-01"} if traced else {}),
     }
 
 

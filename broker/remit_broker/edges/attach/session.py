@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -18,52 +16,27 @@ from mcp.client.session import IncomingMessage
 from mcp.shared.exceptions import MCPError
 from pydantic import RootModel, ValidationError
 
+from remit_broker.edges.attach.answers import effect_of, invalid, plain, tool_result, unavailable
 from remit_broker.edges.attach.changes import Changes
 from remit_broker.edges.attach.child import Child, start
 from remit_broker.edges.attach.conversation import Asked, Conversation, Heard
-from remit_broker.edges.attach.outbound import CAN, Outbound, Outgoing, calling
+from remit_broker.edges.attach.listing import List, Listed, answers, listed
+from remit_broker.edges.attach.operations import KINDS, SUBSCRIBE, request_of
+from remit_broker.edges.attach.outbound import CAN, TASK, Outbound, Outgoing, calling
 from remit_broker.edges.attach.server_log import ServerLog
-from remit_broker.edges.attach.source import HttpSource, Source
+from remit_broker.edges.attach.server_tasks import EXTENSION, RELATED, Job, ServerTasks, TaskRequest, begun
+from remit_broker.edges.attach.source import HttpSource, ServerError, Source
 from remit_broker.edges.attach.stdio import stdio
 from remit_broker.edges.attach.streamable import Http
-from remit_schemas.errors import Code, Effect, Refusal, refusal
-
-MAX_TOOLS: Final = 10_000
-MAX_PAGES: Final = 1_000
+from remit_schemas.errors import Code, Refusal, refusal
 
 _SAID: Final = 500
 
 OnProgress = Callable[[float, float | None, str], Awaitable[None]]
 
 
-RESOURCE: Final = "$resource"
-PROMPT: Final = "$prompt"
-COMPLETE: Final = "$complete"
-SUBSCRIBE: Final = "$subscribe"
-KINDS: Final = frozenset({RESOURCE, PROMPT, COMPLETE, SUBSCRIBE})
-
-
-def request_of(op: str, args: dict[str, Any], more: dict[str, Any]) -> Any:
-    """The request of MCP for one operation and its arguments."""
-    if op == RESOURCE:
-        return types.ReadResourceRequest(params=types.ReadResourceRequestParams.model_validate({**args, **more}))
-    if op == PROMPT:
-        return types.GetPromptRequest(params=types.GetPromptRequestParams.model_validate({**args, **more}))
-    if op == SUBSCRIBE:
-        return types.SubscribeRequest(params=types.SubscribeRequestParams.model_validate({**args, **more}))
-    if op == COMPLETE:
-        return types.CompleteRequest(params=types.CompleteRequestParams.model_validate({**args, **more}))
-    return types.CallToolRequest(
-        params=types.CallToolRequestParams.model_validate({"name": op, "arguments": args, **more})
-    )
-
-
 class _Raw(RootModel[dict[str, Any]]):
     """A result as it came, with everything in it."""
-
-
-class ServerError(Exception):
-    """The server did not start, or broke the protocol. The text says how, on one line."""
 
 
 class _OtherGenerationError(ServerError):
@@ -102,6 +75,7 @@ class ToolSession:
         self._reason = ""
         self._abandoned: set[asyncio.Task[dict[str, Any]]] = set()
         self._open: dict[int, Conversation] = {}
+        self._tasks = ServerTasks()
         self.in_flight = 0
         self.changes: Changes | None = None
         """Where a server without sessions tells of changes."""
@@ -136,44 +110,16 @@ class ToolSession:
         """What the server says about its use."""
         return str(self._client.session.instructions or "")
 
-    async def tools(self) -> list[dict[str, Any]]:
-        """Every tool of every page, as the server describes it. Raises :class:`ServerError`."""
-        return await self._all("tools", self._client.session.list_tools)
-
-    async def resources(self) -> list[dict[str, Any]]:
-        """Every resource, likewise."""
-        return await self._all("resources", self._client.session.list_resources)
-
-    async def templates(self) -> list[dict[str, Any]]:
-        """Every template of resources, likewise."""
-        return await self._all("resource_templates", self._client.session.list_resource_templates)
-
-    async def prompts(self) -> list[dict[str, Any]]:
-        """Every prompt, likewise."""
-        return await self._all("prompts", self._client.session.list_prompts)
-
-    async def _all(self, what: str, ask: Callable[..., Awaitable[Any]]) -> list[dict[str, Any]]:
-        found: list[Any] = []
-        cursor, seen, said = None, set[str](), what.replace("_", " ")
-        for _ in range(MAX_PAGES):
-            page = await ask(params=types.PaginatedRequestParams(cursor=cursor))
-            found.extend(getattr(page, what))
-            cursor = page.next_cursor
-            if len(found) > MAX_TOOLS:
-                raise ServerError(f"it lists more than {MAX_TOOLS} {said}")
-            if cursor is None:
-                return [one.model_dump(by_alias=True, mode="json", exclude_none=True) for one in found]
-            if cursor in seen:
-                raise ServerError(f"its list of {said} goes round in circles (a cursor came twice)")
-            seen.add(cursor)
-        raise ServerError(f"its list of {said} has more than {MAX_PAGES} pages")
+    async def listing(self, of: List) -> Listed:
+        """What is in one of its lists. Raises :class:`ServerError` and :class:`MCPError`."""
+        return await listed(self._client.session, of)
 
     async def lives(self, seconds: float) -> bool:
         """Whether the server still answers. A listing is asked for, since both generations of MCP have it (ping has gone)."""
         try:
             async with asyncio.timeout(seconds):
-                await self._client.session.list_tools()
-        except (TimeoutError, MCPError, ValidationError):
+                await answers(self._client.session)
+        except (TimeoutError, MCPError):
             return False
         return True
 
@@ -186,12 +132,14 @@ class ToolSession:
         """
         if self.ended.is_set():
             raise unavailable(self.reason, "none")
-        can = meta.get(CAN)
-        meta = {key: said for key, said in meta.items() if key != CAN}
+        can, task = meta.get(CAN), meta.get(TASK)
+        meta = {key: said for key, said in meta.items() if key not in (CAN, TASK)}
         outgoing = Outgoing(
-            traceparent=meta["traceparent"], bearer="" if self._as_user else meta["dev.remit/grant"],
-            can=can if isinstance(can, dict) else None,
+            traceparent=meta.get("traceparent", ""), bearer="" if self._as_user else meta["dev.remit/grant"],
+            can=can if isinstance(can, dict) else None, task=task if isinstance(task, dict) else None,
         )  # fmt: skip
+        if outgoing.task is not None and not self.has_sessions:
+            outgoing.can = _with_tasks(outgoing.can)
         conversation = Conversation(
             outgoing, lambda more: self._request(outgoing, op, args, {**more, "_meta": meta}, progress)
         )
@@ -223,7 +171,7 @@ class ToolSession:
                 self.let_go(conversation)
         raise refusal(
             Code.DEADLINE_EXCEEDED, "the server did not answer before the deadline", rule="attach.deadline",
-            ask="allow more time, or ask for less work in one call", effect=_effect(outgoing),
+            ask="allow more time, or ask for less work in one call", effect=effect_of(outgoing),
         )  # fmt: skip
 
     def let_go(self, conversation: Conversation) -> None:
@@ -251,19 +199,39 @@ class ToolSession:
 
         # Not the library's call_tool: it would validate against the server's own output schema, which is the broker's to
         # do against the accepted definition, and it would drop what it does not know.
-        answer = await self._client.session.send_request(
-            request_of(op, args, more), _Raw, progress_callback=on_progress
-        )
-        return answer.root | {"remit/kind": op if op in KINDS else ""}
+        if op not in KINDS and outgoing.task is not None and self.has_sessions:
+            raw = await self._background(request_of(op, args, {**more, "task": outgoing.task}), on_progress)
+        else:
+            raw = (
+                await self._client.session.send_request(request_of(op, args, more), _Raw, progress_callback=on_progress)
+            ).root
+        if op not in KINDS and (task := begun(raw)) is not None:
+            job = Job(self._client.protocol_version, self.has_sessions, outgoing, self._of_task)
+            raw = await self._tasks.to_the_end(task, job)
+        return raw | {"remit/kind": op if op in KINDS else ""}
 
-    def whose(self) -> Outgoing | None:
-        """The request that a server speaks of at the moment: over HTTP the one on whose stream it does, else the only one there is.
+    async def _background(self, request: Any, report: Any) -> dict[str, Any]:
+        """The answer to a call that is to be a task. The library knows no such answer, and would take it for a result that is none."""
+        session = self._client.session
+        data = request.model_dump(by_alias=True, mode="json", exclude_none=True)
+        options: Any = {"on_progress": report}
+        session._stamp(data, options)
+        return dict(await session._dispatcher.send_raw_request(data["method"], data["params"], options))
+
+    async def _of_task(self, request: TaskRequest) -> dict[str, Any]:
+        return (await self._client.session.send_request(request, _Raw)).root
+
+    def whose(self, related: Any = None) -> Outgoing | None:
+        """The request that a server speaks of at the moment: over HTTP the one on whose stream it does, else that of the task which
+        it names, else the only one there is.
 
         INVARIANT: what a server asks or says reaches nobody but whoever called it
         (test_what_a_server_asks_is_asked_of_its_caller_and_of_nobody_else).
         """
         if (known := calling.get()) is not None and known.conversation is not None:
             return known if id(known.conversation) in self._open else None
+        if related is not None:
+            return self._tasks.whose(related)
         return next(iter(self._open.values())).outgoing if len(self._open) == 1 else None
 
     async def _outcome(self, task: asyncio.Task[dict[str, Any]], outgoing: Outgoing) -> dict[str, Any]:
@@ -277,16 +245,16 @@ class ToolSession:
             if isinstance(error, asyncio.CancelledError) and not task.cancelled():
                 raise
             self.end("the session broke")
-            raise unavailable(self.reason, _effect(outgoing)) from None
+            raise unavailable(self.reason, effect_of(outgoing)) from None
         kind = raw.pop("remit/kind", "")
-        return _plain(raw) if kind else _result(raw)
+        return plain(raw) if kind else tool_result(raw)
 
     def _refused(self, error: types.ErrorData, outgoing: Outgoing) -> Refusal:
         if self._http is not None and self._http.failed(error):
-            sent = "none" if self._http.never_sent(error) else _effect(outgoing)
+            sent = "none" if self._http.never_sent(error) else effect_of(outgoing)
             return unavailable(f"it {error.message}", "none" if sent == "none" else "unknown")
         if error.code == types.CONNECTION_CLOSED:
-            return unavailable(self.reason or "the connection closed", _effect(outgoing))
+            return unavailable(self.reason or "the connection closed", effect_of(outgoing))
         if error.code == types.PARSE_ERROR and self._http is not None:
             return invalid("the server's answer cannot be read, or is too large")
         if error.message == "Session terminated":
@@ -299,68 +267,10 @@ class ToolSession:
         )  # fmt: skip
 
 
-def unavailable(reason: str, effect: Effect, retry_after: float | None = None) -> Refusal:
-    """TARGET_UNAVAILABLE with what the server did."""
-    return refusal(
-        Code.TARGET_UNAVAILABLE, f"the server is not available: {reason or 'it is not running'}", rule="attach.unavailable",
-        ask="call again shortly" if effect == "none" else "find out whether it happened before calling again",
-        effect=effect, retry_after=retry_after,
-    )  # fmt: skip
-
-
-def invalid(message: str) -> Refusal:
-    """RESULT_INVALID: the server did the work, but its answer cannot be passed on."""
-    return refusal(
-        Code.RESULT_INVALID, message, rule="attach.result", ask="ask for less, or tell whoever runs the server",
-        effect="happened",
-    )  # fmt: skip
-
-
-def _effect(outgoing: Outgoing) -> Effect:
-    return "unknown" if outgoing.handed_over else "none"
-
-
-def _result(raw: dict[str, Any]) -> dict[str, Any]:
-    """``content``, ``structuredContent``, ``isError`` and ``_meta``, untouched. Anything else is between server and worker."""
-    if raw.get("resultType", "complete") != "complete":
-        raise invalid("the server works on in the background, which a call over the bus cannot carry yet")
-    value = {"content": raw.get("content", []), "isError": raw.get("isError", False) is True}
-    if "structuredContent" in raw:
-        value["structuredContent"] = raw["structuredContent"]
-    return _json(_with_meta(value, raw))
-
-
-def _plain(raw: dict[str, Any]) -> dict[str, Any]:
-    """What a resource, a prompt or a completion is, untouched."""
-    if raw.get("resultType", "complete") != "complete":
-        raise invalid("the server works on in the background, which a call over the bus cannot carry yet")
-    value = {key: value for key, value in raw.items() if key not in ("resultType", "ttlMs", "cacheScope", "_meta")}
-    return _json(_with_meta(value, raw))
-
-
-def _with_meta(value: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
-    """``_meta`` as the server has it, but for what is the protocol's between it and the worker, and what only Remit may say.
-
-    INVARIANT: no server speaks in Remit's name (test_a_server_cannot_say_what_only_remit_says).
-    """
-    meta = raw.get("_meta")
-    if isinstance(meta, dict) and (
-        kept := {
-            key: said for key, said in meta.items() if not key.startswith(("io.modelcontextprotocol/", "dev.remit/"))
-        }
-    ):
-        value["_meta"] = kept
-    return value
-
-
-def _json(value: dict[str, Any]) -> dict[str, Any]:
-    try:
-        json.dumps(value, allow_nan=False)
-    except (ValueError, RecursionError):
-        raise invalid(
-            "the server's answer holds a number that is not JSON (NaN or infinite), or is nested too deeply"
-        ) from None
-    return value
+def _with_tasks(can: dict[str, Any] | None) -> dict[str, Any]:
+    """What a client can, and that its call may become a task."""
+    known = can or {}
+    return {**known, "extensions": {**(known.get("extensions") or {}), EXTENSION: {}}}
 
 
 @asynccontextmanager
@@ -393,12 +303,12 @@ async def open_session(
             await outgoing.heard({"method": "notifications/message", "params": said})
 
     async def asked(method: str, params: Any) -> Any:
-        outgoing = live[0].whose() if live else None
+        said = {} if params is None else params.model_dump(by_alias=True, mode="json", exclude_none=True)
+        outgoing = live[0].whose((said.get("_meta") or {}).get(RELATED)) if live else None
         if outgoing is None or outgoing.conversation is None:
             return types.ErrorData(
                 code=types.INVALID_REQUEST, message="nobody can be asked: it is not clear for whom this is"
             )
-        said = {} if params is None else params.model_dump(by_alias=True, mode="json", exclude_none=True)
         return await outgoing.conversation.asked(method, said)
 
     async def enter(stack: AsyncExitStack, mode: Literal["legacy", "auto"]) -> ToolSession:
@@ -487,8 +397,3 @@ def _identity(client: Client) -> ServerIdentity:
         version=said.version[:100] if said else "",
         protocol=client.protocol_version,
     )
-
-
-def finite(value: float | None) -> float | None:
-    """``value``, or None where JSON has no such number."""
-    return value if value is not None and math.isfinite(value) else None

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Final
 
-from remit_broker.edges.attach.session import ServerError, ToolSession, first_cause
-from remit_broker.edges.attach.source import SourceError
+from remit_broker.edges.attach.session import ToolSession, first_cause
+from remit_broker.edges.attach.source import ServerError, SourceError
 
 _AGAIN: Final = (1.0, 30.0)
 """First and last pause, in seconds, after a session that could not be opened; meanwhile the same reason is given."""

@@ -22,6 +22,10 @@ class SourceError(ValueError):
     """A command, URL, folder or variable that cannot be used. The text says which and why, on one line."""
 
 
+class ServerError(Exception):
+    """The server did not start, or broke the protocol. The text says how, on one line."""
+
+
 @dataclass(frozen=True)
 class Sharing:
     """Who has a process of the server: all one (``server``), each ``user`` or each task (``txn``) its own.

@@ -19,6 +19,7 @@ from mcp.client._transport import TransportStreams
 from mcp.shared.message import SessionMessage
 
 from remit_broker.edges.attach.child import MAX_LINE, Child, stop
+from remit_broker.edges.attach.lenient import readable
 from remit_broker.edges.attach.server_log import ServerLog
 
 _CHUNK: Final = 64 * 1024
@@ -74,6 +75,10 @@ async def _read(child: Child, out: _Inbound) -> None:
 def _message(line: bytes) -> SessionMessage | Exception:
     try:
         return SessionMessage(types.jsonrpc_message_adapter.validate_json(line, by_name=False))
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return SessionMessage(types.jsonrpc_message_adapter.validate_json(readable(line), by_name=False))
     except (ValueError, RecursionError):
         # Without the library's log line: that would put what the server said into our own log.
         return ValueError("a line that is no JSON-RPC message")

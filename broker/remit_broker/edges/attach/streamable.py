@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp_types import ErrorData
 
 from remit_broker.edges.attach.child import MAX_LINE
+from remit_broker.edges.attach.lenient import readable
 
 CONNECT: Final = 10.0
 """Seconds for connecting and for writing a request. How long an answer may take is decided by the call's deadline."""
@@ -26,6 +28,14 @@ END: Final = 0.25
 END_BYTES: Final = 4096
 
 UNREACHABLE: Final = -32000
+
+AGAIN: Final = (0.2, 10.0)
+"""First and last pause, in seconds, before a stream that cannot be opened is asked for again."""
+PATIENCE: Final = 300.0
+"""Seconds for which it is asked for."""
+_AWAY: Final = frozenset({502, 503, 504})
+
+_LISTING: Final = re.compile(rb'"method"\s*:\s*"[a-z/]{1,40}/list"')
 
 
 class Http:
@@ -64,6 +74,24 @@ class _Answering(httpx2.AsyncBaseTransport):
         self._secret = secret
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        return await (self._stream(request) if request.method == "GET" else self._once(request))
+
+    async def _stream(self, request: httpx2.Request) -> httpx2.Response:
+        """The stream on which a server speaks of its own accord, or one of a request that broke off and is taken up where it was.
+
+        The library asks for it, with ``Last-Event-ID``, and gives up for good after two failures in a row: sooner than a server is
+        started again.
+        """
+        # INVARIANT: a server that comes back is heard again (test_a_stream_of_a_server_that_was_away_is_taken_up_again).
+        pause, longest = AGAIN
+        until = anyio.current_time() + PATIENCE
+        while (response := await self._once(request)).status_code in _AWAY and anyio.current_time() < until:
+            await response.aclose()
+            await anyio.sleep(pause)
+            pause = min(pause * 2, longest)
+        return response
+
+    async def _once(self, request: httpx2.Request) -> httpx2.Response:
         try:
             response = await self._inner.handle_async_request(request)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol) as error:
@@ -73,10 +101,14 @@ class _Answering(httpx2.AsyncBaseTransport):
         if response.status_code >= 400 and not _is_json(response) and response.status_code != 404:
             await response.aclose()
             return _own(response.status_code, f"answered HTTP {response.status_code}", {"broken": self._secret})
-        if isinstance(response.stream, httpx2.AsyncByteStream) and _is_json(response):
+        if not isinstance(response.stream, httpx2.AsyncByteStream):
+            return response
+        if _is_json(response):
             response.stream = _Capped(response.stream)
-        elif isinstance(response.stream, httpx2.AsyncByteStream) and request.method == "POST":
+        elif request.method == "POST":
             response.stream = _Finished(response.stream)
+        if request.method == "POST" and _LISTING.search(await request.aread()):
+            response.stream = _Readable(response.stream, whole=_is_json(response))
         return response
 
     async def aclose(self) -> None:
@@ -126,6 +158,33 @@ class _Finished(httpx2.AsyncByteStream):
                         break
         finally:
             await self._inner.aclose()
+
+
+class _Readable(httpx2.AsyncByteStream):
+    """The answer to a listing, in which one entry that cannot be read does not keep the library from reading the others."""
+
+    def __init__(self, inner: httpx2.AsyncByteStream, *, whole: bool) -> None:
+        """``whole``: one document, else a stream of events."""
+        self._inner, self._whole = inner, whole
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        kept: list[bytes] = []
+        async for piece in self._inner:
+            kept.append(piece)
+            if not self._whole and b"\n" in piece:
+                *lines, rest = b"".join(kept).split(b"\n")
+                kept = [rest]
+                yield b"".join(_event(line) + b"\n" for line in lines)
+        yield readable(b"".join(kept)) if self._whole else _event(b"".join(kept))
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def _event(line: bytes) -> bytes:
+    """A line of a stream of events."""
+    name, sign, said = line.partition(b":")
+    return b"data: " + readable(said.strip()) if name == b"data" and sign else line
 
 
 def _is_json(response: httpx2.Response) -> bool:

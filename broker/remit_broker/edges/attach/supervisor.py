@@ -23,7 +23,7 @@ from remit_broker.edges.attach.timing import Timing
 
 _STOP: Final = 15.0
 """Seconds in which a worker ends its server and itself, before both are killed."""
-_LINE: Final = 64 * 1024
+_LINE: Final = 512 * 1024
 _PYTHON: Final = ("PYTHONPATH", "PYTHONSAFEPATH", "VIRTUAL_ENV", "SYSTEMROOT")
 """What a worker needs beside :data:`INHERITED` to find the same packages."""
 

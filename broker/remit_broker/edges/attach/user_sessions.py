@@ -13,9 +13,9 @@ from typing import Final
 
 from remit_broker.core.backends import worth_hiding
 from remit_broker.edges.attach.server_log import ServerLog
-from remit_broker.edges.attach.session import ServerError, ToolSession, open_session
+from remit_broker.edges.attach.session import ToolSession, open_session
 from remit_broker.edges.attach.session_pool import Crowded, SessionPool
-from remit_broker.edges.attach.source import HttpSource, Source, StdioSource
+from remit_broker.edges.attach.source import HttpSource, ServerError, Source, StdioSource
 from remit_broker.edges.attach.wire import Shown
 from remit_schemas.errors import Code, Refusal, refusal
 

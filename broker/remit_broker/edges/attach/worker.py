@@ -15,8 +15,8 @@ from remit_broker.edges.attach.definitions import offer, offered_by
 from remit_broker.edges.attach.link import Link
 from remit_broker.edges.attach.serve import Calls, Server, Trust
 from remit_broker.edges.attach.server_log import ServerLog
-from remit_broker.edges.attach.session import ServerError, ToolSession, first_cause, open_session
-from remit_broker.edges.attach.source import HttpSource, Source, SourceError, StdioSource
+from remit_broker.edges.attach.session import ToolSession, first_cause, open_session
+from remit_broker.edges.attach.source import HttpSource, ServerError, Source, SourceError, StdioSource
 from remit_broker.edges.attach.timing import Timing
 from remit_broker.edges.attach.user_sessions import UserSessions
 from remit_broker.edges.attach.wire import NOTHING_SHOWN, BusError, Shown
@@ -240,26 +240,28 @@ class AttachWorker:
             except TimeoutError:
                 raise ServerError("it did not list its tools in time") from None
             except Exception as error:
-                raise ServerError(f"its list of tools cannot be used: {_line(error)}") from None
+                raise ServerError(f"its list of tools cannot be used: {session.reason or _line(error)}") from None
             await self._link.up()
-            self._calls.names, self._calls.server = found.names, session
-            await self._registered(found.args)
+            self._calls.names, self._calls.tasks, self._calls.server = found.names, found.tasks, session
+            refused = await self._registered(found.args)
             self._ran = True
             server = f"{session.identity.name} {session.identity.version}".strip()
-            told = Report("running", "", session.pid, len(found.args["tools"]), found.left_out, server, self._pids())
-            self._say(told)
+            count, left_out = len(found.args["tools"]) - len(refused), (*found.left_out, *refused)
+            self._say(Report("running", "", session.pid, count, left_out, server, self._pids()))
             await asyncio.sleep(_SETTLE)
 
-    async def _registered(self, args: dict[str, Any]) -> None:
-        """Register, patiently while there is no broker. Raises what the broker refuses."""
+    async def _registered(self, args: dict[str, Any]) -> tuple[str, ...]:
+        """Register, patiently while there is no broker; what the broker says of tools that it did not take. Raises what it refuses."""
         pause, longest = _TRY_AGAIN
         while True:
             try:
-                kind = (await self._link.register(args)).get("credentials", "grant")
+                said = await self._link.register(args)
+                kind = said.get("credentials", "grant")
+                self._calls.traced = said.get("trace") is True
                 # INVARIANT: a server that is to get a user's own credential does not get another one
                 # (test_each_user_calls_with_their_own_secret): the grant alone needs no asking.
                 self._calls.credentials = None if kind == "grant" else self._link.credentials
-                return
+                return tuple(map(str, said.get("refused", ())))
             except Refusal as refused:
                 if refused.body.code not in (Code.TARGET_UNAVAILABLE, Code.LEDGER_UNAVAILABLE, Code.RATE_LIMITED):
                     raise

@@ -18,7 +18,7 @@ from remit_broker.core.listing import ChainFilter
 from remit_broker.core.near import meant
 from remit_broker.core.registry import Principal
 from remit_broker.core.times import rfc3339, utc
-from remit_broker.edges.http import log, policy, secrets, vault
+from remit_broker.edges.http import evidence, log, policy, secrets, vault
 from remit_broker.edges.http.approvals import Approvals, Say, approver
 from remit_broker.edges.http.bodies import Delegate, NewAgent, Revocation
 from remit_broker.edges.http.changed import accepted, registered, removed
@@ -127,7 +127,7 @@ class Api:
             if not reads:
                 await _no_body(request)
             if audited:
-                if audited == "evidence" and self._payloads(request) is not None:
+                if audited == "evidence" and evidence.wanted(request).payloads is not None:
                     require(caller, "administer")
                 await call.desk.log.noted(call.who, call.tenant, self._read(audited, request))
             async with noticing(path, call):
@@ -138,8 +138,7 @@ class Api:
     def _read(self, what: str, request: Request) -> str:
         """What is read, as it is recorded."""
         if what == "evidence":
-            payloads = self._payloads(request)
-            return f"evidence of {self._txn(request)}" + (f" with contents of {payloads[:256]}" if payloads else "")
+            return f"evidence of {self._txn(request)}{evidence.named(evidence.wanted(request))}"
         of = {"contents": "hop", "approval": "id"}.get(what)
         # An id may be anything that a caller writes.
         return f"{what} of {str(request.path_params[of])[:64]}" if of else what
@@ -284,21 +283,7 @@ class Api:
 
     async def _export(self, request: Request, at: Call) -> Any:
         found = await self._evidence(at.tenant, self._txn(request))
-        if (wanted := self._payloads(request)) is None:
-            return found
-        hops = None if wanted == "all" else wanted.split(",")
-        return {**found, "payloads": await at.desk.vault.disclosed(found["records"], hops)}
-
-    def _payloads(self, request: Request) -> str | None:
-        """Of which hops contents are wanted, or None. Refuses MALFORMED."""
-        wanted = {key: value for key, value in request.query_params.items() if key != PARAMETER}
-        payloads = wanted.pop("payloads", None)
-        if wanted or payloads == "":
-            raise refusal(
-                Code.MALFORMED, "evidence is asked for with payloads, or without", rule="api.query",
-                ask="payloads is all, or hops separated by commas",
-            )  # fmt: skip
-        return payloads
+        return await evidence.shown(found, evidence.wanted(request), at)
 
     async def _checkpoint(self, request: Request, at: Call) -> Any:
         # The log is one for all tenants: how many records it has is told to whoever may read, and nothing of them.
@@ -432,7 +417,15 @@ def _quarantined(name: str, at: Call) -> dict[str, Any]:
         for mapped, same in shared.items()
         if any(one.server == name for one in same)
     }
-    return {"waiting": waiting, "quarantined": len(waiting), "collisions": collisions}
+    attachment = at.desk.directory.attachment(name)
+    refused = [*attachment.refused] if attachment is not None else []
+    return {
+        "waiting": waiting,
+        "quarantined": len(waiting),
+        "collisions": collisions,
+        "refused": refused,
+        "trace": name in at.desk.traced,
+    }
 
 
 def _waiting(name: str, at: Call) -> list[str]:

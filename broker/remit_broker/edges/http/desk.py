@@ -49,6 +49,8 @@ class Desk:
     connects: Connects
     vault: VaultDesk
     admin: AdminLog
+    traced: frozenset[str] = frozenset()
+    """The MCP servers that are told the trace of each call."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 from urllib.parse import parse_qsl
 
@@ -11,6 +11,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from remit_broker.core.issuers import DEV_PATH
+from remit_broker.edges.http import development_login
+from remit_broker.edges.http.development_login import Login
 from remit_broker.edges.http.guard import answering
 from remit_schemas.errors import Code, refusal
 
@@ -18,8 +20,15 @@ MAX_FORM: Final = 4 * 1024
 MARK: Final = {"Remit-Development-Issuer": "true", "Cache-Control": "no-store"}
 
 
-class Provider(Protocol):
+class Provider(Login, Protocol):
     """What stands behind the routes."""
+
+    @property
+    def login(self) -> object | None:
+        """Whether people log in here."""
+
+    def redeem(self, form: Mapping[str, str]) -> dict[str, Any]:
+        """The tokens for a code. Refuses."""
 
     def discovery(self) -> dict[str, Any]:
         """The discovery document."""
@@ -32,7 +41,7 @@ class Provider(Protocol):
 
 
 def routes(provider: Provider, fault: Callable[[str, BaseException], None]) -> list[Route]:
-    """Discovery, keys and token endpoint."""
+    """Discovery, keys, token endpoint, and the login page where people log in here."""
 
     async def discovery(_: Request) -> Response:
         return JSONResponse(provider.discovery(), headers=MARK)
@@ -42,6 +51,8 @@ def routes(provider: Provider, fault: Callable[[str, BaseException], None]) -> l
 
     async def token(request: Request) -> Response:
         form = await _form(request)
+        if form.get("grant_type") == "authorization_code" and provider.login is not None:
+            return JSONResponse(provider.redeem(form), headers=MARK)
         if form.get("grant_type") != "password":
             raise refusal(
                 Code.MALFORMED, "grant_type is not password", rule="development.grant",
@@ -54,7 +65,8 @@ def routes(provider: Provider, fault: Callable[[str, BaseException], None]) -> l
         f"{DEV_PATH}/jwks.json": ("GET", keys),
         f"{DEV_PATH}/token": ("POST", token),
     }
-    return [Route(path, answering(do, fault), methods=[method]) for path, (method, do) in table.items()]
+    found = [Route(path, answering(do, fault), methods=[method]) for path, (method, do) in table.items()]
+    return found + (development_login.routes(provider, fault) if provider.login is not None else [])
 
 
 async def _form(request: Request) -> dict[str, str]:

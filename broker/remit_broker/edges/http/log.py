@@ -105,6 +105,21 @@ async def _find(request: Request, at: Call) -> Any:
     return {"found": found, "near": [] if found else await log.index.near(at.tenant, prefix)}
 
 
+def authority(records: list[dict[str, Any]], mine: list[dict[str, Any]]) -> dict[str, Any]:
+    """On whose behalf a hop was, through whom, and who approved it: ``mine`` are its records, of those of its task."""
+    opened = {record["hop"]: record for record in records if record["kind"] == "hop.opened"}
+    chain, above = list[str](), opened.get(mine[0]["hop"], {}).get("parent")
+    while above in opened:
+        chain.insert(0, opened[above]["resource"].split("/")[1])
+        above = opened[above]["parent"]
+    first, used = records[0], {record.get("approval") for record in mine} - {None}
+    decided = [record for record in records if record["kind"] == "approval.decided" and record["id"] in used]
+    return {
+        "user": first["user"], "auth": first["auth"], "chain": [*first.get("before", ()), first["agent"], *chain],
+        "approvals": [{name: one[name] for name in ("id", "verdict", "who", "at", "reason")} for one in decided],
+    }  # fmt: skip
+
+
 async def _record(request: Request, at: Call) -> Any:
     hop, log = str(request.path_params["hop"]), at.desk.log
     await log.caught_up()
@@ -124,7 +139,10 @@ async def _record(request: Request, at: Call) -> Any:
         record for record in mine if opened and record["kind"] in ("hop.closed", "hop.parked") and record["decision"]
     ]
     told = answered(ends[-1], opened, user) if opened and ends else None
-    return {"txn": hits[0].txn, "hop": hop, "records": mine, "asked": asked, "answered": told}
+    return {
+        "txn": hits[0].txn, "hop": hop, "records": mine, "asked": asked, "answered": told,
+        "authority": authority([entry["record"] for entry in entries], mine),
+    }  # fmt: skip
 
 
 ROUTES: Final[tuple[tuple[str, str, Ability, Callable[[Request, Call], Awaitable[Any]]], ...]] = (

@@ -32,10 +32,16 @@ class ApprovalQuery(msgspec.Struct, kw_only=True):
     state: Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(STATES)})$")] = "waiting"
 
 
-class EvidenceQuery(msgspec.Struct, kw_only=True):
-    """``GET /api/chains/{txn}/evidence``: ``payloads`` is ``all``, or hops separated by commas."""
+class EvidenceQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """``GET /api/chains/{txn}/evidence``: ``payloads`` is ``all``, or hops separated by commas.
+
+    ``withhold`` names groups of personal fields that are left out (``user``, ``claims``, ``people``, ``reasons``, ``all``, or
+    ``nothing``), ``disclose`` single fields that are shown all the same, as in ``0.user``.
+    """
 
     payloads: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    withhold: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    disclose: Annotated[str, msgspec.Meta(min_length=1)] | None = None
 
 
 class DecisionQuery(msgspec.Struct, kw_only=True):

@@ -93,6 +93,11 @@ class VaultDesk:
                 found.append(disclosure(one, text, self._ports.digester.salt(one.slot.txn, text)))
         return found
 
+    async def erased(self, user: str) -> bool:
+        """Whether what is kept of a person was erased."""
+        found = await self._standing()
+        return user in found.erased or user in found.erasing
+
     async def erase(self, wish: Person, who: str) -> dict[str, Any]:
         """Destroy the key of a person and all that lies under it. Refuses CONFLICT where somebody has it held, or there is no vault.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from remit_broker.core.policy import PolicyRequest
-from remit_broker.core.registry import Attachment, Definition, Target
+from remit_broker.core.registry import OWN_TASKS, TASKS, Attachment, Definition, Target
 from remit_broker.core.tool_names import Named, joined
 from remit_broker.edges.mcp.access import Holder, Who
 from remit_broker.edges.mcp.jsonrpc import INVALID_PARAMS, Fault
@@ -20,6 +21,8 @@ from remit_schemas.names import Resource
 from remit_schemas.scope import Scope
 
 PAGE: Final = 250
+AT_ONCE: Final = 25
+"""Tools that are decided on before others have their turn: each may take a tenth of a millisecond, and a new one ten times that."""
 """Entries of one page of a listing."""
 _NOBODY: Final[tuple[str, ...]] = ()
 
@@ -51,13 +54,21 @@ class Catalogue:
         wanted = names if self._server is None else [name for name in names if name == self._server]
         return [found for name in wanted if (found := self._directory.attachment(name)) is not None]
 
-    def tools(self) -> list[Shown]:
+    async def tools(self) -> list[Shown]:
         """Every tool that may be seen. Of two that would have one name here, neither is: :meth:`collisions` says which.
+
+        INVARIANT: a server with thousands of tools keeps nobody waiting while they are decided on
+        (test_a_listing_of_many_tools_lets_others_go_on_meanwhile).
 
         INVARIANT: nobody is shown what policy, grant or pin would refuse them anyhow
         (test_a_listing_shows_what_grant_and_policy_permit_and_no_more).
         """
-        found = [shown for shown in self._all() if self._visible(shown.resource)]
+        found = []
+        for count, one in enumerate(self._all(), 1):
+            if count % AT_ONCE == 0:
+                await asyncio.sleep(0)
+            if self._visible(one.resource):
+                found.append(one)
         if self._server is not None:
             return found
         shared = self._directory.tool_names().shared()
@@ -84,6 +95,19 @@ class Catalogue:
     def schema(self, name: str) -> dict[str, Any] | None:
         """The schema of the arguments of a tool; None where there is none of that name."""
         return next((one.definition.input_schema for one in self._all() if one.name == name), None)
+
+    def has_tasks(self) -> bool:
+        """Whether a server of this view works on calls in the background."""
+        return any({TASKS, OWN_TASKS} & set(one.offers.get("capabilities", [])) for one in self._attached())
+
+    def task_support(self, resource: Resource) -> str:
+        """Whether a tool can be worked on in the background: ``optional``, ``required`` or empty, which is not at all."""
+        attachment = self._directory.attachment(resource.name)
+        can = attachment.offers.get("capabilities", []) if attachment is not None else []
+        if attachment is None or TASKS not in can:
+            return "optional" if OWN_TASKS in can else ""
+        found = next((one for one in attachment.definitions if one.op == resource.op), None)
+        return str(found.execution.get("taskSupport", "")) if found is not None else ""
 
     def offered(self, what: str) -> list[dict[str, Any]]:
         """The ``resources``, ``templates`` or ``prompts`` of this view, of servers whose own operation may be seen."""

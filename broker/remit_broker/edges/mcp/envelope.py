@@ -39,7 +39,11 @@ _TAKEN: Final = frozenset({HEADER_MISMATCH, -32021, UNSUPPORTED_VERSION})
 MAX_META: Final = 16 * 1024
 """Bytes of ``_meta`` that are passed on to a server."""
 _OURS: Final = frozenset({"progressToken", "traceparent", "tracestate", "baggage"})
-_NAMED: Final = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+NAMED: Final = {
+    "tools/call": "name", "prompts/get": "name", "resources/read": "uri", "tasks/get": "taskId", "tasks/update": "taskId",
+    "tasks/cancel": "taskId",
+}  # fmt: skip
+"""Which of the params of a method a header repeats."""
 _HEADERS: Final = ("mcp-protocol-version", "mcp-method", "mcp-name")
 CARRIED: Final = "remit-carried"
 """Says that a request came over standard input, and that whoever carries it here knows no schemas."""
@@ -106,7 +110,7 @@ def _agree(call: Call, version: Any, headers: Mapping[str, Sequence[str]]) -> No
         raise _mismatch(f"mcp-protocol-version is not what {_VERSION} says")
     if _only(headers, "mcp-method") != call.method:
         raise _mismatch("mcp-method is not the method of the body")
-    key = _NAMED.get(call.method)
+    key = NAMED.get(call.method)
     if key is not None and (said := call.params.get(key)) is not None:
         given = _only(headers, "mcp-name")
         if given is None or _decoded(given) != said:

@@ -78,16 +78,16 @@ class Meant(NamedTuple):
     arguments: dict[str, Any]
 
 
-def answer(name: str, args: dict[str, Any], catalogue: Catalogue) -> dict[str, Any] | Meant:
+async def answer(name: str, args: dict[str, Any], catalogue: Catalogue) -> dict[str, Any] | Meant:
     """What a search or a description finds, as the result of a tool; or what is to be called. Raises :class:`Fault`.
 
     INVARIANT: a search tells of nothing that a listing would not (test_a_search_finds_what_may_be_seen_and_no_more).
     """
     match name:
         case "search_tools":
-            return _searched(args, catalogue.tools())
+            return _searched(args, await catalogue.tools())
         case "describe_tools":
-            return _described(args, catalogue.tools())
+            return _described(args, await catalogue.tools())
         case "call_tool":
             wanted, arguments = args.get("name"), args.get("arguments", {})
             if set(args) - {"name", "arguments"} or not isinstance(wanted, str) or not isinstance(arguments, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Final, NamedTuple
 
 from remit_broker.edges.inside import Calls, Running
@@ -14,6 +15,8 @@ from remit_schemas.envelope import Error, Event, InputRequired, Progress, Reques
 from remit_schemas.errors import Code, ErrorBody, Refusal, refusal
 from remit_schemas.names import Resource
 
+MAX_ROUNDS: Final = 32
+"""Times that a client is asked for one call."""
 LEVELS: Final = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
 """Of RFC 5424, from the least on."""
 
@@ -85,10 +88,13 @@ class Hops:
             want=Want(ttl_ms=int(self._seconds * 1000)),
             parts=True,
             trace=_trace(meta),
-            meta=passed_on(meta, self._session.can),
+            meta=self._passed_on(meta),
         )
         running = self._begin(at, held, aim.resource, request)
         return await self._to_the_end(at, held, running, aim, meta, tell)
+
+    def _passed_on(self, meta: dict[str, Any]) -> dict[str, Any]:
+        return passed_on(meta, self._session.can)
 
     async def _acting(self, held: Holding, aim: Aim) -> Holding:
         """``held``, or what the sub-agent has that the client names."""
@@ -97,10 +103,14 @@ class Hops:
     async def _to_the_end(
         self, at: Id, held: Holding, running: Running, aim: Aim, meta: dict[str, Any], tell: Tell
     ) -> Ended:
-        while True:
+        for rounds in itertools.count():
             frame = await self._until_end(running, meta, tell)
             if not isinstance(frame, InputRequired):
                 return Ended(frame, held.txn, running.hop)
+            if rounds == MAX_ROUNDS:
+                # INVARIANT: no server keeps asking a client (test_questions_without_end_end_with_the_call).
+                running.give_up()
+                return Ended(Error(error=_too_many(aim.resource)), held.txn, running.hop)
             hop, answers = running.hop, await self._answers(at, Waits(frame.request, held, running, aim), tell)
             if at in self._session.unwanted or answers is None:
                 running.give_up()
@@ -108,6 +118,7 @@ class Hops:
                     Error(error=_not_answered(aim.resource, cancelled=at in self._session.unwanted)), held.txn, hop
                 )
             held, running = await self._resume(at, held, hop, aim, answers)
+        raise RuntimeError("a count ended")
 
     async def _resume(
         self, at: Id, held: Holding, hop: str, aim: Aim, answers: dict[str, Any]
@@ -173,7 +184,21 @@ class Hops:
 def asks_of(asked: Any) -> dict[str, dict[str, Any]] | None:
     """The questions of a parked hop by their keys; None where it asks for something that no MCP client knows."""
     asks = asked.get("asks") if isinstance(asked, dict) else None
-    return asks if isinstance(asks, dict) and all(isinstance(one, dict) for one in asks.values()) else None
+    if not isinstance(asks, dict) or not all(isinstance(one, dict) for one in asks.values()):
+        return None
+    return {key: _alone(question) for key, question in asks.items()}
+
+
+def _alone(question: dict[str, Any]) -> dict[str, Any]:
+    """A question as a client is asked it: a model is given the server's own words, and nothing that others told the client.
+
+    INVARIANT: no server gets what other servers said by having a client's model say it
+    (test_a_server_gets_nothing_of_other_servers_out_of_a_clients_model).
+    """
+    params = question.get("params")
+    if question.get("method") != "sampling/createMessage" or not isinstance(params, dict):
+        return question
+    return {**question, "params": {**params, "includeContext": "none"}} if "includeContext" in params else question
 
 
 def meta_of(params: dict[str, Any]) -> dict[str, Any]:
@@ -188,6 +213,13 @@ def _trace(meta: dict[str, Any]) -> Trace | None:
     if not isinstance(parent, str) or len(parent) > 55 or not isinstance(state, str) or len(state) > 512:
         return None
     return Trace(parent, state)
+
+
+def _too_many(resource: Resource) -> ErrorBody:
+    return refusal(
+        Code.RESULT_INVALID, f"{resource} asked {MAX_ROUNDS} times, and asks again", rule="mcp.rounds",
+        ask="look at the chain before calling again; tell whoever runs the server", effect="unknown",
+    ).body  # fmt: skip
 
 
 def _not_answered(resource: Resource, *, cancelled: bool) -> ErrorBody:

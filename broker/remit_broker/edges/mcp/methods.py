@@ -6,9 +6,12 @@ from collections.abc import Container, Iterable
 from typing import Any, Final
 
 from remit_broker import __version__
+from remit_broker.core.registry import OWN_TASKS, TASKS
 from remit_broker.edges.mcp import finder
-from remit_broker.edges.mcp.answers import MISSING_CAPABILITY, fault_of, refused_tool, said_by_server, tool_result
-from remit_broker.edges.mcp.catalogue import Catalogue, Pages, described
+from remit_broker.edges.mcp.answers import fault_of, refused_tool, said_by_server
+from remit_broker.edges.mcp.background_calls import EXTENSION, TaskCalls, tool_answer
+from remit_broker.edges.mcp.catalogue import Catalogue, Pages, Shown, described
+from remit_broker.edges.mcp.envelope import REVISION
 from remit_broker.edges.mcp.hops import LEVELS, Ended, Hops
 from remit_broker.edges.mcp.jsonrpc import INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND, Call, Fault
 from remit_broker.edges.mcp.session import SUBSCRIBED, Session, Tell
@@ -21,6 +24,12 @@ VERSIONS: Final = ("2025-11-25", "2025-06-18", "2025-03-26")
 
 COLLISIONS: Final = "dev.remit/collisions"
 """The key in ``_meta`` of a listing under which the tools are that share a name."""
+
+TASKS_OF: Final[dict[str, dict[str, Any]]] = {
+    VERSIONS[0]: {"tasks": {"list": {}, "cancel": {}, "requests": {"tools": {"call": {}}}}},
+    REVISION: {"extensions": {EXTENSION: {}}},
+}
+"""What is said of tasks where a server has them, by the revision of its client; the others have none."""
 
 _LISTS: Final = {
     "resources/list": ("resources", "resources"),
@@ -37,8 +46,12 @@ def agreed(wanted: Any) -> str:
 class Methods:
     """The requests of one session."""
 
-    def __init__(self, session: Session, catalogue: Catalogue, hops: Hops, pages: Pages) -> None:
+    def __init__(
+        self, session: Session, catalogue: Catalogue, hops: Hops, pages: Pages, tasks: TaskCalls | None = None
+    ) -> None:
+        """``tasks`` are there for clients that know of calls that go on after they were answered."""
         self._session, self._catalogue, self._hops, self._pages = session, catalogue, hops, pages
+        self._tasks = tasks
 
     async def answer(self, call: Call, tell: Tell) -> dict[str, Any]:
         """The result of a request. Raises :class:`Fault` or a refusal."""
@@ -46,7 +59,7 @@ class Methods:
             case "ping":
                 return {}
             case "tools/list":
-                return self._tools(call)
+                return await self._tools(call)
             case "tools/call":
                 return await self._call_tool(call, tell)
             case "resources/list" | "resources/templates/list" | "prompts/list":
@@ -65,6 +78,10 @@ class Methods:
                 return {}
             case "logging/setLevel":
                 return self._set_level(call.params.get("level"))
+            case "tasks/list" if self._tasks is not None:
+                return self._page("tasks", "tasks", [one.plain() for one in self._tasks.mine()], call)
+        if self._tasks is not None and call.method.startswith("tasks/"):
+            return await self._tasks.answer(call, tell)
         raise Fault(METHOD_NOT_FOUND, f"there is no method {call.method[:64]!r} here")
 
     def _page(self, what: str, shown: str, entries: list[Any], call: Call) -> dict[str, Any]:
@@ -72,13 +89,19 @@ class Methods:
         some, after = self._pages.page(what, whose, entries, call.params.get("cursor"))
         return {shown: some} if after is None else {shown: some, "nextCursor": after}
 
-    def _tools(self, call: Call) -> dict[str, Any]:
+    async def _tools(self, call: Call) -> dict[str, Any]:
         if self._catalogue.searches:
             return {"tools": finder.TOOLS}
-        told = self._page("tools", "tools", [described(one) for one in self._catalogue.tools()], call)
+        told = self._page("tools", "tools", [self._described(one) for one in await self._catalogue.tools()], call)
         if call.params.get("cursor") is None and (shared := self._catalogue.collisions()):
             # Not hidden: whoever misses a tool finds out why.
             told["_meta"] = {COLLISIONS: shared}
+        return told
+
+    def _described(self, shown: Shown) -> dict[str, Any]:
+        told = described(shown)
+        if self._session.version == VERSIONS[0] and (support := self._catalogue.task_support(shown.resource)):
+            told["execution"] = {"taskSupport": support}
         return told
 
     async def _call_tool(self, call: Call, tell: Tell) -> dict[str, Any]:
@@ -87,19 +110,15 @@ class Methods:
         if not isinstance(name, str) or not isinstance(args, dict):
             raise Fault(INVALID_PARAMS, "tools/call needs the name of a tool, and an object as its arguments")
         if self._catalogue.searches:
-            said = finder.answer(name, args, self._catalogue)
+            said = await finder.answer(name, args, self._catalogue)
             if not isinstance(said, finder.Meant):
                 return said
             name, args = said
         resource = self._tool(name)
         try:
-            ended = await self._hops.run(call, resource, args, tell)
-            if isinstance(ended.frame, Error):
-                fault = said_by_server(ended.frame.error, self._session.can)
-                if fault is not None and fault.code == MISSING_CAPABILITY:
-                    # For its client to act on, not for a model to read.
-                    raise fault
-            return tool_result(*ended)
+            if self._tasks is not None and self._tasks.wanted(call, self._catalogue.task_support(resource)):
+                return await self._tasks.begin(call, resource, args, tell)
+            return tool_answer(await self._hops.run(call, resource, args, tell), self._session.can)
         except Refusal as no:
             # Before there was a hop: no room, no task.
             return refused_tool(no.body)
@@ -192,6 +211,8 @@ def welcome(
         told["capabilities"]["completions"] = {}
     if "logging" in can or not shown:
         told["capabilities"]["logging"] = {}
+    if can & {TASKS, OWN_TASKS}:
+        told["capabilities"] |= TASKS_OF.get(version, {})
     if server is not None and known.get("name"):
         told["serverInfo"] = {"name": str(known["name"]), "version": str(known.get("version", ""))}
         if shown and (said := shown[0].get("instructions")):

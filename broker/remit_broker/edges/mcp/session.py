@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from remit_broker.edges.inside import Running
 from remit_broker.edges.mcp.jsonrpc import INTERNAL_ERROR, METHOD_NOT_FOUND, Answer, Id
+from remit_broker.edges.mcp.streams import Streams
 from remit_broker.edges.mcp.tasks import Task
 from remit_schemas.errors import Code, refusal
 
@@ -25,9 +24,18 @@ CANCELLED: Final = -32020
 """As the table of errors has it."""
 NEEDS: Final = {"sampling/createMessage": "sampling", "elicitation/create": "elicitation", "roots/list": "roots"}
 """What a client has to say it can, to be asked a question of this method."""
+RESUMES: Final = ("2025-11-25", "2025-06-18", "2025-03-26")
+"""Revisions whose streams can be taken up again; clients of the first know events that are an id and nothing else."""
 SUBSCRIBED: Final = 1000
 OUTBOX: Final = 256
 """Messages that wait for a client that listens slowly, or not at all; of more, the oldest go."""
+
+
+class Cancels(Protocol):
+    """What a request is worked on by."""
+
+    def cancel(self) -> None:
+        """It is not wanted any more."""
 
 
 class _Ask:
@@ -53,8 +61,9 @@ class Session:
         self.key, self.view, self.task = key, view, task
         self.version, self.client = version, client
         self.used = 0.0
-        self.listening = False
-        self.running: dict[Id, Running | None] = {}
+        # A revision without sessions has no ids of events either.
+        self.streams = Streams(outbox=OUTBOX, named=version in RESUMES, primes=version == RESUMES[0])
+        self.running: dict[Id, Cancels | None] = {}
         self.unwanted: set[Id] = set()
         self.ended = False
         self.can: dict[str, Any] = {}
@@ -64,27 +73,15 @@ class Session:
         """URIs of resources of which the client wants to be told, and their servers."""
         self._asks: dict[Id, _Ask] = {}
         self._count = 0
-        self._outbox: deque[dict[str, Any]] = deque(maxlen=OUTBOX)
-        self._grew = asyncio.Event()
 
     def tell(self, message: dict[str, Any]) -> None:
         """Have the client told, on its own stream, as soon as it listens."""
-        self._outbox.append(message)
-        self._grew.set()
-
-    async def next(self, seconds: float) -> dict[str, Any] | None:
-        """The next thing that the client is to be told; None after so long a silence, and when the session has ended."""
-        if not self._outbox and not self.ended:
-            self._grew.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._grew.wait()
-        return self._outbox.popleft() if self._outbox else None
+        self.streams.outbox.put(message)
 
     def hush(self) -> None:
         """Nobody is told anything any more; what runs, runs on."""
         self.ended = True
-        self._grew.set()
+        self.streams.outbox.close()
 
     def begin(self, request: Id) -> None:
         """A call with this id begins. Refuses RATE_LIMITED and CONFLICT."""
@@ -100,7 +97,7 @@ class Session:
             )  # fmt: skip
         self.running[request] = None
 
-    def runs(self, request: Id, running: Running) -> None:
+    def runs(self, request: Id, running: Cancels) -> None:
         """The call that was begun is this one."""
         self.running[request] = running
         if request in self.unwanted:

@@ -12,9 +12,10 @@ from typing import Any, Final, NamedTuple, Protocol
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from remit_broker.edges.inside import Calls
 from remit_broker.edges.mcp.access import Who
 from remit_broker.edges.mcp.answers import shaped
+from remit_broker.edges.mcp.background import Owner
+from remit_broker.edges.mcp.background_calls import Behind, RequestTasks
 from remit_broker.edges.mcp.catalogue import Catalogue, Pages
 from remit_broker.edges.mcp.envelope import REVISION, STATUS, Envelope, in_this_revision, opened, params_agree
 from remit_broker.edges.mcp.jsonrpc import (
@@ -41,7 +42,7 @@ CLAIM: Final = "dev.remit/session"
 _METHODS: Final = frozenset(
     {
         "tools/list", "tools/call", "resources/list", "resources/templates/list", "resources/read", "prompts/list", "prompts/get",
-        "completion/complete",
+        "completion/complete", "tasks/get", "tasks/update", "tasks/cancel",
     }
 )  # fmt: skip
 _ROUNDS: Final = frozenset({"tools/call", "resources/read", "prompts/get"})
@@ -55,7 +56,7 @@ class Client(NamedTuple):
     who: Who
     view: str | None
     catalogue: Catalogue
-    calls: Calls
+    behind: Behind
     begin: Callable[[], Task]
     """Begins a task for them."""
 
@@ -121,12 +122,17 @@ class Stateless:
             else self._claims.task(client.who.key, client.view, _claim(envelope), client.begin)
         )
         session = _session(client, envelope, task)
-        methods = Methods(session, client.catalogue, Rounds(session, client.calls, self._seconds, parked), self._pages)
+        rounds = Rounds(session, client.behind.calls, self._seconds, parked)
+        tasks = RequestTasks(
+            session, Owner(client.who.key, client.view), client.behind, parked, lambda: self._over(task)
+        )
+        has = client.catalogue.has_tasks()
+        methods = Methods(session, client.catalogue, rounds, self._pages, tasks if has else None)
         told: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 
         async def work() -> dict[str, Any]:
             try:
-                return await self._answered(methods, call, client, task, told.put)
+                return await self._answered((methods, tasks), call, client, task, told.put)
             finally:
                 told.put_nowait(None)
 
@@ -138,7 +144,10 @@ class Stateless:
             return None
         return self._states.take(state, client.who.key, client.view, call.method)
 
-    async def _answered(self, methods: Methods, call: Call, client: Client, task: Task, tell: Tell) -> dict[str, Any]:
+    async def _answered(
+        self, asked: tuple[Methods, RequestTasks], call: Call, client: Client, task: Task, tell: Tell
+    ) -> dict[str, Any]:
+        methods, tasks = asked
         assert call.id is not None  # noqa: S101 - requests only
         over = True
         try:
@@ -160,7 +169,7 @@ class Stateless:
             self._fault("mcp", error)
             return failed(call.id, Fault(INTERNAL_ERROR, "the broker failed; its log says why"))
         finally:
-            if over:
+            if over and not tasks.handed_over:
                 self._over(task)
 
     def _over(self, task: Task) -> None:
@@ -209,7 +218,7 @@ class Stateless:
                 ask="end one of them",
             ))  # fmt: skip
         methods = Methods(
-            listening, client.catalogue, Rounds(listening, client.calls, self._seconds, None), self._pages
+            listening, client.catalogue, Rounds(listening, client.behind.calls, self._seconds, None), self._pages
         )
         self._listening.add(listening)
         try:
@@ -222,9 +231,8 @@ class Stateless:
         async def events() -> AsyncIterator[bytes]:
             try:
                 yield event(listening.acknowledged(wanted))
-                while not listening.ended:
-                    said = await listening.next(QUIET)
-                    yield STILL_HERE if said is None else event(said)
+                async for said in listening.streams.outbox.read():
+                    yield said
                 yield event(result(call.id or 0, self._shaped(call.method, listening.over_result(), client)))
             finally:
                 self._listening.discard(listening)

@@ -21,6 +21,8 @@ UNREACHABLE: Final = -32018
 """As the table of errors has TARGET_UNAVAILABLE."""
 CLAIM: Final = "dev.remit/session"
 CARRIED: Final = "remit-carried"
+_NAMED: Final = {"resources/read": "uri", "tasks/get": "taskId", "tasks/update": "taskId", "tasks/cancel": "taskId"}
+"""Which of the params a header repeats, where it is not the name."""
 """The header by which the broker knows that no client repeated arguments in headers, since its own has none."""
 _REVISION: Final = "io.modelcontextprotocol/protocolVersion"
 _PLAIN: Final = re.compile(r"(?!\s|=\?base64\?)[\x20-\x7e]*(?<!\s)")
@@ -246,7 +248,7 @@ def repeated(message: dict[str, Any]) -> dict[str, str]:
     """The headers in which a request over HTTP repeats what is in it (MCP 2026-07-28, Streamable HTTP)."""
     params = message["params"]
     found = {VERSION: params["_meta"][_REVISION], "mcp-method": message["method"], CARRIED: "stdio"}
-    found["mcp-name"] = params.get("uri") if message["method"] == "resources/read" else params.get("name")
+    found["mcp-name"] = params.get(_NAMED.get(message["method"], "name"))
     return {
         name: value if _PLAIN.fullmatch(value) else _wrapped(value)
         for name, value in found.items()
@@ -286,5 +288,7 @@ async def events(lines: AsyncIterator[str]) -> AsyncIterator[bytes]:
         if line.startswith("data:"):
             data.append(line[5:].removeprefix(" "))
         elif not line and data:
-            yield "\n".join(data).encode()
+            # An event may be nothing but an id.
+            if any(data):
+                yield "\n".join(data).encode()
             data = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -16,6 +16,8 @@ from remit_broker.edges.http.guard import Handler, error_response
 from remit_broker.edges.http.operators import Operator, bearer
 from remit_broker.edges.inside import Calls
 from remit_broker.edges.mcp.access import Holder, Who, as_holder, as_user, presented, tenant_of
+from remit_broker.edges.mcp.background import Backgrounds, Owner
+from remit_broker.edges.mcp.background_calls import Behind, SessionTasks
 from remit_broker.edges.mcp.catalogue import Catalogue, Pages
 from remit_broker.edges.mcp.deputies import Deputies
 from remit_broker.edges.mcp.envelope import REVISION, is_stateless
@@ -35,13 +37,15 @@ from remit_broker.edges.mcp.jsonrpc import (
 from remit_broker.edges.mcp.methods import VERSIONS, Methods, agreed, refused, welcome
 from remit_broker.edges.mcp.session import Session, Sessions
 from remit_broker.edges.mcp.stateless import Client, Stateless
+from remit_broker.edges.mcp.streams import SOON, Streams
 from remit_broker.edges.mcp.tasks import Agents, Continued, Opened, Rules, Task, narrowed
-from remit_broker.edges.mcp.wire import JSON, NO_STORE, QUIET, SSE, STILL_HERE, accepted, body_of, event, whole
+from remit_broker.edges.mcp.wire import JSON, NO_STORE, SSE, accepted, body_of, whole
 from remit_schemas.errors import Code, Refusal, refusal
 from remit_schemas.names import is_principal
 
 SESSION: Final = "mcp-session-id"
 VERSION: Final = "mcp-protocol-version"
+LAST: Final = "last-event-id"
 VIEW: Final = "view"
 VIEW_HEADER: Final = "remit-view"
 VIEWS: Final = ("tools", "search")
@@ -79,6 +83,7 @@ class Streamable:
         clock = next(iter(places.values())).desk.ports.clock
         self._sessions = Sessions(clock.monotonic, self._end)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._backgrounds = Backgrounds(clock.now)
         self._stateless = Stateless(self._pages, seconds, secret, self._spawn, fault)
 
     def routes(self) -> list[Route]:
@@ -121,6 +126,7 @@ class Streamable:
         return [one for one in everyone if one.key[1] == tenant and one.view in (None, server)]
 
     def _end(self, session: Session) -> None:
+        self._backgrounds.drop(_owner(session))
         self._spawn(session.end())
 
     def _answering(self, handler: Handler) -> Handler:
@@ -191,7 +197,9 @@ class Streamable:
             return whole(failed(None, Fault(INVALID_REQUEST, f"send {JSON}")), 415)
         message = parse(await body_of(request))
         if isinstance(message, Call) and is_stateless(request.headers.get(VERSION), message):
-            client = Client(who, view, self._catalogue(view, who, place), place.calls, lambda: self._task(who, place))
+            client = Client(
+                who, view, self._catalogue(view, who, place), self._behind(place), lambda: self._task(who, place)
+            )
             return await self._stateless.answer(request, message, client)
         if isinstance(message, Call) and message.method == "initialize" and message.id is not None:
             return self._initialize(message, who, place, view)
@@ -202,8 +210,11 @@ class Streamable:
             self._heard(session, message)
             return Response(status_code=202)
         hops = Hops(session, place.calls, self._seconds, asks=SSE in accepts)
-        methods = Methods(session, self._catalogue(view, who, place), hops, self._pages)
-        return await self._request(methods, message, SSE in accepts)
+        catalogue, tasks = self._catalogue(view, who, place), None
+        if session.version == VERSIONS[0] and catalogue.has_tasks():
+            tasks = SessionTasks(session, _owner(session), self._behind(place))
+        methods = Methods(session, catalogue, hops, self._pages, tasks)
+        return await self._request(session.streams, methods, message, SSE in accepts)
 
     def _rules_for(self, who: Who) -> Rules:
         """What whoever asks is given: of a user who logged in, what that one allowed the program, and no more."""
@@ -213,6 +224,9 @@ class Streamable:
         found = Catalogue(view, who, self._rules_for(who), place.desk.ports, place.desk.directory)
         found.searches = place.searches
         return found
+
+    def _behind(self, place: Place) -> Behind:
+        return Behind(self._backgrounds, place.calls, place.desk.ports.limits.hop_ttl, self._spawn)
 
     def _task(self, who: Who, place: Place) -> Task:
         if isinstance(who, Holder):
@@ -258,22 +272,25 @@ class Streamable:
         elif message.method == "notifications/cancelled":
             session.cancel(message.params.get("requestId"))
 
-    async def _request(self, methods: Methods, call: Call, streams: bool) -> Response:
-        """Answered with a stream where the client takes one: something may have to be told, or asked, before the end."""
-        told: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+    async def _request(self, streams: Streams, methods: Methods, call: Call, takes: bool) -> Response:
+        """Answered with a stream where the client ``takes`` one: something may have to be told, or asked, before the end."""
+        stream = streams.open()
 
         async def work() -> dict[str, Any]:
             try:
-                return await self._answered(methods, call, told.put)
+                said = await self._answered(methods, call, stream.tell)
+                stream.put(said)
+                return said
             finally:
-                told.put_nowait(None)
+                stream.close()
 
         # A task of its own: a client that hangs up has not thereby cancelled (2025-11-25, Transports).
         task = self._spawn(work())
-        first = await told.get()
-        if not streams:
+        if not takes:
+            streams.drop(stream)
             return whole(await task)
-        return StreamingResponse(self._events(first, told, task), media_type=SSE, headers=NO_STORE)
+        await stream.begun(SOON)
+        return StreamingResponse(stream.read(), media_type=SSE, headers=NO_STORE)
 
     async def _answered(self, methods: Methods, call: Call, tell: Any) -> dict[str, Any]:
         assert call.id is not None  # noqa: S101 - requests only
@@ -287,24 +304,6 @@ class Streamable:
             self._fault("mcp", error)
             return failed(call.id, Fault(INTERNAL_ERROR, "the broker failed; its log says why"))
 
-    async def _events(
-        self,
-        first: dict[str, Any] | None,
-        told: asyncio.Queue[dict[str, Any] | None],
-        task: asyncio.Task[dict[str, Any]],
-    ) -> AsyncIterator[bytes]:
-        said = first
-        while said is not None:
-            yield event(said)
-            while True:
-                try:
-                    async with asyncio.timeout(QUIET):
-                        said = await told.get()
-                    break
-                except TimeoutError:
-                    yield STILL_HERE
-        yield event(await task)
-
     async def _get(self, request: Request) -> Response:
         who, _, view = await self._known(request)
         if request.headers.get(VERSION) == REVISION:
@@ -314,9 +313,14 @@ class Streamable:
         session = self._session(request, who, view)
         if isinstance(session, Response):
             return session
-        if session.listening:
+        if (last := request.headers.get(LAST)) is not None:
+            if (found := session.streams.find(last)) is None:
+                gone = Fault(INVALID_REQUEST, f"{LAST} is no event of this session, or one that is not kept any more")
+                return whole(failed(None, gone), 400)
+            return StreamingResponse(found[0].read(found[1]), media_type=SSE, headers=NO_STORE)
+        if session.streams.outbox.listened:
             return whole(failed(None, Fault(INVALID_REQUEST, "this session is listened to already")), 409)
-        return StreamingResponse(_listen(session), media_type=SSE, headers=NO_STORE)
+        return StreamingResponse(session.streams.outbox.read(), media_type=SSE, headers=NO_STORE)
 
     async def _delete(self, request: Request) -> Response:
         who, _, view = await self._known(request)
@@ -326,6 +330,7 @@ class Streamable:
         if isinstance(session, Response):
             return session
         self._sessions.drop(session)
+        self._backgrounds.drop(_owner(session))
         await session.end()
         return Response(status_code=204)
 
@@ -341,12 +346,5 @@ class Streamable:
             self._fault("mcp", error)
 
 
-async def _listen(session: Session) -> AsyncIterator[bytes]:
-    session.listening = True
-    try:
-        yield b": listening\n\n"
-        while not session.ended:
-            said = await session.next(QUIET)
-            yield STILL_HERE if said is None else event(said)
-    finally:
-        session.listening = False
+def _owner(session: Session) -> Owner:
+    return Owner(session.key, session.view, session.id)

@@ -23,8 +23,8 @@ _LINE_ENDS: Final = tuple((end.encode(), f"\\u{ord(end):04x}".encode()) for end 
 NO_STORE: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-def event(message: dict[str, Any]) -> bytes:
-    """One message of a stream (WHATWG HTML, server-sent events). JSON has no line ends of its own.
+def event(message: dict[str, Any], name: str = "") -> bytes:
+    """One message of a stream (WHATWG HTML, server-sent events), with an id where it has a ``name``. JSON has no line ends of its own.
 
     INVARIANT: what some clients take for line ends beside those of the standard is written as an escape
     (test_a_stream_holds_one_message_a_line).
@@ -32,7 +32,8 @@ def event(message: dict[str, Any]) -> bytes:
     data = encode(message)
     for raw, escaped in _LINE_ENDS:
         data = data.replace(raw, escaped)
-    return b"event: message\ndata: " + data + b"\n\n"
+    head = f"id: {name}\n".encode() if name else b""
+    return head + b"event: message\ndata: " + data + b"\n\n"
 
 
 def whole(value: dict[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -20,7 +20,7 @@ from remit_broker.edges.attach.source import HttpSource, Source, StdioSource
 from remit_broker.edges.scan.http import HttpWire
 from remit_broker.edges.scan.inbox import Broken
 from remit_broker.edges.scan.stdio import started
-from remit_broker.edges.scan.surface import Surface
+from remit_broker.edges.scan.surface import Foreign, Surface
 from remit_broker.edges.scan.talk import converse
 from remit_schemas.canonical import canonical, digest
 
@@ -40,9 +40,10 @@ class Tools:
 
 async def scan(
     source: Source, tools: Tools, now: Callable[[], str], *, token: str | None = None, ca: str | None = None,
-    seconds: float = SECONDS,
+    foreign: Foreign | None = None, seconds: float = SECONDS,
 ) -> Report:  # fmt: skip
-    """Look at the server that ``source`` names. ``token`` goes to a URL as a bearer; ``ca`` is a file of certificates to trust.
+    """Look at the server that ``source`` names. ``token`` goes to a URL as a bearer; ``ca`` is a file of certificates to trust;
+    ``foreign`` fetches the metadata of authorization servers elsewhere, which without it is not looked at.
 
     Raises ``SourceError`` where a command cannot be run; everything else that goes wrong is a finding.
     """
@@ -52,7 +53,7 @@ async def scan(
     try:
         async with asyncio.timeout(seconds):
             if isinstance(source, HttpSource):
-                await _at(source, talk, found, token, ca)
+                await _at(source, talk, found, (token, ca, foreign))
             else:
                 contained = await _here(source, talk)
     except TimeoutError:
@@ -79,14 +80,17 @@ async def _here(source: StdioSource, talk: Talk) -> str:
     return source.contained
 
 
-async def _at(source: HttpSource, talk: Talk, found: list[Finding], token: str | None, ca: str | None) -> None:
+async def _at(
+    source: HttpSource, talk: Talk, found: list[Finding], given: tuple[str | None, str | None, Foreign | None]
+) -> None:
+    token, ca, foreign = given
     verify = ssl.create_default_context(cafile=ca) if ca else True
     async with AsyncExitStack() as stack:
         # Neither the environment's proxies nor its netrc: what is looked at is this server, by this way.
         client = await stack.enter_async_context(
             httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=15.0, verify=verify)
         )
-        surface = Surface(client, source.url, token)
+        surface = Surface(client, source.url, token, foreign)
         try:
             await surface.look()
         except Broken as over:

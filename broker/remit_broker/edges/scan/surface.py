@@ -1,7 +1,8 @@
 """How an HTTP server is guarded: TLS, redirects, tokens, metadata of the protected resource, and what a web page could do with it.
 
-Only the server itself is asked. Where it leads to another one (a redirect, the metadata of its authorization server), that is told
-and not followed: the URL was the operator's, what the server names is not.
+The server itself is asked, and for metadata the authorization servers that it names, as far as they are public (``Foreign``). Where it
+leads to another place (a redirect, metadata of the resource elsewhere), that is told and not followed: the URL was the operator's,
+what the server names is not.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import re
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
 
@@ -25,15 +26,22 @@ from remit_broker.edges.scan.inbox import Broken
 _STRANGE: Final = "https://remit-scan.invalid"
 _METADATA: Final = re.compile(r'resource_metadata\s*=\s*"?([^",\s]+)')
 _SMALL: Final = 64 * 1024
+_SERVERS: Final = 5
+"""Authorization servers that are looked at."""
 _SOON: Final = 14 * 86400
 """Seconds before the end of a certificate in which it should have been replaced."""
 
 
-class Surface:
-    """Looks at one URL; what it finds is in :attr:`found`."""
+Foreign = Callable[[str], Awaitable[bytes]]
+"""A document at a URL that the server named: from a public address, the one that was checked, small, in time, without a token.
+Raises for all else."""
 
-    def __init__(self, client: httpx.AsyncClient, url: str, token: str | None) -> None:
-        self._client, self._token = client, token
+
+class Surface:
+    """Looks at one URL; what it finds is in :attr:`found`. Without ``foreign`` no other server is asked for anything."""
+
+    def __init__(self, client: httpx.AsyncClient, url: str, token: str | None, foreign: Foreign | None = None) -> None:
+        self._client, self._token, self._foreign = client, token, foreign
         self.url = url
         self.found: list[Finding] = []
         self.open = False
@@ -176,9 +184,11 @@ class Surface:
         )  # fmt: skip
 
     async def _authorization(self, servers: Any) -> None:
-        """The authorization servers that are this very server: others are not asked."""
-        for issuer in [one for one in servers if isinstance(one, str)][:5] if isinstance(servers, list) else ():
+        """The authorization servers, whose metadata is looked at."""
+        for issuer in [one for one in servers if isinstance(one, str)][:_SERVERS] if isinstance(servers, list) else ():
             if _origin(issuer) != _origin(self.url):
+                if self._foreign is not None:
+                    await self._elsewhere(issuer, self._foreign)
                 continue
             for place in authorization.places_of(issuer):
                 if (told := await self._document(place)) is not None:
@@ -189,6 +199,30 @@ class Surface:
                     "auth.server", "high", "its authorization server has no metadata", issuer,
                     "serve /.well-known/oauth-authorization-server (RFC 8414)",
                 )  # fmt: skip
+
+    async def _elsewhere(self, issuer: str, get: Foreign) -> None:
+        """The metadata of an authorization server at another place.
+
+        INVARIANT: what a server names is asked for from public addresses alone, and gets no token
+        (test_metadata_elsewhere_is_asked_for_from_public_addresses_alone).
+        """
+        why = ""
+        for place in authorization.places_of(issuer):
+            try:
+                told = json.loads(await get(place))
+            except (ValueError, RecursionError):
+                why = "its answer is no JSON"
+                continue
+            except Exception as error:  # a network's, or the refusal to go there
+                why = str(error) or type(error).__name__
+                continue
+            if isinstance(told, dict):
+                self.found.extend(authorization.judged(quoted(place), told, issuer, near=False))
+                return
+        self._note(
+            "auth.server", "medium", f"the metadata of its authorization server elsewhere was not had: {quoted(why)[:200]}", issuer,
+            "look at it by hand; a network of yours is asked for with --allow NETWORK",
+        )  # fmt: skip
 
     async def _document(self, url: str) -> dict[str, Any] | None:
         try:

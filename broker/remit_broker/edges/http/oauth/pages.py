@@ -20,6 +20,11 @@ STYLE: Final = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:34em;margin:3em auto;padding:0 1em;color:#222}"
     "h1{font-size:1.3em}code{background:#eee;padding:.1em .3em;overflow-wrap:anywhere}"
     "button{font:inherit;padding:.5em 1.2em;margin-right:.6em}.warn{border-left:.3em solid #c60;padding-left:.8em}"
+    ".wrong{border-left:.3em solid #b00;padding-left:.8em}fieldset{border:1px solid #999;margin:0 0 1em;padding:.4em 1em .8em}"
+    "label{display:block;margin:.5em 0}small{color:#666}input[type=password]{display:block;width:100%;box-sizing:border-box;"
+    "font:inherit;padding:.4em;margin-top:.3em}"
+    "@media(prefers-color-scheme:dark){body{background:#16181d;color:#ddd}code{background:#2a2e36}small{color:#aaa}"
+    "button,input{background:#2a2e36;color:#ddd;border:1px solid #666}}"
 )
 _STYLE_HASH: Final = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 
