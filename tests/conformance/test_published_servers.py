@@ -133,3 +133,24 @@ async def test_published_servers_are_used_by_a_client_in_typescript(
     for (call, said), answer in zip(wanted, seen["answers"], strict=True):
         assert call["name"] in seen["tools"]
         assert said in str(answer["content"]) and not answer.get("isError"), (call, answer)
+
+
+async def test_a_published_server_works_in_the_background_for_a_client_in_typescript(
+    front: Front, modules: Path
+) -> None:
+    script = modules / f"drive-task-{os.getpid()}.mjs"
+    shutil.copy(PUBLISHED / "drive-task.mjs", script)
+    words = ("simulate-research-query", json.dumps({"topic": "python", "ambiguous": True}))
+    try:
+        process = await asyncio.create_subprocess_exec(
+            "node", str(script), f"{front.url}/mcp/everything", front.token, *words,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        out, err = await process.communicate()
+    finally:
+        with contextlib.suppress(OSError):
+            script.unlink()
+    assert process.returncode == 0, err.decode()
+    seen = json.loads(out)
+    assert seen["states"][0] == "taskCreated" and seen["states"][-1] == "result", seen
+    assert "clarify" in seen["asked"] and "python (technical)" in seen["text"]

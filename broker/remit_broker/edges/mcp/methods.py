@@ -19,8 +19,9 @@ from remit_schemas.envelope import Error
 from remit_schemas.errors import Code, Refusal
 from remit_schemas.names import Resource, is_op, normalize
 
-VERSIONS: Final = ("2025-11-25", "2025-06-18", "2025-03-26")
-"""Revisions of the protocol that a session may have, the newest first."""
+VERSIONS: Final = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
+"""Revisions of the protocol that a session may have, the newest first. The oldest had another transport, and has clients that speak it
+over this one."""
 
 COLLISIONS: Final = "dev.remit/collisions"
 """The key in ``_meta`` of a listing under which the tools are that share a name."""

@@ -24,7 +24,7 @@ CANCELLED: Final = -32020
 """As the table of errors has it."""
 NEEDS: Final = {"sampling/createMessage": "sampling", "elicitation/create": "elicitation", "roots/list": "roots"}
 """What a client has to say it can, to be asked a question of this method."""
-RESUMES: Final = ("2025-11-25", "2025-06-18", "2025-03-26")
+RESUMES: Final = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 """Revisions whose streams can be taken up again; clients of the first know events that are an id and nothing else."""
 SUBSCRIBED: Final = 1000
 OUTBOX: Final = 256
