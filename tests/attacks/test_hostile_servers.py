@@ -21,7 +21,7 @@ from tests.support.raw import Arena, arena_on, error_of, tool
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 ALLOWED = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
-MODES = ("odd-names", "endless-progress", "wrong-ids", "malformed")
+MODES = ("odd-names", "endless-progress", "wrong-ids")
 
 
 class House:
@@ -70,6 +70,12 @@ async def test_odd_names_become_harmless_ones_or_are_left_out(house: House) -> N
 
 
 async def test_one_malformed_tool_keeps_no_other_away_and_is_shown_with_its_reason(house: House) -> None:
+    async with AsyncExitStack() as stack:
+        await house.front.attach("malformed", hostile("malformed"), stack)
+        await _only_what_is_fine_is_there(house)
+
+
+async def _only_what_is_fine_is_there(house: House) -> None:
     assert await house.names("/mcp/malformed") == ["fine"]
     raw = await house.begun("/mcp/malformed")
     answer = await raw.ask("tools/call", {"name": "fine", "arguments": {}})

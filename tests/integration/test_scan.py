@@ -73,6 +73,8 @@ def test_what_counts_as_a_failure_is_for_the_caller_to_say() -> None:
         ("loose", "protocol.shape", "medium"),
         ("loose", "protocol.version", "medium"),
         ("loose", "protocol.unknown_method", "low"),
+        ("no-ping", "protocol.ping", "low"),
+        ("templates", "ssrf.template", "high"),
     ],
 )
 def test_a_gap_is_found(mode: str, rule: str, severity: str) -> None:
@@ -124,3 +126,11 @@ def test_a_published_server_is_scanned_as_its_users_start_it() -> None:
     assert "git_log" in report["tools"]
     assert {one["rule"] for one in report["findings"]} >= {"danger.destroys", "schema.free"}
     assert not [one for one in report["findings"] if one["rule"].startswith(("text.injection", "protocol."))]
+
+
+def test_a_template_whose_host_is_the_servers_own_is_no_gap() -> None:
+    said = scan("templates", "--json").json()
+    assert sorted(one["evidence"] for one in said["findings"] if one["rule"] == "ssrf.template") == [
+        "https://{host}/x",
+        "{+url}",
+    ]

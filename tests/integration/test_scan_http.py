@@ -36,6 +36,7 @@ def spoken(body: bytes) -> Any:
     results = {
         "initialize": {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {"name": "web", "version": "1"}},
         "tools/list": {"tools": [WEATHER]},
+        "ping": {},
     }  # fmt: skip
     if message["method"] in results:
         return {"jsonrpc": "2.0", "id": message["id"], "result": results[message["method"]]}

@@ -27,9 +27,9 @@ from remit_schemas.budget import ZERO
 from remit_schemas.callee import check_dispatch
 from remit_schemas.errors import Code, Refusal
 from tests.simulation import bugs_of_consent
-from tests.simulation.planting import BUGS, bug, planted, put
+from tests.simulation.planting import BUGS, OF_THE_WHOLE, bug, bug_of_the_whole, planted, put
 
-__all__ = ["BUGS", "bugs_of_consent", "planted"]
+__all__ = ["BUGS", "OF_THE_WHOLE", "bugs_of_consent", "planted"]
 
 
 async def nothing(*_: Any, **__: Any) -> None:
@@ -366,17 +366,17 @@ def a_revoked_grant_is_forgotten(stack: ExitStack) -> None:
     put(stack, fold, "_revoke", lambda past, record: past)
 
 
-@bug
+@bug_of_the_whole
 def what_is_revoked_after_the_opening_is_sent(stack: ExitStack) -> None:
     put(stack, dispatch, "nothing_stops", lambda *_: None)
 
 
-@bug
+@bug_of_the_whole
 def a_replica_that_cannot_hear_goes_on(stack: ExitStack) -> None:
     put(stack, revocations.KvRevocations, "fresh", property(lambda self: self._beaten > float("-inf")))
 
 
-@bug
+@bug_of_the_whole
 def a_revocation_is_not_heard_once_it_was_seen(stack: ExitStack) -> None:
     put(stack, revocations.KvRevocations, "_apply", lambda self, key, value: None)
 

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from tests.simulation.borders import Borders, tenant_of
+from tests.simulation.caps import CALL, Caps, OverAllTasks
 from tests.simulation.consent import Consent
 from tests.simulation.loop import Process, SimulatedLoop
 from tests.simulation.nats_server import Peer
@@ -29,7 +30,6 @@ SLACK = 0.25
 """Seconds that a message which was sent in time may still take."""
 STOPPED = ("dispatch.cancelled", "paused", "grant.revoked", "revoked.agent", "revoked.user", "revoked.tool")
 """Rules by which a hop ends whose callee is asked to stop."""
-CALL = {"usd_micros": 0, "tokens": 0, "calls": 1}
 
 
 class _Call(msgspec.Struct):
@@ -43,15 +43,12 @@ class _Call(msgspec.Struct):
 _call = msgspec.json.Decoder(_Call).decode
 _json = msgspec.json.Decoder().decode
 
-Caps = dict[tuple[str, str, str], dict[str, int]]
-"""By (kind, name, window): the cap, for a window that lasts longer than any run."""
-
 
 class Checks:
     """The observer of one run. ``violations`` has what was broken, in order; ``totals`` counts what happened."""
 
     def __init__(self, loop: SimulatedLoop, caps: Caps) -> None:
-        self.loop, self.caps = loop, caps
+        self.loop = loop
         self.violations: list[tuple[float, Violation]] = []
         self.totals: collections.Counter[str] = collections.Counter()
         self.trace: list[tuple[float, str]] = []
@@ -68,7 +65,7 @@ class Checks:
         self._lost_hops: set[str] = set()
         self._digest = hashlib.blake2b(digest_size=16)
         self._found = 0
-        self._opened: dict[str, int] = {}
+        self.opened: dict[str, int] = {}
         self._closed: dict[str, int] = {}
         self._knows: dict[Process, set[int]] = {}
         self._dispatched: collections.Counter[tuple[str, int]] = collections.Counter()
@@ -79,10 +76,7 @@ class Checks:
         self._services: collections.Counter[tuple[str, str]] = collections.Counter()
         self._opens: collections.Counter[tuple[str, str]] = collections.Counter()
         self._refused: collections.Counter[tuple[str, str]] = collections.Counter()
-        self._counted: dict[str, dict[str, int]] = {}
-        """What each hop counts for in the accounts now, beside what it has used up before it was parked."""
-        self._used: dict[str, dict[str, int]] = {}
-        self._about: dict[str, dict[str, Any]] = {}
+        self.about: dict[str, dict[str, Any]] = {}
         """Each hop as it was opened, with what a resumption has changed."""
         self.grace = 0.0
         self.exact = False
@@ -101,7 +95,7 @@ class Checks:
         self._floor: dict[str, tuple[int, int]] = {}
         """By hop: the sequence of its last resumption, and the number of the first grant that counts since."""
         self.refusals: list[dict[str, Any]] = []
-        self.consent, self.borders = Consent(self), Borders(self)
+        self.consent, self.borders, self.caps = Consent(self), Borders(self), OverAllTasks(self, caps)
         self._heard: dict[tuple[str, str], frozenset[str]] = {}
         """Labels of what a principal has heard in a txn, by what was published."""
 
@@ -142,10 +136,10 @@ class Checks:
             self.totals[f"answer {about[1]}"] += 1
 
     def _in_time(self, hop: str) -> None:
-        seq = self._opened.get(hop)
+        seq = self.opened.get(hop)
         if seq is None or not self.timely:
             return
-        late = self.loop.now + EPOCH - self._about[hop]["deadline"] / 1000
+        late = self.loop.now + EPOCH - self.about[hop]["deadline"] / 1000
         if late > SLACK:
             self.broken("use.after-deadline", hop, f"its callee began it {late:.2f} s after its deadline")
 
@@ -156,7 +150,7 @@ class Checks:
             # What was appended on a lost prefix is a broken chain; what counts now is that nothing is dispatched on it.
             self._found = len(found)
         for one in found[self._found :] if len(found) > self._found else ():
-            # What was reported beyond a hold may exceed a cap once; here it is judged by what was held (_within_caps).
+            # What was reported beyond a hold may exceed a cap once; here it is judged by what was held (OverAllTasks.dispatched).
             if one.rule != "account.overspent":
                 self.broken(*one)
         self._found = len(found)
@@ -198,33 +192,32 @@ class Checks:
         more = record.get("outcome", "") or record.get("resource", "")
         self.say("stored", seq, f"{key[1][:4]}#{record['seq']}", kind, hop, more, "by", record["by"])
         if kind == "hop.opened":
-            self._opened[hop] = seq
-            self._about[hop] = record
+            self.opened[hop] = seq
+            self.about[hop] = record
             self._opens[key[0], record["caller"]] += 1
         elif kind == "hop.closed":
             self._closed[hop] = seq
-            self._uncount(hop, record)
+            self.caps.ended(hop, record)
             self._closed_rightly(hop, record)
         elif kind == "hop.parked":
-            self._uncount(hop, record)
-            for unit, amount in self._counted.pop(hop, {}).items():
-                self._used.setdefault(hop, dict.fromkeys(CALL, 0))[unit] += amount
+            self.caps.ended(hop, record)
+            self.caps.parked(hop)
         elif kind == "hop.resumed":
-            self._opened[hop] = seq
-            self._about[hop] = {
-                **self._about[hop],
+            self.opened[hop] = seq
+            self.about[hop] = {
+                **self.about[hop],
                 "budget": record["budget"],
                 "exp": record["exp"],
                 "deadline": record["deadline"],
             }
-            self._opens[key[0], self._about[hop]["caller"]] += 1
+            self._opens[key[0], self.about[hop]["caller"]] += 1
             self._n[hop] += 1
             self._floor[hop] = seq, int(record["jti"].rsplit(".", 1)[1])
-        self.consent.stored(self.books(key), record, self._about.get(hop, record))
+        self.consent.stored(self.books(key), record, self.about.get(hop, record))
 
     def _closed_rightly(self, hop: str, record: dict[str, Any]) -> None:
         if self.timely and record["outcome"] == "unknown" and record["rule"] == "close.abandoned":
-            until = self._about[hop]
+            until = self.about[hop]
             due = until["exp"] if "silent" in record["reason"] else until["deadline"] / 1000
             early = due + self.grace - EPOCH - self.loop.now
             if early > 0.05:
@@ -248,11 +241,11 @@ class Checks:
             self.totals["records lost"] += 1
             if record["kind"] == "hop.opened":
                 self._lost_hops.add(record["hop"])
-                self._opened.pop(record["hop"], None)
+                self.opened.pop(record["hop"], None)
             elif record["kind"] == "hop.closed":
                 self._closed.pop(record["hop"], None)
         self._count_losers()
-        self.checker = Checker(self.caps)
+        self.checker = Checker(self.caps.caps)
         for _, record in self.stored.values():
             self.checker._books.setdefault(
                 (record["tenant"], record["txn"]), Books((record["tenant"], record["txn"]))
@@ -288,7 +281,7 @@ class Checks:
         who = process.name if process is not None else "?"
         self.say("dispatch", call.hop, call.resource, "by", who)
         self.totals["dispatches"] += 1
-        seq = self._opened.get(call.hop)
+        seq = self.opened.get(call.hop)
         if seq is None:
             if call.hop not in self._lost_hops:
                 self.broken("dispatch.without-intent", call.hop, f"{who} sent it, the ledger has no record of it")
@@ -303,12 +296,12 @@ class Checks:
         self._dispatched[turn] += 1
         if self._dispatched[turn] > (2 if call.resumed else 1):
             self.broken("hop.dispatched-twice", call.hop, f"{who} sent it again")
-        key, record = self.stored[seq][0], self._about[call.hop]
+        key, record = self.stored[seq][0], self.about[call.hop]
         if peer.who is not None:
             self.borders.sent("dispatch", peer.who[0], call.txn, call.hop)
         intent = self.stored[seq][1]
         self.consent.dispatched(intent, record["resource"], bytes(call.args))
-        self._within_caps(call.hop, record, key)
+        self.caps.dispatched(call.hop, record, key)
         self._not_revoked(call, key, who)
 
     def _answer(self, peer: Peer, subject: str, data: bytes) -> None:
@@ -345,7 +338,7 @@ class Checks:
 
     def _labelled(self, txn: str, hop: str, kind: str) -> None:
         """What is released is known to have come to its caller: what the callee's source brings, and whatever it heard itself."""
-        about = self._about.get(hop)
+        about = self.about.get(hop)
         if about is None or not self.strict:
             return
         callee = about["resource"].split("/")[1]
@@ -359,52 +352,15 @@ class Checks:
 
     def _by_a_grant_that_counts(self, subject: str, hop: str) -> None:
         """What was opened with a grant from before a resumption must have been opened before it."""
-        token, about = self._asked.get(subject), self._about.get(hop)
+        token, about = self._asked.get(subject), self.about.get(hop)
         if token is None or about is None or about["parent"] not in self._floor:
             return
         seq, n = self._floor[about["parent"]]
         used = int(str(claims_of(token).get("jti", "..0")).rsplit(".", 1)[1])
-        if used < n and self._opened[hop] > seq:
+        if used < n and self.opened[hop] > seq:
             self.broken("grant.superseded", hop, f"opened with grant {used} of its parent, which was resumed with {n}")
 
-    # Caps and revocations
-
-    @staticmethod
-    def _accounts(record: dict[str, Any], user: str) -> list[tuple[str, str]]:
-        kind, name, _ = record["resource"].split("/", 2)
-        found = [("tenant", record["tenant"]), ("user", user), ("agent", record["caller"] if kind == "mcp" else name)]
-        return [*found, ("tool", record["resource"])] if kind == "mcp" else found
-
-    def _within_caps(self, hop: str, record: dict[str, Any], key: tuple[str, str]) -> None:
-        """What is dispatched was reserved before, in every account."""
-        if not self.caps:
-            return
-        self._counted[hop] = dict(record["budget"]) if record["resource"].startswith("mcp/") else dict(CALL)
-        for kind, name in self._accounts(record, self.books(key).user):
-            for (of, who, _), cap in self.caps.items():
-                if of == kind and (who == name or (who == "default" and (kind, name, _) not in self.caps)):
-                    for unit, amount in cap.items():
-                        spent = self._spent(key[0], kind, name, unit)
-                        if spent > amount:
-                            self.broken("account.overspent", hop, f"{kind} {name} has {spent} {unit} of {amount}")
-
-    def _spent(self, tenant: str, kind: str, name: str, unit: str) -> int:
-        total = 0
-        for counts in (self._counted, self._used):
-            for hop, counted in counts.items():
-                seq = self._opened.get(hop)
-                if seq is None or self.stored[seq][0][0] != tenant:
-                    continue
-                if (kind, name) in self._accounts(self._about[hop], self.books(self.stored[seq][0]).user):
-                    total += counted[unit]
-        return total
-
-    def _uncount(self, hop: str, record: dict[str, Any]) -> None:
-        counted = self._counted.get(hop)
-        if counted is None or record.get("outcome") in ("unknown", "cancelled"):
-            return
-        for unit in counted:
-            counted[unit] = min(counted[unit], record["cost"][unit] + CALL[unit])
+    # Revocations
 
     def _not_revoked(self, call: _Call, key: tuple[str, str], who: str) -> None:
         account = self.books(key).accounts.get(call.hop)
@@ -426,37 +382,10 @@ class Checks:
                 "use.after-revoke", call.hop, f"{what} was revoked {self.loop.now - since:.2f} s before, {who} sent it"
             )
 
-    def account(self, tenant: str, row: dict[str, Any]) -> None:
-        """What an account says of itself when nothing runs."""
-        where = f"{tenant}: {row['kind']} {row['name']}"
-        if any(row["held"].values()):
-            self.broken("account.held", where, f"{row['held']} is held by nobody")
-        if not self.exact or "calls" not in row["cap"]:
-            return
-        least, most = self._calls_of(tenant, (row["kind"], row["name"]))
-        if not least <= row["spent"]["calls"] <= most:
-            self.broken(
-                "account.differs", where, f"it has {row['spent']['calls']} calls, by the tenant's own ledger {least}"
-            )
-
-    def _calls_of(self, tenant: str, account: tuple[str, str]) -> tuple[int, int]:
-        """How many calls the ledger of a tenant says that an account has spent: at least, and at most."""
-        least = most = 0
-        for key, record in self.stored.values():
-            about = self._about.get(record["hop"])
-            if about is None or key[0] != tenant or account not in self._accounts(about, self.books(key).user):
-                continue
-            if record["kind"] in ("hop.opened", "hop.resumed"):
-                least += 1
-                most += record["budget"]["calls"] if about["resource"].startswith("mcp/") else 1
-            elif record["kind"] in ("hop.closed", "hop.parked"):
-                most += record["cost"]["calls"]
-        return least, most
-
     def deadline_of(self, hop: str) -> float:
         """Until when a hop may run, in Unix seconds."""
-        seq = self._opened.get(hop)
-        return float("inf") if seq is None else float(self._about[hop]["deadline"]) / 1000
+        seq = self.opened.get(hop)
+        return float("inf") if seq is None else float(self.about[hop]["deadline"]) / 1000
 
     # At the end
 
@@ -481,9 +410,9 @@ class Checks:
             # Where nobody could know in time whether its intent is stored, a call is refused and is a hop all the same; or it only
             # asked for an approval. A refusal that stands for several names one of their hops.
             mine = [one for one in self.refusals if (one["tenant"], one["caller"]) == caller]
-            least = sum(one["hop"] in self._opened for one in mine)
+            least = sum(one["hop"] in self.opened for one in mine)
             most = sum(
-                one["count"] if one["rule"] == "ledger.unreachable" else one["hop"] in self._opened for one in mine
+                one["count"] if one["rule"] == "ledger.unreachable" else one["hop"] in self.opened for one in mine
             )
             ended = self._opens[caller] + self._refused[caller]
             who, became = (

@@ -12,12 +12,15 @@ Plan = dict[str, Any]
 
 FAULTS = (
     "lost acks", "late acks", "slow commits", "leader changes", "restarts", "power cut", "crashes", "freezes", "cuts",
-    "partitions", "callee crashes", "caller crashes", "disk", "clocks", "consumers", "duplicates",
+    "partitions", "callee crashes", "caller crashes", "disk", "clocks", "consumers", "duplicates", "stops",
 )  # fmt: skip
 
 
 CROSSINGS = ("call", "smuggle", "close", "wait", "approval", "resume", "decide", "revoke", "shut")
 """What somebody of one tenant tries with the grants and ids of another."""
+
+
+STOPPABLE = (("agent", "leaf"), ("agent", "worker"), ("user", "ann"), ("tool", "mcp/tools/*"), ("tool", "agent/odd/*"))
 
 
 class Act(NamedTuple):
@@ -45,6 +48,8 @@ def story(rng: random.Random, *, clustered: bool, tenants: tuple[str, ...] = ("d
     """A story for a town."""
     seconds = rng.choice((1.0, 2.0, 4.0, 4.0, 8.0))
     faults = _faults(rng, clustered)
+    if "stops" in faults:
+        seconds = max(seconds, 4.0)
     count = rng.choice((1, 1, 1, 2, 3))
     txns = [_txn(rng, seconds) for _ in range(max(count, len(tenants)))]
     for number, plan in enumerate(txns):
@@ -204,9 +209,7 @@ def _acts(rng: random.Random, seconds: float) -> list[Act]:
     if rng.random() < 0.1:
         acts.append(Act(at(), "revoke txn"))
     if rng.random() < 0.2:
-        kind, name = rng.choice(
-            (("agent", "leaf"), ("agent", "worker"), ("user", "ann"), ("tool", "mcp/tools/*"), ("tool", "agent/odd/*"))
-        )
+        kind, name = rng.choice(STOPPABLE)
         began = at(0.5)
         acts.append(Act(began, f"revoke {kind}", name))
         if rng.random() < 0.5:

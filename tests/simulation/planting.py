@@ -8,6 +8,8 @@ from typing import Any, Final
 
 Bug = Callable[[ExitStack], None]
 BUGS: Final[dict[str, Bug]] = {}
+OF_THE_WHOLE: Final[set[str]] = set()
+"""Bugs in what the core of a broker does not have: runs of the core need not be tried."""
 
 
 @contextmanager
@@ -21,6 +23,11 @@ def planted(name: str) -> Iterator[None]:
 def bug(work: Bug) -> Bug:
     BUGS[work.__name__.replace("_", "-")] = work
     return work
+
+
+def bug_of_the_whole(work: Bug) -> Bug:
+    OF_THE_WHOLE.add(work.__name__.replace("_", "-"))
+    return bug(work)
 
 
 def put(stack: ExitStack, where: Any, name: str, value: Any) -> Any:

@@ -317,7 +317,7 @@ class Run(Troubles, People, Crossings):
                 task = replica.process.run(replica.broker.accounts.report(tenant))
                 await asyncio.wait({task}, timeout=10)
                 for row in task.result() if task.done() and task.exception() is None else ():
-                    self.at.checks.account(tenant, row)
+                    self.at.checks.caps.account(tenant, row)
 
     async def _probe(self) -> None:
         """The system works again."""

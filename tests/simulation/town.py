@@ -15,7 +15,8 @@ from remit_broker.config import BusConfig, Config, LimitsConfig
 from remit_broker.config.keys import ApprovalsConfig, TenantConfig
 from remit_schemas.errors import Code, Refusal
 from tests.simulation.borders import OTHER
-from tests.simulation.checks import Caps, Checks
+from tests.simulation.caps import Caps
+from tests.simulation.checks import Checks
 from tests.simulation.jetstream import JetStreams
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.nats_server import NatsServer, Peer

@@ -9,8 +9,11 @@ from typing import Any
 
 from tests.simulation.consent import waiting
 from tests.simulation.network import SERVER
-from tests.simulation.plans import Story
+from tests.simulation.plans import STOPPABLE, Act, Story
 from tests.simulation.replicas import Replica
+
+REVOCATIONS = "KV_revocations"
+"""The stream that what is revoked is heard from."""
 
 
 class Troubles:
@@ -21,6 +24,10 @@ class Troubles:
     story: Story
     calm: bool
     totals: Any
+
+    async def _act(self, act: Act) -> None:
+        """Do what an operator does."""
+        raise NotImplementedError
 
     def _unkind(self) -> None:
         faults, store, rng = self.story.faults, self.at.js.faults, self.rng
@@ -45,6 +52,7 @@ class Troubles:
             "leader changes": self._leaders, "restarts": self._restarts, "power cut": self._power_cut, "crashes": self._crashes,
             "freezes": self._freezes, "cuts": self._cuts, "partitions": self._partitions, "callee crashes": self._callees,
             "caller crashes": self._desk_dies, "consumers": self._consumers, "clocks": self._clocks,
+            "stops": self._stops,
         }.get(fault)  # fmt: skip
 
     async def _pause(self, shorter: float = 1.0) -> None:
@@ -173,6 +181,26 @@ class Troubles:
             if found:
                 self.totals["consumer lost"] += 1
                 self.rng.choice(found).remove()
+
+    async def _stops(self) -> None:
+        """An operator stops something while openings wait for a ledger without a leader, or one replica cannot hear of it."""
+        for _ in range(self.rng.choice((1, 2))):
+            await self._pause(0.4)
+            clustered, stream = self.at.town.clustered, self.at.js.streams.get(REVOCATIONS)
+            waiting = clustered and self.rng.random() < 0.5
+            if waiting:
+                self._died("leader changed")
+                self.at.js.change_leader(["LEDGER"], 3.4)
+                await asyncio.sleep(self.rng.random())
+            elif stream is not None and stream.consumers:
+                self.totals["consumer lost"] += 1
+                self.rng.choice(list(stream.consumers.values())).remove()
+            kind, name = self.rng.choice((*STOPPABLE, ("all", "everything"), ("all", "everything")))
+            await self._act(Act(0.0, f"revoke {kind}", name))
+            if clustered and not waiting:
+                # Whoever has not heard of it yet does not hear of it soon.
+                self._died("leader changed")
+                self.at.js.change_leader([REVOCATIONS], 5.6)
 
     async def _clocks(self) -> None:
         await self._pause()

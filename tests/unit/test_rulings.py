@@ -121,6 +121,9 @@ def test_an_exception_lifts_what_it_names_and_nothing_else(engine: CedarEngine):
         {"now": MONDAY_9 + 3600}, {"findings": ("pii.email",)},
     ):  # fmt: skip
         assert not engine.decide(asked(**{**WEB, **changes})).allowed, changes
+    # Of two policies that forbid it, one alone was lifted; the refusal is theirs, and no error of ours.
+    both = said(engine.decide(asked(**WEB, findings=("pii.email",))))
+    assert both[:2] == DENIED[:2] and set(both[2]) == {"no-web", "no-pii"}
     # What a permit demands is demanded all the same.
     assert engine.decide(asked(**WEB, depth=4)).approve == ("ask",)
     exempt(engine, "no-web", state="withdrawn")

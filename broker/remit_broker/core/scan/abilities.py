@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
@@ -46,6 +47,8 @@ POWERS: Final = (
 _FETCHES: Final = words(
     "fetch get download request http https browse crawl scrape open navigate load import proxy webhook call visit url web"
 )
+_CHOSEN: Final = re.compile(r"\{|(?:https?|wss?|ftp)://[^/{}]*\{", re.IGNORECASE)
+"""Where the reader of a template chooses the host, or the address as a whole."""
 _READS: Final = words(
     "get list read search find show describe view count check status lookup query fetch inspect diff log"
 )
@@ -91,6 +94,20 @@ def _verbs(name: str) -> frozenset[str]:
     parts = parts_of(name)
     first = next((index for index, part in enumerate(parts) if part in _READS), len(parts))
     return frozenset(parts[:first])
+
+
+def templates(items: list[dict[str, Any]]) -> Iterator[Finding]:
+    """SSRF by reading: a template of resources whose reader chooses the host, or the whole address."""
+    for item in items:
+        uri = item.get("uriTemplate")
+        if not isinstance(uri, str) or not _CHOSEN.match(uri):
+            continue
+        yield Finding(
+            rule="ssrf.template", severity="high",
+            where=f"template {quoted(uri)[:100]}",
+            message="whoever reads it chooses the host: also one that only the server can reach",
+            evidence=quoted(uri), ask='constrain it in scopes: mcp/NAME/$resource{"uri":{"prefix":"https://example.com/"}}',
+        )  # fmt: skip
 
 
 def _reaches(where: str, tool: dict[str, Any], said: frozenset[str]) -> Iterator[Finding]:

@@ -45,6 +45,7 @@ _ASKS: Final = {
     "protocol.version": "use a current version of it",
     "protocol.shape": "tell its author; clients differ in what they make of it",
     "protocol.error": "tell its author",
+    "protocol.ping": "tell its author: clients ask by it whether the server still lives",
     "protocol.unknown_method": "tell its author: what it does not know it must refuse",
 }
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 import httpx
 import msgspec
 
+from remit_broker.core.scan.abilities import templates
 from remit_broker.core.scan.definitions import Detect, Usable, look_at_tools, many, texts
 from remit_broker.core.scan.finding import Finding, Report, quoted, sorted_findings
 from remit_broker.core.scan.surface import Talk, judged
@@ -120,6 +121,7 @@ def _server(talk: Talk) -> dict[str, str]:
 
 def _defined(talk: Talk, tools: Tools) -> list[Finding]:
     found = list(look_at_tools(talk.tools, tools.detect, tools.usable))
+    found += templates(talk.resources)
     found += texts("server/instructions", talk.instructions, tools.detect)
     for kind, items in (("resource", talk.resources), ("prompt", talk.prompts)):
         for item in items:

@@ -58,6 +58,7 @@ async def converse(wire: Wire, talk: Talk) -> None:
         talk.resources = [*await _list(wire, talk, "resources"), *await _list(wire, talk, "resourceTemplates")]
         talk.prompts = await _list(wire, talk, "prompts")
         await _unknown(wire, talk)
+        await _ping(wire, talk)
     except Broken as over:
         talk.broke("protocol.silent", "high" if talk.reached else "critical", str(over))
     except Refused as no:
@@ -161,6 +162,18 @@ async def _unknown(wire: Wire, talk: Talk) -> None:
         talk.broke("protocol.unknown_method", "low", "an unknown method gets no answer")
     else:
         talk.broke("protocol.unknown_method", "low", "an unknown method gets a result")
+
+
+async def _ping(wire: Wire, talk: Talk) -> None:
+    """Whether it says that it is alive, in the generation that has that (2025-11-25, Ping)."""
+    if wire.modern:
+        return
+    try:
+        await wire.ask("ping", {})
+    except Refused as no:
+        talk.broke("protocol.ping", "low", "a ping is refused", no)
+    except TimeoutError:
+        talk.broke("protocol.ping", "low", "a ping gets no answer")
 
 
 def _digest(items: list[dict[str, Any]]) -> str:
