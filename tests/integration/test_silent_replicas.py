@@ -35,7 +35,7 @@ async def opened_by(lab: Lab, txn: str, like: dict[str, Any], by: str, exp: floa
         assert isinstance(model, HopOpened)
         record = seal(
             msgspec.structs.replace(
-                model, hop=hop, by=by, seq=turn.fold.seq + 1, prev=turn.fold.hash, at=rfc3339(time.time()),
+                model, hop=hop, by=by, seq=turn.fold.seq + 1, prev=turn.fold.hash, veil=turn.fold.veil, at=rfc3339(time.time()),
                 jti=str(Jti(txn, hop, 1)), exp=int(exp), deadline=int(deadline * 1000), hash="",
             )
         )  # fmt: skip

@@ -34,11 +34,12 @@ async def test_the_tasks_of_a_client_are_bounded() -> None:
 
 async def test_what_is_held_for_a_client_is_bounded_in_bytes() -> None:
     all_ = Backgrounds(lambda: 1.0)
-    first, second = all_.begin(ANN, 60, nothing), all_.begin(ANN, 60, nothing)
+    # In whatever session.
+    first, second = all_.begin(ANN._replace(session="other"), 60, nothing), all_.begin(ANN, 60, nothing)
     for task in (first, second):
         task.end(Outcome({"content": "x" * (BYTES // 2)}), "completed")
     all_.make_room(ANN)
-    assert all_.of(ANN) == [second]
+    assert all_.of(ANN) == [second] and all_.of(ANN._replace(session="other")) == []
 
 
 async def test_what_was_cancelled_stays_so_whatever_its_hop_ends_in() -> None:

@@ -34,6 +34,15 @@ async def test_what_is_kept_of_streams_is_bounded() -> None:
     assert mine.find(f"{stream.number}-4") is None and mine.find(f"{stream.number}-5") is not None
 
 
+async def test_what_is_too_large_to_be_kept_is_sent_and_no_longer_there() -> None:
+    mine = streams()
+    stream = mine.open()
+    stream.put({"n": "x" * BYTES})
+    stream.close()
+    assert len(await whole(stream)) > BYTES
+    assert mine.find("1-0") is None and stream.size == 0
+
+
 async def test_a_stream_that_is_open_is_kept_whatever_ends_beside_it() -> None:
     mine = streams()
     first = mine.open()

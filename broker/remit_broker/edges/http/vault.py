@@ -185,7 +185,7 @@ class VaultDesk:
     async def _verified(self, one: Content) -> tuple[bytes | None, str]:
         """The content, only if it is what the record commits to; else why there is none."""
         if one.replaced:
-            return None, "policy replaced something in it: such answers are not kept"
+            return None, "policy replaced something in it: what was released instead is what is kept"
         text = None if self._store is None else await self._store.get(one.slot)
         if text is None:
             return None, "nothing is kept of it: never kept, forgotten after its time, or erased"

@@ -25,9 +25,9 @@ ENDED: Final = frozenset({"completed", "failed", "cancelled"})
 WORKING: Final = 64
 """Tasks of one owner at once that have not ended."""
 KEPT: Final = 256
-"""Tasks of one owner, with those whose result is still held; of more, those that ended first are forgotten."""
+"""Tasks of one principal, with those whose result is still held; of more, those that ended first are forgotten."""
 BYTES: Final = 64 * 1024 * 1024
-"""Bytes of results that are held for one owner; of more, those that ended first are forgotten."""
+"""Bytes of results that are held for one principal; of more, those that ended first are forgotten."""
 AFTER: Final = 300.0
 """Seconds for which a result is held at least, where its client did not wish otherwise."""
 POLL: Final = (100, 1000, 60_000)
@@ -201,11 +201,13 @@ class Backgrounds:
 
     def make_room(self, owner: Owner) -> None:
         """Forget what ended first, where more is held than may be."""
-        mine = self._all.get(owner, {})
-        for task in [one for one in mine.values() if one.over]:
-            if len(mine) <= KEPT and sum(one.size for one in mine.values()) <= BYTES:
+        mine = [(at, one) for at, some in self._all.items() if at.key == owner.key for one in some.values()]
+        count, size = len(mine), sum(one.size for _, one in mine)
+        for at, task in sorted((one for one in mine if one[1].over), key=lambda one: one[1].updated):
+            if count <= KEPT and size <= BYTES:
                 return
-            del mine[task.id]
+            self.forget(at, task)
+            count, size = count - 1, size - task.size
 
     def forget(self, owner: Owner, task: Background) -> None:
         """It is none any more, whatever its hop does."""

@@ -73,6 +73,15 @@ class Stream:
         """Nothing more comes."""
         self.over = True
         self._grew.set()
+        if self._readers:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """What has ended, and is too large to be kept for somebody who may not come back."""
+        if self.over and not self._read and self.size > BYTES:
+            self._gone += len(self._kept)
+            self._kept.clear()
+            self.size = 0
 
     def has(self, at: int) -> bool:
         """Whether everything after message ``at`` is still here."""
@@ -106,6 +115,7 @@ class Stream:
         finally:
             if mine == self._readers:
                 self._read = False
+                self._let_go()
 
     async def _more(self, seconds: float) -> bool:
         self._grew.clear()
