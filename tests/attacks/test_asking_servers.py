@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -16,7 +17,7 @@ from remit_broker.edges.mcp.hops import MAX_ROUNDS
 from remit_schemas.envelope import Error, InputRequired, Result
 from tests.support.attach_fixture import eventually, hostile
 from tests.support.mcp_client import PERMIT, Front, front_of
-from tests.support.raw import Arena, RawAgent, Taken, arena_on, tool
+from tests.support.raw import Arena, RawAgent, Taken, arena_on, skill, tool
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 SECRETS = (
@@ -144,14 +145,20 @@ async def test_what_a_server_asks_when_nobody_called_it_is_asked_of_nobody(house
 
 async def test_what_is_asked_of_one_client_is_not_answered_by_another(house: House) -> None:
     caller, other = await _agents(house)
-    root, theirs = [await house.front.lab.grant(one.name, "mcp/**") for one in (caller, other)]
+    await other.serve(skill("help"))
+    root, theirs = [await house.front.lab.grant(one.name, "mcp/**", "agent/**") for one in (caller, other)]
+    # A stranger, and an agent that the caller itself has called in the same task.
+    helping = asyncio.ensure_future(caller.call("agent/stranger/help", root.txn, root.grant))
+    helps = await other.took(root.txn)
     (*_, waits) = await caller.call("mcp/nosy/ask", root.txn, root.grant)
     assert isinstance(waits, InputRequired)
     hop = next(r["hop"] for r in await house.front.lab.records(root.txn) if r["kind"] == "hop.parked")
     before = len(house.told)
-    for txn, grant in ((root.txn, theirs.grant), (theirs.txn, theirs.grant)):
+    for txn, grant in ((root.txn, helps.grant), (root.txn, theirs.grant), (theirs.txn, theirs.grant)):
         (*_, no) = await other.call("mcp/nosy/ask", txn, grant, resume=hop, input={"answers": {"1": {"result": {}}}})
         assert isinstance(no, Error) and len(house.told) == before
+    await helps.done()
+    assert isinstance((await helping)[-1], Result)
     (*_, done) = await caller.call(
         "mcp/nosy/ask", root.txn, root.grant, resume=hop, input={"answers": {"1": {"result": {}}}}
     )

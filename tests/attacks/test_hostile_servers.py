@@ -62,7 +62,11 @@ async def test_odd_names_become_harmless_ones_or_are_left_out(house: House) -> N
     assert theirs and all(len(name) <= 60 and name.isascii() and not set(name) - ALLOWED for name in names)
     # What a resource cannot be called, what hides letters and what is ours is not there; nor is a twin of another of them.
     shown = set(await house.names("/mcp/odd-names"))
-    assert shown <= {"a.b.c", "日本語", "act", "ACT"} and len(shown & {"act", "ACT"}) == 1
+    assert (
+        shown <= {"a.b.c", "日本語", "act", "ACT", "y" * 200}
+        and "y" * 200 in shown
+        and len(shown & {"act", "ACT"}) == 1
+    )
     # Nobody takes another server's place by a name that looks like its own.
     raw = await house.begun("/mcp")
     answer = await raw.ask("tools/call", {"name": "files__echo", "arguments": {"text": "mine"}})

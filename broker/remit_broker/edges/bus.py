@@ -308,7 +308,8 @@ class BusEdge:
             raise withheld(found)
         server = hop.request.args.get("server")
         definitions = definitions_of(principal.kind, hop.request.args)
-        definitions, unusable = await self._usable(principal, definitions)
+        partly = principal.kind == "mcp" and hop.request.args.get("partly") is True
+        definitions, unusable = await self._usable(principal.name, definitions, partly=partly)
         refused = (*refused_of(hop.request.args), *unusable) if principal.kind == "mcp" else ()
         await self._attach(
             Attachment(
@@ -344,12 +345,12 @@ class BusEdge:
         return {}
 
     async def _usable(
-        self, principal: Principal, definitions: tuple[Definition, ...]
+        self, name: str, definitions: tuple[Definition, ...], *, partly: bool
     ) -> tuple[tuple[Definition, ...], tuple[str, ...]]:
         """The definitions whose schemas can be used, and a line for each that cannot.
 
-        Whoever writes an agent can mend it, so there the whole request is refused: MALFORMED or TOO_LARGE. RATE_LIMITED while
-        another of the same caller is checked.
+        Without ``partly`` the whole request is refused for one: MALFORMED or TOO_LARGE. Whoever writes an agent can mend it; a worker
+        of a server that it cannot change asks for what can be had. RATE_LIMITED while another of the same caller is checked.
 
         INVARIANT: one tool keeps no other tool of its MCP server away
         (test_one_malformed_tool_keeps_no_other_away_and_is_shown_with_its_reason).
@@ -358,7 +359,6 @@ class BusEdge:
         seconds, so it is done schema by schema, one request of a caller at a time, with most of the time left to others
         (test_attaching_what_is_hard_to_check_stops_nobody).
         """
-        name = principal.name
         good: list[Definition] = []
         lines: list[str] = []
         if name in self._attaching:
@@ -377,7 +377,7 @@ class BusEdge:
                         self._ports.schemas.check(definition.output_schema)
                     good.append(definition)
                 except Refusal as refused:
-                    if principal.kind != "mcp":
+                    if not partly:
                         raise
                     lines.append(f"{definition.op!r}: {refused.body.message} ({refused.body.rule}); {refused.body.ask}")
                 await asyncio.sleep(2 * (clock.monotonic() - began))

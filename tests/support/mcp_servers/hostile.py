@@ -70,6 +70,7 @@ def tools(cursor: str | None) -> dict[str, Any]:
     if MODE == "odd-names":
         odd = [
             "x" * 300,
+            "y" * 200,
             "a.b.c",
             "..",
             "../../files/echo",

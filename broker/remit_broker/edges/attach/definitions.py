@@ -149,7 +149,7 @@ def offer(offered: Offered, server: ServerIdentity) -> Offer:
             kept.append(definition)
             if support:
                 tasks[op] = support
-    args = {"tools": kept, "server": {"name": server.name, "version": server.version}}
+    args = {"tools": kept, "partly": True, "server": {"name": server.name, "version": server.version}}
     if shown:
         args["offers"] = shown
         names |= {op: op for op in operations_of(shown)}
