@@ -177,7 +177,16 @@ async def test_calls_at_once_all_end_well_while_their_session_goes_on_in_other_t
             assert [one.content[0].text for one in done] == [f"{number}-{turn}" for turn in range(6)]
             return [one.meta["dev.remit/txn"] for one in done]
 
+        began = asyncio.Event()
+
+        async def progress(*_: object) -> None:
+            began.set()
+
+        # One of them is certainly running when the task has its records.
+        long = asyncio.create_task(client.call_tool("slow", {"seconds": 1.5}, progress_callback=progress))
+        await began.wait()
         txns = {txn for made in await asyncio.gather(*map(calls, range(16))) for txn in made}
+        assert (await long).content[0].text == "done"
     assert len(txns) > 2
     for txn in txns:
         ended = [record for record in await front.lab.records(txn) if record["kind"] == "hop.closed"]

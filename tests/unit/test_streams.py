@@ -58,6 +58,8 @@ async def test_a_stream_that_is_taken_up_has_nothing_of_another() -> None:
         one.put({"one": n})
         other.put({"other": n})
     one.close()
+    # Whoever reads the other comes to an end as well.
+    other.close()
     found = mine.find("1-1")
     assert found is not None
     text = await whole(*found)
