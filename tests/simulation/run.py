@@ -175,7 +175,8 @@ class Run(Troubles, People, Crossings):
             return True
 
         # Where somebody lifts it while it is still being written, either may come last.
-        if await self._ask(put) and verb == "revoke" and self._lifted[watched] == lifted:
+        # Once all is calm an operator goes on trying until it is written.
+        if await self._ask(put, tries=60 if self.calm else 3) and verb == "revoke" and self._lifted[watched] == lifted:
             self.at.checks.revoked[watched] = self.at.loop.now
             self.at.checks.say("revoked", what, name)
 
