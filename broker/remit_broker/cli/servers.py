@@ -105,8 +105,12 @@ def add(
 
 
 def _may_read(room: Room | None) -> str:
-    paths = [*(room.read if room else ())]
-    return f"; may read {', '.join(map(str, paths))}" if paths else ""
+    """What of the machine a contained server sees, or how it is let see any of it."""
+    if room is None:
+        return ""
+    if room.read:
+        return f"; may read {', '.join(map(str, room.read))}"
+    return "" if room.write else "; sees no folder of yours: --read DIR and --write DIR name those it needs"
 
 
 @app.command("list")
