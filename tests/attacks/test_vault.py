@@ -27,6 +27,7 @@ from remit_broker.testing import running_broker
 from remit_broker.verifier import verify as offline
 from remit_schemas.errors import Refusal
 from remit_schemas.keys import KeySet
+from tests.support.buckets import contents
 from tests.support.raw import Arena, RawAgent, arena_on, skill, tool
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -77,14 +78,9 @@ class Stage:
         """What is shown of a hop."""
         return [one["value"] for one in (await self.told("GET", f"/api/vault/{name}{query}"))["contents"]]
 
-    async def bytes_of(self, pattern: str = ">") -> dict[str, bytes]:
+    async def bytes_of(self) -> dict[str, bytes]:
         """What lies in the bucket."""
-        kv = await self.lab.broker.nats.core.jetstream().key_value(BUCKET)
-        try:
-            keys = await kv.keys()
-        except Exception:
-            return {}
-        return {key: (await kv.get(key)).value or b"" for key in keys}
+        return await contents(self.lab.broker.nats.core.jetstream(), BUCKET)
 
     async def verified(self, txn: str, path: str = "") -> dict[str, str]:
         """The evidence of a txn verifies; what was found, by check."""

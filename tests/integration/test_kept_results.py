@@ -18,6 +18,7 @@ from remit import Agent, Hop, Refused
 from remit_broker.adapters.kept_results import PIECE, KvResults
 from remit_broker.testing import Lab
 from remit_schemas.envelope import Accepted, Error, Result, Started
+from tests.support.buckets import contents
 from tests.support.process import process_lab
 from tests.support.raw import RawAgent, arena_on, error_of, skill
 
@@ -178,12 +179,11 @@ async def test_nothing_of_a_kept_result_can_be_read_where_it_lies(lab: Lab, capl
     async with await worker.agent(lab), Agent("desk", credentials=desk).task(opened.grant) as task:
         await task.call("agent/worker/work", key="kept", keep=True)
         await task.call("agent/worker/work", key="not kept")
-    kv = await lab.broker.nats.core.jetstream().key_value("results")
-    keys = await kv.keys()
-    assert len(keys) == 1, "only what was asked for"
-    stored = (await kv.get(keys[0])).value or b""
-    assert len(stored) > 100 and SECRET.encode() not in stored
-    info = await lab.broker.nats.core.jetstream().stream_info("KV_results")
+    js = lab.broker.nats.core.jetstream()
+    stored = list((await contents(js, "results")).values())
+    assert len(stored) == 1, "only what was asked for"
+    assert len(stored[0]) > 100 and SECRET.encode() not in stored[0]
+    info = await js.stream_info("KV_results")
     assert info.config.max_age == 900
     places = [path for path in (lab.folder / "data").rglob("*") if path.is_file()]
     assert [path for path in places if SECRET.encode() in path.read_bytes()] == []
