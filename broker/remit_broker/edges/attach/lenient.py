@@ -11,11 +11,13 @@ import math
 import re
 from typing import Any, Final
 
-from pydantic_core import from_json
+from pydantic import TypeAdapter
 
 DEPTH: Final = 150
 """Levels that are read; the library's parser reads 200."""
 
+_anything = TypeAdapter(Any).validate_json
+"""The parser of the library's own messages."""
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 
@@ -24,7 +26,7 @@ def readable(line: bytes) -> bytes:
     if not line.lstrip().startswith(b"{"):
         return line
     try:
-        from_json(line)
+        _anything(line)
     except ValueError:
         try:
             return json.dumps(_texts(json.loads(_shallow(line)))).encode()
