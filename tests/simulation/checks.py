@@ -68,6 +68,8 @@ class Checks:
         self.opened: dict[str, int] = {}
         self._closed: dict[str, int] = {}
         self._knows: dict[Process, set[int]] = {}
+        self._knew: dict[Process, set[int]] = {}
+        """Of what a power cut took, by its numbers, who knew of it."""
         self._dispatched: collections.Counter[tuple[str, int]] = collections.Counter()
         self._n: collections.Counter[str] = collections.Counter()
         self._began: collections.Counter[tuple[str, int]] = collections.Counter()
@@ -244,6 +246,11 @@ class Checks:
                 self.opened.pop(record["hop"], None)
             elif record["kind"] == "hop.closed":
                 self._closed.pop(record["hop"], None)
+        gone = {kept.seq for kept in lost}
+        for process, seqs in self._knows.items():
+            # Their numbers are given out again: whoever knows of the next message 2 has not known of this one.
+            self._knew.setdefault(process, set()).update(seqs & gone)
+            seqs -= gone
         self._count_losers()
         self.checker = Checker(self.caps.caps)
         for _, record in self.stored.values():
@@ -253,12 +260,13 @@ class Checks:
         self._found = len(self.checker.violations)
 
     def _count_losers(self) -> None:
-        self._lost_to = {process for process, seqs in self._knows.items() if seqs & self._lost_seqs.keys()}
+        self._lost_to = {process for process, seqs in self._knew.items() if seqs & self._lost_seqs.keys()}
 
     def knows(self, process: Process | None, seq: int) -> None:
         """The server has told a replica that a message of the ledger is stored."""
         if process is not None:
-            self._knows.setdefault(process, set()).add(seq)
+            late = seq in self._lost_seqs and seq not in self.stored
+            (self._knew if late else self._knows).setdefault(process, set()).add(seq)
 
     # What is published
 

@@ -49,7 +49,8 @@ def story(rng: random.Random, *, clustered: bool, tenants: tuple[str, ...] = ("d
     seconds = rng.choice((1.0, 2.0, 4.0, 4.0, 8.0))
     faults = _faults(rng, clustered)
     if "stops" in faults:
-        seconds = max(seconds, 4.0)
+        # Time enough for calls while somebody cannot hear.
+        seconds = 8.0
     count = rng.choice((1, 1, 1, 2, 3))
     txns = [_txn(rng, seconds) for _ in range(max(count, len(tenants)))]
     for number, plan in enumerate(txns):

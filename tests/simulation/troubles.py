@@ -183,24 +183,24 @@ class Troubles:
                 self.rng.choice(found).remove()
 
     async def _stops(self) -> None:
-        """An operator stops something while openings wait for a ledger without a leader, or one replica cannot hear of it."""
-        for _ in range(self.rng.choice((1, 2))):
-            await self._pause(0.4)
-            clustered, stream = self.at.town.clustered, self.at.js.streams.get(REVOCATIONS)
-            waiting = clustered and self.rng.random() < 0.5
-            if waiting:
-                self._died("leader changed")
-                self.at.js.change_leader(["LEDGER"], 3.4)
-                await asyncio.sleep(self.rng.random())
-            elif stream is not None and stream.consumers:
-                self.totals["consumer lost"] += 1
-                self.rng.choice(list(stream.consumers.values())).remove()
-            kind, name = self.rng.choice((*STOPPABLE, ("all", "everything"), ("all", "everything")))
-            await self._act(Act(0.0, f"revoke {kind}", name))
-            if clustered and not waiting:
-                # Whoever has not heard of it yet does not hear of it soon.
-                self._died("leader changed")
-                self.at.js.change_leader([REVOCATIONS], 5.6)
+        """An operator stops something while openings wait for a ledger whose disk stalls, or one replica cannot hear of it."""
+        await self._pause(0.4)
+        streams = self.at.js.streams
+        stalled = self.rng.random() < 0.5
+        if stalled:
+            self.at.js.counts["slow commits"] += 1
+            streams["LEDGER"].ready_at = self.at.loop.now + 2.8
+            await asyncio.sleep(0.1 + self.rng.random() * 0.3)
+        elif REVOCATIONS in streams and streams[REVOCATIONS].consumers:
+            self.totals["consumer lost"] += 1
+            self.rng.choice(list(streams[REVOCATIONS].consumers.values())).remove()
+        everything = ("all", "everything")
+        kind, name = self.rng.choice((*STOPPABLE, everything, everything, everything))
+        await self._act(Act(0.0, f"revoke {kind}", name))
+        if self.at.town.clustered and not stalled:
+            # Whoever has not heard of it yet does not hear of it soon.
+            self._died("leader changed")
+            self.at.js.change_leader([REVOCATIONS], 5.6)
 
     async def _clocks(self) -> None:
         await self._pause()
