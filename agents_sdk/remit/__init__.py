@@ -1,8 +1,9 @@
 """The SDK of Remit: attach an agent, serve skills, call within a grant."""
 
 from remit.agent import Agent
-from remit.caller import Call, Detached
+from remit.caller import Call
 from remit.credentials import CredentialsError
+from remit.detached import Detached
 from remit.errors import InputNeeded, Refused, ToolFailed, refused, text
 from remit.hop import Hop
 from remit.run import Run

@@ -12,13 +12,14 @@ from typing import Any, Final, TypeVar, overload
 
 import msgspec
 
-from remit.caller import Scopes, ask_service
+from remit.caller import Scopes
 from remit.client import CONNECT_SECONDS, BusClient, log
 from remit.credentials import Credentials, CredentialsError, find_credentials, read_credentials
 from remit.errors import Refused, as_refused, refused
 from remit.plain import seconds
 from remit.schema import Function, Skill, skill_of
 from remit.serve import Trust, Worker
+from remit.services import ask_service
 from remit.task import Task, begin
 from remit_schemas.budget import Budget
 from remit_schemas.errors import Code, Effect

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from remit.errors import Refused, refused
 from remit.plain import seconds
+from remit.services import ask_service
 from remit_schemas.errors import Code
 
 _LOOK: Final = 30.0
@@ -52,8 +53,6 @@ def asked_in(value: Any) -> Asked | None:
 
 async def decided(caller: Any, about: Asked, wait: Wait) -> None:
     """Return when it is decided, one way or the other, or void. Raises :class:`~remit.errors.Refused` when it is not in time."""
-    from remit.caller import ask_service
-
     until = caller.until if wait is True else min(caller.until, time.time() + seconds(wait))
     while (left := until - time.time()) > 0:
         try:

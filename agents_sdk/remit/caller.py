@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 import warnings
 from collections.abc import Awaitable, Generator, Sequence
@@ -14,7 +13,8 @@ from msgspec import UNSET
 
 from remit.again import Again
 from remit.approvals import Asked, Wait, asked_by, asked_in, decided
-from remit.errors import InputNeeded, Refused, ToolFailed, as_refused, refused
+from remit.detached import Detached
+from remit.errors import InputNeeded, Refused, as_refused, refused
 from remit.link import Link
 from remit.plain import budget_of, details, plain, seconds
 from remit.run import Run
@@ -399,65 +399,5 @@ class Caller:
             run.abandon()
 
 
-class Detached:
-    """A call in a task of its own. ``txn`` is that task, ``id`` the hop. When the call has ended, the task is closed."""
-
-    def __init__(self, task: Caller, run: Run) -> None:
-        self.txn: Final = task.txn
-        self.id: Final = run.id
-        self.run: Final = run
-        self._task = task
-        self._ending = asyncio.get_running_loop().create_task(self._end())
-        _GOING.add(self._ending)
-        self._ending.add_done_callback(_done)
-
-    async def result(self) -> Any:
-        """The value, as :meth:`~remit.run.Run.result`. To be cancelled while it waits changes nothing for the call."""
-        return await asyncio.shield(self._ending)
-
-    async def cancel(self) -> None:
-        """Ask the callee to stop. Best effort."""
-        await self.run.cancel()
-
-    async def _end(self) -> Any:
-        try:
-            value = await self.run.result()
-        except (Refused, ToolFailed):
-            await self._close()
-            raise
-        await self._close()
-        return value
-
-    async def _close(self) -> None:
-        # Nothing is lost where this fails: the task ends when its grant expires.
-        with contextlib.suppress(Refused):
-            await ask_service(self._task._link, ("txn", "close"), {}, txn=self.txn, grant=self._task._grant)
-
-
-_GOING: Final[set[asyncio.Task[Any]]] = set()
-"""Detached calls whose end is awaited: nobody else need hold them."""
-
-
-def _done(ending: asyncio.Task[Any]) -> None:
-    _GOING.discard(ending)
-    if not ending.cancelled():
-        ending.exception()  # whoever wants to know asks for the result
-
-
 async def _awaited(call: Awaitable[Any]) -> Any:
     return await call
-
-
-async def ask_service(
-    link: Link,
-    name: tuple[str, str],
-    args: dict[str, Any],
-    *,
-    txn: str = subjects.NEW,
-    grant: str = "",
-    wait: float = 10.0,
-) -> Any:
-    """Ask a service of the broker itself, such as ``("attach", "put")``. Raises :class:`~remit.errors.Refused`."""
-    request = Request(grant=grant, args=args, deadline=int((time.time() + wait) * 1000))
-    frames = await link.ask(subjects.request(link.name, txn, "remit", *name), request)
-    return await Run(link, f"remit/{name[0]}/{name[1]}", frames, lambda _, __: None).result()

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from remit.caller import ask_service
 from remit.errors import Refused
 from remit.hop import Hop
+from remit.services import ask_service
 from remit_schemas.errors import Code
 from remit_schemas.grant import Grant
 

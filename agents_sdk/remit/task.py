@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from remit.caller import Call, Caller, Scopes, ask_service
+from remit.caller import Call, Caller, Scopes
 from remit.errors import Refused, as_refused, refused
 from remit.plain import budget_of, details, seconds
 from remit.run import Run
+from remit.services import ask_service
 from remit_schemas.budget import ZERO, Budget
 from remit_schemas.errors import Code
 from remit_schemas.grant import parse, verify
