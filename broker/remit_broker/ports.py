@@ -57,6 +57,9 @@ class Ids(Protocol):
     def hop(self) -> str:
         """A new hop id: 16 lower-case hex digits, never all zero."""
 
+    def blind(self) -> str:
+        """16 bytes that nobody can guess, as 32 lower-case hex digits."""
+
 
 class Refusals(Protocol):
     """Where calls that never became hops are recorded."""

@@ -178,6 +178,9 @@ class SimIds:
     def hop(self) -> str:
         return f"{self._rng.getrandbits(64):016x}"
 
+    def blind(self) -> str:
+        return f"{self._rng.getrandbits(128):032x}"
+
 
 class SimLedger:
     """A replica's view of the store: a cached fold that may be behind, and a compare-and-set that says so."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx2
 import pytest
 
+from remit_broker.edges.attach.child import MAX_LINE
 from remit_broker.edges.attach.definitions import Offered, offer
 from remit_broker.edges.attach.lenient import DEPTH, readable
 from remit_broker.edges.attach.session import ServerIdentity
+from remit_broker.edges.attach.streamable import _Readable
 from remit_schemas.envelope import MAX_ENVELOPE, encode
 
 SERVER = ServerIdentity("files", "1", "2025-11-25")
@@ -61,3 +65,19 @@ def test_half_a_character_is_none_wherever_it_stands() -> None:
 @pytest.mark.parametrize("line", [b"", b"Starting", b"[1]", b"{", b'{"a":' + b"[" * 300, b"{]}", b'{"a":tru}'])
 def test_what_is_no_message_stays_none(line: bytes) -> None:
     assert readable(line) == line
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_a_line_of_a_listing_that_never_ends_is_given_up(whole: bool) -> None:
+    sent = [0]
+
+    class Endless(httpx2.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            while sent[0] < 4 * MAX_LINE:
+                sent[0] += 1 << 20
+                yield b"x" * (1 << 20)
+
+    with pytest.raises(httpx2.StreamError, match="an event of more than"):
+        async for _ in _Readable(Endless(), whole=whole):
+            pass
+    assert sent[0] <= MAX_LINE + (2 << 20)

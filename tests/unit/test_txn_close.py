@@ -41,7 +41,7 @@ def _ports(turn: _Turn) -> Any:
     return SimpleNamespace(
         ledger=SimpleNamespace(turn=entered), clock=SimpleNamespace(now=lambda: 1_800_000_000.0),
         bus=SimpleNamespace(replica="r2", ended=ended), registry=SimpleNamespace(target=lambda _: None),
-        observer=SimpleNamespace(swept=lambda *_: None), ids=SimpleNamespace(txn=lambda: "f" * 32),
+        observer=SimpleNamespace(swept=lambda *_: None), ids=SimpleNamespace(blind=lambda: "f" * 32),
     )  # fmt: skip
 
 

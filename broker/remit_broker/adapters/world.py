@@ -34,6 +34,10 @@ class RandomIds:
         """16 lower-case hex digits."""
         return secrets.token_hex(8)
 
+    def blind(self) -> str:
+        """32 lower-case hex digits."""
+        return secrets.token_hex(16)
+
 
 class Failpoints:
     """Stops the process at one named point, once: a crash test's stand-in for pulling the plug there.

@@ -36,6 +36,6 @@ def head(fold: Fold, hop: str, ports: Ports, now: float | None = None) -> Head:
         "hop": hop,
         "prev": fold.hash,
         "by": ports.bus.replica,
-        "blind": ports.ids.txn(),
+        "blind": ports.ids.blind(),
         "veil": fold.veil,
     }

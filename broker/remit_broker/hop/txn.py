@@ -88,7 +88,7 @@ async def open_txn(wish: Delegation, ports: Ports) -> Opened:
             hop=hop,
             prev=GENESIS,
             by=ports.bus.replica,
-            blind=ports.ids.txn(),
+            blind=ports.ids.blind(),
             user=wish.user,
             agent=wish.agent,
             auth=wish.auth,

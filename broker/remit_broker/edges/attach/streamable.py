@@ -169,12 +169,17 @@ class _Readable(httpx2.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         kept: list[bytes] = []
+        size = 0
         async for piece in self._inner:
             kept.append(piece)
+            size += len(piece)
             if not self._whole and b"\n" in piece:
                 *lines, rest = b"".join(kept).split(b"\n")
-                kept = [rest]
+                kept, size = [rest], len(rest)
                 yield b"".join(_event(line) + b"\n" for line in lines)
+            # INVARIANT: a line that never ends is not kept (test_a_line_of_a_listing_that_never_ends_is_given_up).
+            if size > MAX_LINE:
+                raise httpx2.StreamError(f"an event of more than {MAX_LINE} bytes")
         yield readable(b"".join(kept)) if self._whole else _event(b"".join(kept))
 
     async def aclose(self) -> None:
